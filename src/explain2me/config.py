@@ -1,0 +1,352 @@
+"""One TOML file configures a run; pydantic checks it and refuses unknown keys with the nearest right one."""
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from explain2me.errors import ConfigError, nearest
+
+NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f/\\]{1,100}")
+SIMILARITY_NAMES = ("ssim", "spearman", "pearson", "top_k_iou", "ssim_windowed")
+
+
+def _safe_name(name: str) -> str:
+    """Names become parts of file names: no separator, no control character, no leading dot."""
+    if not NAME_PATTERN.fullmatch(name) or name.startswith(".") or "__" in name:
+        raise ValueError(
+            f"expected 1 to 100 printable characters without '/', '\\', '__' or a leading dot, got {name!r}; rename it"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_safe_name)]
+Level = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every table of the config: frozen, unknown keys refused, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(Section):
+    """Which images, which classes, and which class counts as positive."""
+
+    manifest: str
+    """CSV with the columns path[, label, source, split, image_id, sha256], or a folder label/source/*.jpg; relative to
+    the TOML file."""
+    split: str | None = None
+    """Rows of this split only; None takes every row."""
+    positive: str = "fake"
+    """The class whose softmax probability is the AUROC score."""
+    classes: tuple[str, ...] | None = None
+    """Labels in the order of the model's logits. None: two labels are (other, positive), more are sorted."""
+    max_pixels: int = Field(default=64_000_000, ge=1)
+    """Larger images are quarantined before they are decoded."""
+    allowed_quarantine: float = Field(default=0.01, ge=0, le=1)
+    """Share of images that may be quarantined before the exit code is 3."""
+
+
+class DetectorConfig(Section):
+    """One detector: an architecture and one checkpoint per training run."""
+
+    name: Name
+    architecture: str
+    """``timm:NAME`` or ``torchvision:NAME``."""
+    checkpoints: str | tuple[str, ...] | None = None
+    """A path, a pattern, or a list of them, relative to the TOML file; one file per run, in sorted order."""
+    pretrained: bool = False
+    """Without checkpoints: the library's own pretrained weights (downloaded by timm or torchvision)."""
+    random_runs: int | None = Field(default=None, ge=1, le=1000)
+    """Without checkpoints: this many runs with random weights, for trying things out."""
+    layer: str = "auto"
+    """``auto`` (the tensor that enters global pooling) or a dotted module name."""
+    input_size: int | tuple[int, int] | None = None
+    """Height and width in pixels; None takes the model's own."""
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> Self:
+        given = [self.checkpoints is not None, self.pretrained, self.random_runs is not None]
+        if sum(given) != 1:
+            raise ValueError(
+                f"detector {self.name!r}: expected exactly one of checkpoints, pretrained = true, random_runs; "
+                f"got {sum(given)} of them"
+            )
+        return self
+
+
+class SalienceConfig(Section):
+    """How a map is made, and the class that it explains."""
+
+    method: Literal["gradcam"] = "gradcam"
+    target: str = "predicted"
+    """``predicted``, ``true`` (the label), or the name of one class."""
+
+
+class NoiseConfig(Section):
+    """One kind of noise at one or more levels (section 3.2)."""
+
+    kind: Literal["salt_pepper", "gaussian", "uniform_blend", "turbulence"] = "salt_pepper"
+    levels: tuple[Level, ...] = Field(default=(0.05,), min_length=1)
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        if len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"expected different levels, got {list(self.levels)}; remove the repeated one")
+        if self.kind in ("salt_pepper", "uniform_blend") and max(self.levels) > 1:
+            raise ValueError(f"expected levels in [0, 1] for {self.kind}, got {max(self.levels)}")
+        return self
+
+
+class MeasuresConfig(Section):
+    """Which of the five measures to take; what is left out of the table is taken with its defaults."""
+
+    entropy: bool = True
+    noise: tuple[NoiseConfig, ...] = (NoiseConfig(),)
+    """One table ``{kind, levels}``, a list of them, or false."""
+    resilience: bool = True
+    focus: bool = True
+    stability: bool = True
+    similarity: tuple[Literal["ssim", "spearman", "pearson", "top_k_iou", "ssim_windowed"], ...] = Field(
+        default=("ssim",), min_length=1
+    )
+    """ssim is eq. 4; the others check that a conclusion does not depend on it."""
+
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if value is False:
+            return ()
+        if value is True:
+            return (NoiseConfig(),)
+        return (value,) if isinstance(value, Mapping) else value
+
+    @field_validator("similarity", mode="before")
+    @classmethod
+    def _one_or_many_names(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class SummaryConfig(Section):
+    """How tables are made from scores."""
+
+    bootstrap: int = Field(default=1000, ge=0, le=100_000)
+    """Resamples behind each 95 % interval; 0 leaves the intervals out."""
+
+
+class ComputeConfig(Section):
+    """Where and how the forward passes run."""
+
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = Field(default=32, ge=1, le=65536)
+    shard_size: int = Field(default=256, ge=1, le=65536)
+    """Images per part file."""
+    workers: int = Field(default=1, ge=1, le=1024)
+    """Processes; each takes whole shards."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {value!r}")
+        return value
+
+
+class Config(Section):
+    """Everything that decides the numbers of a run."""
+
+    name: Name
+    seed: int = Field(default=7, ge=0, lt=2**63)
+    data: DataConfig
+    detectors: tuple[DetectorConfig, ...] = Field(min_length=1)
+    salience: SalienceConfig = SalienceConfig()
+    measures: MeasuresConfig = MeasuresConfig()
+    summary: SummaryConfig = SummaryConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [detector.name for detector in self.detectors]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected different detector names, got {twice[0]!r} twice; rename one")
+        return self
+
+
+MEASURING_FIELDS = (("measures", "similarity"), ("measures", "entropy"), ("measures", "stability"), ("summary",))
+"""Fields that stage 1 does not read: they may change between two calls on one run folder."""
+FREE_FIELDS = (*MEASURING_FIELDS, ("compute", "workers"), ("data", "allowed_quarantine"), ("name",))
+
+
+def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
+    """Read a TOML file, apply ``--set`` overrides, make its paths absolute, and check it.
+
+    Args:
+        path: the TOML file.
+        sets: overrides such as ``measures.noise.levels=[0,0.1]``; the right side is TOML, or else a plain string.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a key or value is wrong; the message names the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"config {str(path)!r} does not exist; give the path of a TOML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read as UTF-8 text: {error}") from None
+    try:
+        tree = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"config {str(path)!r} is not valid TOML: {error}") from None
+    _apply_sets(tree, sets)
+    return _absolute(parse_config(tree), path.resolve().parent)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Check a parsed config; every mistake becomes one line of a ConfigError."""
+    try:
+        return Config.model_validate(_tuples(tree))
+    except ValidationError as error:
+        mistakes = [dict(mistake) for mistake in error.errors()]
+        inner = [mistake for mistake in mistakes if mistake["type"] != "too_short"]  # follows from a wrong item
+        lines = [_explain_mistake(mistake, tree) for mistake in inner or mistakes]
+        raise ConfigError("config: " + "; ".join(dict.fromkeys(lines))) from None
+
+
+def override(config: Config, sets: Sequence[str]) -> Config:
+    """The same config with ``--set`` overrides applied; paths in it are kept as they are."""
+    if not sets:
+        return config
+    tree = json.loads(config.model_dump_json())
+    _apply_sets(tree, sets)
+    return parse_config(tree)
+
+
+def fingerprint(config: Config) -> dict[str, Any]:
+    """The part of the config that decides the maps, as a flat dict ``{"measures.noise.0.levels.0": 0.05, ...}``."""
+    tree = json.loads(config.model_dump_json())
+    for *parents, last in FREE_FIELDS:
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    return _flat(tree)
+
+
+def digest(value: Any) -> str:
+    """A short stable hash (16 hex digits) of anything that JSON can hold."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict | list):
+        return {prefix: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _tuples(tree: Any) -> Any:
+    """TOML arrays of scalars to tuples: the models are strict and frozen."""
+    if isinstance(tree, Mapping):
+        return {key: _tuples(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return tuple(_tuples(value) for value in tree)
+    return tree
+
+
+def _apply_sets(tree: dict[str, Any], sets: Sequence[str]) -> None:
+    for item in sets:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set: expected key=value, e.g. compute.batch_size=16, got {item!r}")
+        _set(tree, key.strip().split("."), _parse_value(text), item)
+
+
+def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
+    for i, key in enumerate(keys[:-1]):
+        if isinstance(node, list):
+            if key.isdigit() and int(key) < len(node):
+                node = node[int(key)]
+                continue
+            if len(node) == 1:  # measures.noise.levels when there is one kind of noise
+                _set(node[0], keys[i:], value, item)
+                return
+            raise ConfigError(
+                f"--set {item}: {key!r} is not an index of a list of {len(node)}; give 0 to {len(node) - 1}"
+            )
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {item}: {'.'.join(keys[: i + 1])} is a value, not a table")
+    if isinstance(node, list):
+        if len(node) == 1 and isinstance(node[0], dict):
+            node = node[0]
+        elif keys[-1].isdigit() and int(keys[-1]) < len(node):
+            node[int(keys[-1])] = value
+            return
+        else:
+            raise ConfigError(f"--set {item}: {keys[-1]!r} is not an index of a list of {len(node)}")
+    node[keys[-1]] = value
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _explain_mistake(mistake: dict[str, Any], tree: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in mistake["loc"]) or "config"
+    kind = mistake["type"]
+    if kind == "extra_forbidden":
+        key = str(mistake["loc"][-1])
+        return f"unknown key {where!r}: {nearest(key, _known_keys(mistake['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{where} is missing; add it"
+    shown = repr(mistake.get("input"))
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", str(mistake["ctx"]["expected"]))
+        return f"{where}: unknown value {shown}; {nearest(str(mistake['input']), known)}"
+    message = str(mistake["msg"]).removeprefix("Value error, ")
+    return (
+        f"{where}: {message}" if kind == "value_error" else f"{where}: {message[0].lower()}{message[1:]}, got {shown}"
+    )
+
+
+def _known_keys(path: Sequence[str | int]) -> list[str]:
+    sections: dict[str, type[Section]] = {
+        "data": DataConfig,
+        "detectors": DetectorConfig,
+        "salience": SalienceConfig,
+        "measures": MeasuresConfig,
+        "noise": NoiseConfig,
+        "summary": SummaryConfig,
+        "compute": ComputeConfig,
+    }
+    names = [part for part in path if isinstance(part, str)]
+    return sorted((sections[names[-1]] if names else Config).model_fields)
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    """Paths in the TOML file are relative to it; a run folder must not depend on where it was started from."""
+    data = config.data.model_copy(update={"manifest": str(folder / config.data.manifest)})
+    detectors = []
+    for detector in config.detectors:
+        paths = detector.checkpoints
+        if paths is not None:
+            paths = str(folder / paths) if isinstance(paths, str) else tuple(str(folder / path) for path in paths)
+        detectors.append(detector.model_copy(update={"checkpoints": paths}))
+    return config.model_copy(update={"data": data, "detectors": tuple(detectors)})

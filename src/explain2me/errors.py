@@ -1,0 +1,71 @@
+"""Every error that a user can cause, as a tree.
+
+```
+Explain2MeError            wrong config or file; the command line prints one line and exits with 2
+├── ConfigError            the TOML file or a --set
+├── ManifestError          the list of images
+├── CheckpointError        a weights file that does not fit its architecture, or that must not be loaded
+├── LayerError             a layer that the model does not have, or that carries no spatial map
+├── RunFolderError         a run folder that is missing, damaged, or of another config
+└── ImageError             one image that cannot be used; a run puts it into the quarantine and goes on
+```
+A tensor of the wrong shape or type raises ``ValueError`` instead.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class Explain2MeError(Exception):
+    """Wrong config or file: what was expected, what came, and what to do."""
+
+
+class ConfigError(Explain2MeError):
+    """The TOML file or a ``--set`` is wrong."""
+
+
+class ManifestError(Explain2MeError):
+    """The list of images is wrong."""
+
+
+class CheckpointError(Explain2MeError):
+    """A weights file does not fit its architecture, or must not be loaded."""
+
+
+class LayerError(Explain2MeError):
+    """A layer is not in the model, or carries no spatial map."""
+
+
+class RunFolderError(Explain2MeError):
+    """A run folder is missing, damaged, or belongs to another config."""
+
+
+class ImageError(Explain2MeError):
+    """One image cannot be used.
+
+    Args:
+        kind: short machine-readable word, e.g. ``truncated``; see :mod:`explain2me.images`.
+        message: one line for people.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        return ImageError, (self.kind, self.message)
+
+
+def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
+    """A half-sentence that offers the known words nearest to ``word``, or lists a few of them.
+
+    >>> nearest("resnet5", ["resnet50", "vgg16"])
+    "did you mean 'resnet50'?"
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    shown = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+    return f"known: {shown}"

@@ -1,0 +1,290 @@
+"""The list of images: a manifest CSV, or a folder imported to the same table. No image is opened here."""
+
+import csv
+import difflib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from explain2me.decode import read_bytes
+from explain2me.errors import ImageError, ManifestError, nearest
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"},
+)
+
+
+def list_images(source: Path, *, split: str | None = None) -> pa.Table:
+    """List the images of a manifest or a folder, without opening any.
+
+    A manifest is a CSV file (UTF-8) with a column ``path``, relative to the manifest or absolute, and optionally
+    ``label``, ``source``, ``split``, ``image_id`` and ``sha256``; further columns are ignored. An optional column is
+    filled in every row taken or in none. Paths and image_ids must be unique over the whole file, all splits
+    included. A folder holds ``label/source/*.jpg`` (deeper folders belong to their source), ``label/*.jpg`` or,
+    without labels, ``*.jpg``; every name with an image suffix is taken, whatever it is, except hidden ones.
+
+    Args:
+        source: the CSV file or the folder.
+        split: take only the rows with this value in the column ``split``; None takes all.
+
+    Returns:
+        Columns image_id, path, label, source (strings), sorted by image_id, so the order of lines and of directory
+        listings has no influence. image_id is the path where the manifest has none: give one where paths are
+        absolute, since noise is keyed by it. label is null throughout where labels are absent. source is the label
+        where absent, ``"images"`` where both are. A manifest with ``sha256`` adds the column expected_sha256.
+        The bytes of a name that is not UTF-8 are written ``\\xff``; :func:`resolve` understands them.
+
+    Raises:
+        ManifestError: the manifest or folder is missing or wrong; the message names the line.
+    """
+    return _list_folder(source, split=split) if _is_folder(source) else _list_manifest(source, split=split)
+
+
+def image_root(source: Path) -> Path:
+    """The folder to which the paths of :func:`list_images` are relative."""
+    return source if _is_folder(source) else source.parent
+
+
+def resolve(root: Path, path: str) -> Path:
+    """The file that a row's ``path`` means: below ``root`` unless absolute, ``\\xff`` read as a byte where need be.
+
+    >>> resolve(Path("faces"), "real/1.jpg").as_posix()
+    'faces/real/1.jpg'
+    """
+    found = root / path
+    if _ESCAPED.search(path.encode()) and not os.path.lexists(found):
+        return root / os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), path.encode()))
+    return found
+
+
+def num_ignored(table: pa.Table) -> int:
+    """How many files of an imported folder were left out, for their suffix or because they are hidden."""
+    return int((table.schema.metadata or {}).get(b"ignored", b"0"))
+
+
+def check_labels(table: pa.Table, classes: Sequence[str]) -> None:
+    """Raise :class:`ManifestError` when a label is not one of ``classes``; absent labels pass."""
+    counts = Counter(table["label"].to_pylist())
+    unknown = sorted(label for label in counts if label is not None and label not in classes)
+    if unknown:
+        label = unknown[0]
+        path = table["path"][table["label"].to_pylist().index(label)].as_py()
+        raise ManifestError(
+            f"expected labels among the classes {sorted(classes)}, got the label {label!r} in {counts[label]} row(s), "
+            f"first for the path {path!r}; {nearest(label, classes)}"
+            + (f" (unknown as well: {unknown[1:6]})" if unknown[1:] else "")
+        )
+
+
+_ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # what "backslashreplace" writes for a byte that is not UTF-8
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class _Row(NamedTuple):
+    line: int
+    cells: dict[str, str]
+
+
+def _list_manifest(manifest: Path, *, split: str | None) -> pa.Table:
+    where = repr(str(manifest))
+    rows = _read_rows(manifest, where)
+    if _filled(rows, "path", where) is None:
+        raise ManifestError(f"{where}: the column 'path' is empty in every row; fill it")
+    _check_unique(rows, "path", where, key=os.path.normpath)
+    _check_unique(rows, "image_id", where, key=str)
+    rows = _rows_of_split(rows, split, where)
+    paths = [row.cells["path"] for row in rows]
+    labels = _filled(rows, "label", where)
+    sources = _filled(rows, "source", where) or labels or ["images"] * len(rows)
+    columns: list[Sequence[str | None]] = [_filled(rows, "image_id", where) or paths, paths]
+    columns += [labels or [None] * len(rows), sources]
+    names = ["image_id", "path", "label", "source"]
+    if any(row.cells.get("sha256", "").strip() for row in rows):
+        names.append("expected_sha256")
+        columns.append([_expected_sha256(row, where) for row in rows])
+    return _table(names, columns)
+
+
+def _table(names: Sequence[str], columns: Sequence[Sequence[str | None]], *, ignored: int = 0) -> pa.Table:
+    ids = columns[0]
+    order = sorted(range(len(ids)), key=lambda position: str(ids[position]))
+    arrays = [pa.array([column[position] for position in order], pa.string()) for column in columns]
+    schema = pa.schema([(name, pa.string()) for name in names], metadata={"ignored": str(ignored)})
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _read_rows(manifest: Path, where: str) -> list[_Row]:
+    reader = csv.reader(io.StringIO(_manifest_text(manifest, where), newline=""), strict=True)
+    columns: list[str] = []
+    rows: list[_Row] = []
+    line = 1
+    try:
+        for fields in reader:
+            if fields and not columns:
+                columns = _check_columns(fields, f"{where} line {line}")
+            elif fields:
+                rows.append(_Row(line, _cells(fields, columns, f"{where} line {line}")))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ManifestError(f"{where} line {line}: not valid CSV ({error}); look for an unclosed quote") from error
+    if not rows:
+        raise ManifestError(f"{where}: expected a line of column names and one line per image, got no rows")
+    return rows
+
+
+def _manifest_text(manifest: Path, where: str) -> str:
+    try:
+        data = read_bytes(manifest)
+    except ImageError as error:
+        todo = "give a CSV file with a column 'path', or a folder of images"
+        raise ManifestError(f"{where}: {error.message}; {todo}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        got = f"the byte 0x{data[error.start]:02x}"
+        raise ManifestError(f"{where} line {line}: expected UTF-8, got {got}; save the file as UTF-8") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ManifestError(f"{where} line {line}: expected text, got a NUL byte; save the file as UTF-8 text")
+    return text
+
+
+def _check_columns(fields: Sequence[str], where: str) -> list[str]:
+    columns = [field.strip() for field in fields]
+    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise ManifestError(f"{where}: the column {repeated[0]!r} is there twice; rename one")
+    if "path" not in columns:
+        separator = next((mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]), None)
+        todo = (
+            f"separate fields by commas, not {separator!r}" if separator else nearest("path", columns)
+        )
+        raise ManifestError(
+            f"{where}: expected a column 'path', got the columns {columns}; {todo}"
+        )
+    for name in ("label", "source", "split", "image_id", "sha256"):  # a label column left unread costs every AUROC
+        near = [column for column in columns if difflib.SequenceMatcher(None, name, column.casefold()).ratio() >= 0.8]
+        if name not in columns and near:
+            raise ManifestError(f"{where}: the column {near[0]!r} is not read; did you mean {name!r}? rename it")
+    return columns
+
+
+def _cells(fields: Sequence[str], columns: Sequence[str], where: str) -> dict[str, str]:
+    if len(fields) != len(columns):
+        raise ManifestError(
+            f"{where}: expected {len(columns)} fields ({', '.join(map(repr, columns))}), got {len(fields)}; "
+            "put a field that holds a comma in double quotes"
+        )
+    return dict(zip(columns, fields, strict=True))
+
+
+def _check_unique(rows: Sequence[_Row], column: str, where: str, *, key: Callable[[str], str]) -> None:
+    seen: dict[str, int] = {}
+    for line, cells in rows:
+        cell = cells.get(column, "")
+        if cell.strip() and seen.setdefault(key(cell), line) != line:
+            first = seen[key(cell)]
+            raise ManifestError(
+                f"{where} line {line}: the {column} {cell!r} is on line {first} already; keep one of them"
+            )
+
+
+def _rows_of_split(rows: list[_Row], split: str | None, where: str) -> list[_Row]:
+    if split is None:
+        return rows
+    if "split" not in rows[0].cells:
+        got = list(rows[0].cells)
+        raise ManifestError(f"{where}: the split {split!r} was asked, but there is no column 'split' in {got}")
+    counts = Counter(row.cells["split"] for row in rows)
+    if not counts[split]:
+        there = ", ".join(f"{name!r} ({count})" for name, count in sorted(counts.items()) if count)
+        known = nearest(split, counts)
+        raise ManifestError(f"{where}: no rows of the split {split!r}; there are {there} rows; {known}")
+    return [row for row in rows if row.cells["split"] == split]
+
+
+def _filled(rows: Sequence[_Row], column: str, where: str) -> list[str] | None:
+    """The cells of a column, or None where it is absent or empty throughout."""
+    cells = [row.cells.get(column, "") for row in rows]
+    empty = [row.line for row, cell in zip(rows, cells, strict=True) if not cell.strip()]
+    if len(empty) == len(rows):
+        return None
+    if empty:
+        more = f" ({len(empty)} such rows)" if empty[1:] else ""
+        raise ManifestError(f"{where} line {empty[0]}: the {column} is empty{more}; fill it in every row")
+    return cells
+
+
+def _expected_sha256(row: _Row, where: str) -> str | None:
+    text = row.cells["sha256"].strip()
+    if text and not _SHA256.fullmatch(text):
+        raise ManifestError(f"{where} line {row.line}: expected a sha256 of 64 hexadecimal digits, got {text!r}")
+    return text.lower() or None
+
+
+def _list_folder(folder: Path, *, split: str | None) -> pa.Table:
+    where = repr(str(folder))
+    if split is not None:
+        raise ManifestError(f"{where}: the split {split!r} was asked, but a folder has no splits; give a manifest")
+    files, ignored = _image_files(folder)
+    if not files:
+        raise ManifestError(
+            f"{where}: expected images as label/source/*.jpg, label/*.jpg or *.jpg, got none ({ignored} other files); "
+            f"the suffixes read are {', '.join(sorted(SUFFIXES))}"
+        )
+    paths = ["/".join(parts) for parts in files]
+    repeated = [path for path, count in Counter(paths).items() if count > 1]
+    if repeated:
+        raise ManifestError(f"{where}: two files are written {repeated[0]!r}; rename the one that is not UTF-8")
+    flat = [path for path, parts in zip(paths, files, strict=True) if len(parts) == 1]
+    if flat and len(flat) != len(files):
+        raise ManifestError(
+            f"{where}: expected every image in a folder of its label, got {len(flat)} beside them, "
+            f"first {min(flat)!r}; move them into one"
+        )
+    labels = [None if flat else parts[0] for parts in files]
+    sources = ["images" if flat else parts[1] if len(parts) > 2 else parts[0] for parts in files]
+    return _table(["image_id", "path", "label", "source"], [paths, paths, labels, sources], ignored=ignored)
+
+
+def _image_files(folder: Path) -> tuple[list[tuple[str, ...]], int]:
+    """Parts of the path of each image below ``folder``, and how many other files there are. Links are followed."""
+    files: list[tuple[str, ...]] = []
+    ignored = 0
+    to_do: list[tuple[str, tuple[str, ...], frozenset[tuple[int, int]]]] = [(str(folder), (), frozenset())]
+    while to_do:
+        path, parts, above = to_do.pop()
+        try:
+            status = Path(path).stat()
+            if (status.st_dev, status.st_ino) in above:  # a link to a folder above: a circle
+                continue
+            entries = list(os.scandir(path))
+        except OSError as error:
+            raise ManifestError(
+                f"{str(path)!r}: the folder cannot be read ({error.strerror}); allow it or leave it out"
+            ) from error
+        for entry in entries:
+            name = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+            if entry.name.startswith("."):
+                ignored += 1
+            elif Path(entry.name).suffix.lower() in SUFFIXES:
+                files.append((*parts, name))
+            elif _is_folder(Path(entry.path)):
+                to_do.append((entry.path, (*parts, name), above | {(status.st_dev, status.st_ino)}))
+            else:
+                ignored += 1
+    return files, ignored
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # links in a circle, or a parent that may not be searched
+        return False
