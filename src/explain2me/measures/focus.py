@@ -1,0 +1,191 @@
+"""Section 3.4: the salient, or the non-salient, places of an image are blurred away."""
+
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from explain2me.measures.checks import check_images, check_known, check_maps, is_dead, is_flat
+from explain2me.measures.scaling import minmax, resize_operator
+
+SIGMA_MAX = 10 / 224
+"""Sigma of the strongest blur, as a part of the mean side of the image."""
+SIGMA_MAP = 5 / 224
+"""Sigma of the blur of the map itself."""
+NUM_LEVELS = 12
+SIGMA_MIN = 0.32
+"""Sigma in pixels of the weakest blurred level; less than that changes next to nothing."""
+TRUNCATE = 4
+NEGLIGIBLE = 1e-3
+
+
+class Blurred(NamedTuple):
+    """Images after the removal of salient and of non-salient places, each uint8 (N, 3, H, W)."""
+
+    salient: Tensor
+    nonsalient: Tensor
+
+
+def blur_by_salience(
+    images: UInt8[Tensor, "N 3 H W"],
+    maps: Float[Tensor, "N h w"],
+    remove: Literal["salient", "nonsalient"] = "salient",
+) -> UInt8[Tensor, "N 3 H W"]:
+    """Blur each image where its map is high (``salient``), or where it is low (``nonsalient``).
+
+    t = minmax(M) at the size of the image (bicubic, cut to [0, 1]), or 1 - t for salient removal; s = g(t) / max(g(t)),
+    g a Gaussian of sigma 5; each pixel is blurred with sigma 10 (1 - s)^4. The sigmas are pixels at 224 and are scaled
+    with the mean side of the image, so that the blur is round on any image. Colour channels apart, reflected border.
+
+    The blur is interpolated between 12 levels of sigma; on photographs of faces each image stays within a mean of 0.1
+    grey level of the formula evaluated pixel by pixel.
+
+    An image with a dead or flat map comes back unchanged and is invalid for this measure: count it by
+    :func:`is_dead` and :func:`is_flat`, never score it as robust.
+
+    Args:
+        images: clean.
+        maps: one for each image, at any resolution.
+        remove: ``salient`` or ``nonsalient``.
+
+    Raises:
+        ValueError: images or maps of another shape or type, not one map an image, or another word in ``remove``.
+
+    >>> image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    >>> image[..., ::2] = 200
+    >>> left = torch.tensor([[[1.0, 0.0]]])  # salient removal leaves the right half as it was, and greys the left
+    >>> blur_by_salience(image, left)[0, 0, 0, [0, 1, 30, 31]]
+    tensor([1..., ..., 200,   0], dtype=torch.uint8)
+    """
+    check_known(remove, Blurred._fields, "part to remove")
+    (result,) = _blur(images, maps, (remove,))
+    return result
+
+
+def blur_both(images: UInt8[Tensor, "N 3 H W"], maps: Float[Tensor, "N h w"]) -> Blurred:
+    """Both removals of :func:`blur_by_salience`, the same to the bit, in little more time than one.
+
+    Args:
+        images: clean.
+        maps: one for each image, at any resolution.
+
+    Raises:
+        ValueError: images or maps of another shape or type, or not one map an image.
+
+    >>> image, flat = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(1, 2, 2)
+    >>> [blurred.equal(image) for blurred in blur_both(image, flat)]
+    [True, True]
+    """
+    return Blurred(*_blur(images, maps, Blurred._fields))
+
+
+@torch.no_grad()
+def _blur(images: Tensor, maps: Tensor, removals: tuple[str, ...]) -> list[Tensor]:
+    check_images(images)
+    check_maps(maps)
+    if len(images) != len(maps):
+        raise ValueError(f"expected one map for each image, got {len(images)} images and {len(maps)} maps")
+    maps = maps.to(images.device)
+    shares = minmax(maps).float()
+    sigmas = _sigmas(*images.shape[2:])
+    rows, columns = (_axis(side, sigmas, sum(images.shape[2:]) / 2, images.device) for side in images.shape[2:])
+    chunk = 1 if images.device.type == "cpu" else 8  # one image at a time stays in the cache of a CPU
+    results = [torch.empty_like(images) for _ in removals]
+    with torch.autocast(images.device.type, enabled=False):
+        for start in range(0, len(images), chunk):
+            part = slice(start, start + chunk)
+            smoothed = _smoothed(shares[part], rows, columns)
+            positions = [_positions(smoothed, removal, sigmas) for removal in removals]
+            for result, blurred in zip(results, _blend(images[part], positions, rows, columns), strict=True):
+                result[part] = blurred
+    undefined = (is_dead(maps) | is_flat(maps))[:, None, None, None]
+    return [torch.where(undefined, images, result) for result in results]
+
+
+class _Axis(NamedTuple):
+    """Blurs of one axis as matrices.
+
+    A blur with a reflected border only scales cosines: it is a product in the basis of the cosine transform, and the
+    stronger it is, the fewer cosines are left of the image.
+    """
+
+    cosines: Tensor
+    """(side, side), the transform: one cosine a row."""
+    levels: tuple[Tensor, ...]
+    """(side, fewer) each: from scaled cosines back to pixels; without the first level, which is no blur."""
+    map_blur: Tensor
+    """(side, side), the Gaussian for the map."""
+
+
+def _blend(images: Tensor, positions: list[Tensor], rows: _Axis, columns: _Axis) -> list[Tensor]:
+    """Interpolate each pixel of (n, 3, H, W) between the two levels of blur next to its position (n, H, W).
+
+    Level by level, each pixel weighted by how near its position is, so that one level at a time is held.
+    """
+    blurred = images.float()
+    waves = rows.cosines @ blurred @ columns.cosines.T
+    sums = [torch.zeros_like(blurred) for _ in positions]
+    weight = torch.empty_like(positions[0])
+    for level in range(NUM_LEVELS):
+        if level > 0:
+            left, right = rows.levels[level - 1], columns.levels[level - 1]
+            torch.matmul(left, waves[..., : left.shape[1], : right.shape[1]] @ right.T, out=blurred)
+        for position, total in zip(positions, sums, strict=True):
+            torch.sub(position, level, out=weight).abs_().neg_().add_(1).clamp_min_(0)
+            total.addcmul_(blurred, weight[:, None])
+    return [total.round_().clamp_(0, 255).byte() for total in sums]
+
+
+def _smoothed(shares: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+    """g(t) of scaled maps (n, h, w), at the size of the images; g(1 - t) is 1 - g(t)."""
+    up, across = (
+        resize_operator(len(axis.cosines), cells, "bicubic", shares.dtype, shares.device)
+        for axis, cells in zip((rows, columns), shares.shape[1:], strict=True)
+    )
+    return rows.map_blur @ (up @ shares @ across.T).clamp_(0, 1) @ columns.map_blur.T
+
+
+def _positions(smoothed: Tensor, removal: str, sigmas: tuple[float, ...]) -> Tensor:
+    """Where the sigma of each pixel lies between the levels, (n, H, W) in [0, levels - 1]; linear in log sigma."""
+    kept = 1 - smoothed if removal == "salient" else smoothed
+    share = kept / kept.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    weakest, strongest = sigmas[1], sigmas[-1]
+    sigma = strongest * (1 - share).square().square()
+    steps = (sigma / weakest).clamp_min(1).log() * ((len(sigmas) - 2) / math.log(strongest / weakest))
+    return torch.where(sigma < weakest, sigma / weakest, 1 + steps).clamp_(0, len(sigmas) - 1)
+
+
+def _sigmas(height: int, width: int) -> tuple[float, ...]:
+    """Sigma of each level in pixels: none, then evenly spaced in log."""
+    strongest = SIGMA_MAX * (height + width) / 2
+    weakest = min(SIGMA_MIN, strongest / 2)
+    step = (strongest / weakest) ** (1 / (NUM_LEVELS - 2))
+    return (0.0, *(weakest * step**i for i in range(NUM_LEVELS - 1)))
+
+
+@functools.lru_cache(maxsize=16)
+def _axis(side: int, sigmas: tuple[float, ...], mean_side: float, device: torch.device) -> _Axis:
+    with torch.inference_mode(False), torch.device("cpu"):  # what is kept must serve every later caller
+        wave = torch.arange(side, dtype=torch.float64)
+        cosines = torch.cos(math.pi / side * wave[:, None] * (wave + 0.5)) * math.sqrt(2 / side)
+        cosines[0] = math.sqrt(1 / side)
+        levels = []
+        for sigma in sigmas[1:]:
+            scales = _scales(side, sigma)
+            count = int((scales.abs() > NEGLIGIBLE).nonzero().max()) + 1
+            levels.append((scales[:, None] * cosines)[:count].T)
+        map_blur = cosines.T @ (_scales(side, SIGMA_MAP * mean_side)[:, None] * cosines)
+        cosines, map_blur, *levels = (m.to(device, torch.float32).contiguous() for m in (cosines, map_blur, *levels))
+        return _Axis(cosines, tuple(levels), map_blur)
+
+
+def _scales(side: int, sigma: float) -> Tensor:
+    """Factor by which a Gaussian, cut off at 4 sigma, scales each cosine of an axis."""
+    radius = int(TRUNCATE * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    wave = torch.arange(side, dtype=torch.float64)
+    return torch.cos(math.pi / side * wave[:, None] * offsets) @ (weights / weights.sum())

@@ -1,0 +1,310 @@
+"""Section 3.3: whether the salience follows the object when the image is shifted, flipped or rotated."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from explain2me.measures.checks import (
+    DEAD_SUM,
+    FLAT_RANGE,
+    check_known,
+    check_maps,
+    check_pair,
+    height_and_width,
+)
+from explain2me.measures.scaling import minmax, resize, resize_operator
+from explain2me.measures.similarity import SIMILARITIES, ssim_of_moments, where_defined
+
+GRID = 14
+"""A shift moves the content by this part of the input size: 16 of 224 pixels."""
+CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One transform of an image, and the way back for its map.
+
+    Attributes:
+        name: key in ``TRANSFORMS``.
+        group: the column of the paper's Table 2.
+        down: of a shift, direction in which the content moves: 1, 0 or -1.
+        right: the same to the right.
+
+    >>> images = torch.arange(4).view(1, 1, 2, 2)
+    >>> TRANSFORMS["rotate_90CC"].apply(images)
+    tensor([[[[1, 3],
+              [0, 2]]]])
+    """
+
+    name: str
+    group: Literal["shifts", "flips", "rotations"]
+    down: int = 0
+    right: int = 0
+
+    def apply(self, images: Shaped[Tensor, "N C H W"]) -> Shaped[Tensor, "N C H W"]:
+        """Transform the images, of any type; a shift replicates the edge pixels.
+
+        Raises:
+            ValueError: not of shape (N, C, H, W), or a rotation of images that are not square.
+        """
+        if images.ndim != 4:
+            raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
+        if self.group == "shifts":
+            return _shift(images, *self.shift_by(*images.shape[2:]))
+        return self._turn(images, back=False)
+
+    def undo(self, maps: Float[Tensor, "N h w"]) -> Float[Tensor, "N h w"]:
+        """Move the maps of transformed images back, so that they can be drawn on the image as it was.
+
+        Flips and rotations are undone exactly at any resolution. A shift is h/14 cells: whole ones, round(h/14), where
+        the map has 14 cells or more a side, otherwise a part of a cell, by linear interpolation; the edge that came in
+        is replicated. So undone shifts are for display: :func:`resilience` scores only what both maps see.
+
+        Raises:
+            ValueError: not floating point (N, h, w), or a rotation of maps that are not square.
+
+        >>> TRANSFORMS["shift_R"].undo(torch.tensor([[[0.0, 0.0, 7.0, 0.0, 0.0, 0.0, 0.0]]]))
+        tensor([[[0.0000, 3.5000, 3.5000, 0.0000, 0.0000, 0.0000, 0.0000]]])
+        """
+        check_maps(maps)
+        if self.group == "shifts":
+            return _shift_cells(_shift_cells(maps, -self.down, 1), -self.right, 2)
+        return self._turn(maps, back=True)
+
+    def shift_by(self, height: int, width: int) -> tuple[int, int]:
+        """Pixels by which the content of an image of this size moves (down, right)."""
+        return self.down * shift_distance(height), self.right * shift_distance(width)
+
+    def _turn(self, planes: Tensor, *, back: bool) -> Tensor:
+        if self.group == "flips":
+            return planes.flip(-1 if self.name == "flip_LR" else -2)
+        check_square(self.name, *planes.shape[-2:])
+        quarter_turns = 1 if self.name == "rotate_90CC" else -1
+        return planes.rot90(-quarter_turns if back else quarter_turns, (-2, -1))
+
+
+TRANSFORMS: dict[str, Transform] = {
+    transform.name: transform
+    for transform in (
+        Transform("shift_DR", "shifts", 1, 1),
+        Transform("shift_R", "shifts", 0, 1),
+        Transform("shift_UR", "shifts", -1, 1),
+        Transform("shift_D", "shifts", 1, 0),
+        Transform("shift_U", "shifts", -1, 0),
+        Transform("shift_DL", "shifts", 1, -1),
+        Transform("shift_L", "shifts", 0, -1),
+        Transform("shift_UL", "shifts", -1, -1),
+        Transform("flip_LR", "flips"),
+        Transform("flip_UD", "flips"),
+        Transform("rotate_90CC", "rotations"),
+        Transform("rotate_90CW", "rotations"),
+    )
+}
+"""The 12 transforms by name, in the paper's order; CC is counter-clockwise, CW clockwise."""
+
+
+def shift_distance(side: int) -> int:
+    """Pixels of a shift along a side of an image: round(side / 14).
+
+    >>> shift_distance(224)
+    16
+    """
+    return round(side / GRID)
+
+
+def resilience(
+    maps: Float[Tensor, "N h w"],
+    transformed_maps: Float[Tensor, "N h w"],
+    transform: str,
+    input_size: int | tuple[int, int],
+    *,
+    similarity: str = "ssim",
+) -> Float[Tensor, " N"]:
+    """Similarity of each clean map to the map of the transformed image, moved back; higher: salience follows the object.
+
+    In the range of the similarity, [-1, 1] for ssim; 1 means that the map moved with the image (eq. 6).
+
+    Flips and rotations are undone at native resolution. For a shift, which is a part of a cell, both maps are sampled
+    at input size (bilinear), moved back by whole pixels and compared where both see the same content: the replicated
+    border carries no information.
+
+    NaN where either map is dead or flat, or for a shift is so within what both see.
+
+    Args:
+        maps: of the clean images.
+        transformed_maps: of the transformed images, as they came, not moved back.
+        transform: a key of ``TRANSFORMS``.
+        input_size: of the model in pixels, one number or (height, width).
+        similarity: a key of ``SIMILARITIES``.
+
+    Raises:
+        ValueError: shapes differ or are not (N, h, w), an unknown name, or a rotation with an input that is not square.
+
+    >>> maps = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    >>> resilience(maps, maps.flip(2), "flip_LR", 224), resilience(maps, maps, "flip_LR", 224)
+    (tensor([1.]), tensor([-0.3309]))
+    """
+    check_pair(maps, transformed_maps, ("maps", "transformed_maps"))
+    check_known(transform, TRANSFORMS, "transform")
+    check_known(similarity, SIMILARITIES, "similarity")
+    size = height_and_width(input_size)
+    if TRANSFORMS[transform].group == "rotations":
+        check_square(transform, *size)
+    if TRANSFORMS[transform].group != "shifts":
+        options = {"input_size": size} if similarity == "ssim_windowed" else {}
+        return SIMILARITIES[similarity](maps, TRANSFORMS[transform].undo(transformed_maps), **options)
+    shift = TRANSFORMS[transform].shift_by(*size)
+    if similarity == "ssim":
+        value = _overlap_ssim(minmax(maps), minmax(transformed_maps), shift, size)
+    else:
+        value = _overlap_similarity(similarity, minmax(maps), minmax(transformed_maps), shift, size)
+    return where_defined(value, maps, transformed_maps)
+
+
+def check_square(name: str, height: int, width: int) -> None:
+    """Refuse a rotation by 90 degrees of what is not square."""
+    if height != width:
+        raise ValueError(
+            f"{name} needs a square image and map, got height {height} and width {width}; "
+            "resize the input to a square or leave the rotations out"
+        )
+
+
+def _shift(planes: Tensor, down: int, right: int) -> Tensor:
+    return _shift_axis(_shift_axis(planes, down, planes.ndim - 2), right, planes.ndim - 1)
+
+
+def _shift_axis(planes: Tensor, distance: int, axis: int) -> Tensor:
+    """Content moves by whole cells along an axis, forwards if positive; the edge is replicated."""
+    size = planes.shape[axis]
+    edge = planes.narrow(axis, 0 if distance > 0 else size - 1, 1)
+    edge = edge.expand(*planes.shape[:axis], abs(distance), *planes.shape[axis + 1 :])
+    kept = planes.narrow(axis, max(0, -distance), size - abs(distance))
+    return torch.cat([edge, kept] if distance > 0 else [kept, edge], axis)
+
+
+def _shift_cells(maps: Tensor, direction: int, axis: int) -> Tensor:
+    """Content moves by side / 14 cells; whole ones from 14 cells a side on."""
+    side = maps.shape[axis]
+    if direction == 0 or side >= GRID:
+        return _shift_axis(maps, direction * shift_distance(side), axis)
+    return torch.lerp(maps, _shift_axis(maps, direction, axis), side / GRID)
+
+
+def _overlap_similarity(
+    similarity: str, maps: Tensor, transformed: Tensor, shift: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Any similarity of the pixels that both maps see: sample, move back, crop, compare."""
+    clean, moved = zip(*(_clean_and_moved(*side) for side in zip(size, shift, strict=True)), strict=True)
+    compare: Callable[..., Tensor] = SIMILARITIES[similarity]
+    if similarity == "ssim_windowed":
+        overlap = tuple(side - abs(d) for d, side in zip(shift, size, strict=True))
+        compare = functools.partial(compare, input_size=overlap)
+
+    def sample(cells: Tensor) -> Tensor:
+        # without the last bits, so that pixels that are equal in truth tie
+        return resize(cells, size, mode="bilinear").round(decimals=12)
+
+    values = [
+        compare(sample(a)[:, *clean], sample(b)[:, *moved])
+        for a, b in zip(torch.split(maps, CHUNK), torch.split(transformed, CHUNK), strict=True)
+    ]
+    return torch.cat(values)
+
+
+class _Sampling(NamedTuple):
+    """How one of the two maps is sampled along one axis of the overlap; with A the operator (pixels, cells)."""
+
+    sums: Tensor
+    """(cells,), A' 1."""
+    squares: Tensor
+    """(cells, cells), A' A."""
+    turning_points: Tensor
+    """(few, cells), the rows of A among which the extrema are."""
+
+
+class _Axis(NamedTuple):
+    """One axis of the overlap.
+
+    With A and B the operators of the two maps M and T, the sum of X Y over all pixels, where X = A_h M A_w' and
+    Y = B_h T B_w', is the sum over cells of M * (A_h' B_h) T (B_w' A_w). So no pixel is ever sampled.
+    """
+
+    num_pixels: int
+    clean: _Sampling
+    moved: _Sampling
+    products: Tensor
+    """(cells, cells), A' B."""
+
+
+def _overlap_ssim(maps: Tensor, transformed: Tensor, shift: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Exactly ``_overlap_similarity("ssim", ...)`` at a hundredth of the work."""
+    rows, columns = (
+        _axis(pixels, cells, distance, maps.dtype, maps.device)
+        for pixels, cells, distance in zip(size, maps.shape[1:], shift, strict=True)
+    )
+    num_pixels = rows.num_pixels * columns.num_pixels
+    x, mean_x, void_x = _scale_overlap(maps, rows.clean, columns.clean, num_pixels)
+    y, mean_y, void_y = _scale_overlap(transformed, rows.moved, columns.moved, num_pixels)
+    squares_x = (x * (rows.clean.squares @ x @ columns.clean.squares)).sum((1, 2))
+    squares_y = (y * (rows.moved.squares @ y @ columns.moved.squares)).sum((1, 2))
+    products = (x * (rows.products @ y @ columns.products.T)).sum((1, 2))
+    n = max(num_pixels - 1, 1)
+    value = ssim_of_moments(mean_x, mean_y, squares_x / n, squares_y / n, products / n)
+    return value.masked_fill(void_x | void_y, torch.nan)
+
+
+def _scale_overlap(
+    cells: Tensor, rows: _Sampling, columns: _Sampling, num_pixels: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale maps so that their overlap spans [0, 1]; returns them less its mean, the mean, and whether it is void."""
+    extrema = rows.turning_points @ cells @ columns.turning_points.T
+    low, high = extrema.amin((1, 2), keepdim=True), extrema.amax((1, 2), keepdim=True)
+    total = rows.sums @ cells @ columns.sums
+    void = (high - low <= FLAT_RANGE * high)[:, 0, 0] | (total <= DEAD_SUM)
+    cells = (cells - low) / torch.where(high > low, high - low, 1)
+    mean = rows.sums @ cells @ columns.sums / num_pixels
+    return cells - mean[:, None, None], mean, void
+
+
+@functools.lru_cache(maxsize=64)
+def _axis(pixels: int, cells: int, distance: int, dtype: torch.dtype, device: torch.device) -> _Axis:
+    with torch.inference_mode(False), torch.device("cpu"):  # what is kept must serve every later caller
+        sampling = resize_operator(pixels, cells, "bilinear", torch.float64, torch.device("cpu"))
+        spans = _clean_and_moved(pixels, distance)
+        a, b = (sampling[span] for span in spans)
+        clean, moved = (
+            _Sampling(
+                *(
+                    part.to(device, dtype)
+                    for part in (seen.sum(0), seen.T @ seen, sampling[_turning_points(pixels, cells, span)])
+                )
+            )
+            for seen, span in zip((a, b), spans, strict=True)
+        )
+        return _Axis(len(a), clean, moved, (a.T @ b).to(device, dtype))
+
+
+def _clean_and_moved(pixels: int, distance: int) -> tuple[slice, slice]:
+    """Where along a side the content that both images show lies in the clean and in the shifted one."""
+    return (
+        slice(max(0, -distance), pixels - max(0, distance)),
+        slice(max(0, distance), pixels - max(0, -distance)),
+    )
+
+
+def _turning_points(pixels: int, cells: int, span: slice) -> Tensor:
+    """First and last pixel of a span between each two cell centres.
+
+    Between the centres of neighbouring cells the sampled map is linear along each axis, so over the pixels of the span
+    its extrema lie at these.
+    """
+    pixel = torch.arange(span.start, span.stop)
+    piece = torch.floor((pixel + 0.5) * cells / pixels - 0.5).long()
+    change = torch.cat([torch.ones(1, dtype=torch.bool), piece[1:] != piece[:-1], torch.ones(1, dtype=torch.bool)])
+    return pixel[change[:-1] | change[1:]]
