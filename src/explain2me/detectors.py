@@ -1,0 +1,331 @@
+"""Checkpoints to models: an architecture by name, its weights, and its preprocessing."""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from timm.data.config import resolve_data_config
+from torch import Tensor, nn
+
+from explain2me.errors import CheckpointError, ConfigError, nearest
+
+NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "backbone.")
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A classifier with what it needs to read an image.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        architecture: as asked for.
+        input_size: height and width in pixels.
+        mean, std: of each channel, in [0, 1].
+        interpolation: of the resize of the whole image to ``input_size``.
+        num_classes: 2 for a single logit.
+        weights_sha256: of the checkpoint file, or of the weights where there is none.
+    """
+
+    model: nn.Module
+    architecture: str
+    input_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    num_classes: int
+    weights_sha256: str
+
+    def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
+        """Images 0..255 at the input size to what the model takes, float32, channels last, on the same device.
+
+        Raises:
+            ValueError: not uint8 (N, 3, H, W) of the input size.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != (3, *self.input_size):
+            raise ValueError(
+                f"images must be uint8 of shape (N, 3, {self.input_size[0]}, {self.input_size[1]}), got {images.dtype} of "
+                f"shape {tuple(images.shape)}; resize them first"
+            )
+        scale = torch.tensor([1 / (255 * std) for std in self.std], device=images.device)[:, None, None]
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device)
+        # the conversion to channels last is much faster on bytes than on floats
+        result = images.contiguous(memory_format=torch.channels_last).float()
+        return result.mul_(scale).add_(shift[:, None, None])
+
+
+def load_detector(
+    architecture: str,
+    checkpoint: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    input_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Detector:
+    """Build a classifier by name and load its weights; the global random state is left alone.
+
+    Args:
+        architecture: ``timm:NAME`` or ``torchvision:NAME``.
+        checkpoint: safetensors, or a file of ``torch.save`` that holds tensors only; nested state dicts and the prefixes
+            of wrappers (``module.``, ``model.``) are taken off. None: random weights, or pretrained ones.
+        num_classes: expected; None takes what the checkpoint has. With 2 a head of a single logit is accepted.
+        pretrained: without a checkpoint, the library's weights (downloaded by timm or torchvision).
+        input_size: height and width in pixels; None takes the model's own.
+        seed: of random weights.
+
+    Raises:
+        ConfigError: unknown architecture; the nearest names are offered.
+        CheckpointError: a file that is missing, damaged, unsafe, of another architecture or number of classes, or that
+            holds values that are not finite.
+    """
+    library, name = _check_architecture(architecture)
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    state, sha256 = (None, None) if checkpoint is None else read_checkpoint(Path(checkpoint))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(library, name, num_classes, pretrained=pretrained, size=size, state=state)
+        if state is not None:
+            num_logits = _num_logits(model, state, num_classes, architecture, str(checkpoint))
+            if num_logits is not None and num_logits != _head(model)[1].weight.shape[0]:
+                model = _build(library, name, num_logits, pretrained=False, size=size, state=state)
+    if state is not None:
+        _load(model, state, architecture, str(checkpoint))
+    settings = _settings(library, name, model)
+    num_logits = int(_head(model)[1].weight.shape[0])
+    return Detector(
+        model=model.eval(),
+        architecture=architecture,
+        input_size=size or settings["input_size"],
+        mean=settings["mean"],
+        std=settings["std"],
+        interpolation=settings["interpolation"],
+        num_classes=2 if num_logits == 1 else num_logits,
+        weights_sha256=sha256 or _sha256_of_tensors(model),
+    )
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The weights in a file by their plain names, and the sha256 of the file; no code of the file is ever run.
+
+    Raises:
+        CheckpointError: missing, empty, damaged, not weights, or a pickle that holds more than tensors.
+    """
+    where = f"checkpoint {str(path)!r}"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{where} does not exist; give the path of a .safetensors or .pth file") from None
+    except OSError as error:
+        raise CheckpointError(f"{where} cannot be read: {error.strerror}") from None
+    if not data:
+        raise CheckpointError(f"{where} is empty; save it again")
+    tree = _read_safetensors(data, where) if _is_safetensors(data, path) else _read_pickle(data, where)
+    return _plain_names(_unnest(tree, where)), hashlib.sha256(data).hexdigest()
+
+
+def _is_safetensors(data: bytes, path: Path) -> bool:
+    """By the content, since people rename files: a header length, then JSON."""
+    return path.suffix == ".safetensors" or data[8:9] == b"{"
+
+
+def _read_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{where} is not a valid safetensors file ({_line(error)}); save it again") from None
+
+
+def _read_pickle(data: bytes, where: str) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{where} holds Python objects besides tensors and is refused, because loading it could run code "
+                f"({_line(error)}); load it where you trust it and save its state_dict() as safetensors"
+            ) from None
+        raise CheckpointError(f"{where} is not a checkpoint of torch.save or safetensors ({_line(error)})") from None
+    except Exception as error:  # hostile bytes make the reader raise anything
+        raise CheckpointError(
+            f"{where} cannot be read ({type(error).__name__}: {_line(error)}); save it again"
+        ) from None
+
+
+def _unnest(tree: Any, where: str) -> dict[str, Tensor]:
+    """Down to the dict of tensors: ``{"epoch": 3, "state_dict": {...}}`` and the like."""
+    while isinstance(tree, Mapping):
+        tensors = {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
+        inner = next((tree[key] for key in NESTS if isinstance(tree.get(key), Mapping)), None)
+        if tensors and inner is None:
+            return tensors
+        if inner is None:
+            break
+        tree = inner
+    kind = (
+        f"a dict with the keys {sorted(map(str, tree))[:5]}"
+        if isinstance(tree, Mapping)
+        else f"a {type(tree).__name__}"
+    )
+    raise CheckpointError(f"{where}: expected weights by name, or a dict with a state_dict, got {kind}")
+
+
+def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off the prefixes that DataParallel, Lightning and torch.compile put before every name."""
+    while True:
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            return state
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _check_architecture(architecture: str) -> tuple[str, str]:
+    library, _, name = architecture.partition(":")
+    if library == "timm":
+        known = timm.list_models()
+        if not timm.is_model(name):
+            raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, known)}")
+    elif library == "torchvision":
+        known = torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, known)}")
+    else:
+        raise ConfigError(f"architecture: expected timm:NAME or torchvision:NAME, got {architecture!r}")
+    return library, name
+
+
+def _build(
+    library: str,
+    name: str,
+    num_classes: int | None,
+    *,
+    pretrained: bool,
+    size: tuple[int, int] | None,
+    state: Mapping[str, Tensor] | None,
+) -> nn.Module:
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if library == "timm":
+        if size and (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size:
+            options["img_size"] = size
+        return timm.create_model(name, pretrained=pretrained, **options)
+    if name in ("inception_v3", "googlenet"):
+        auxiliary = pretrained or (state is not None and any(key.startswith(AUXILIARY) for key in state))
+        options |= {} if pretrained else {"aux_logits": auxiliary, "init_weights": False}
+    if name.startswith("vit_") and size:
+        if size[0] != size[1]:
+            raise ConfigError(f"torchvision:{name} takes square inputs only, got input_size {size[0]}x{size[1]}")
+        options["image_size"] = size[0]
+    if not pretrained:
+        return torchvision.models.get_model(name, weights=None, **options)
+    model = torchvision.models.get_model(name, weights="DEFAULT")
+    if num_classes is not None and num_classes != _head(model)[1].weight.shape[0]:
+        raise ConfigError(
+            f"torchvision:{name} is pretrained for {_head(model)[1].weight.shape[0]} classes, expected {num_classes}; "
+            f"give checkpoints of a model trained for these classes"
+        )
+    return model
+
+
+def _head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """The last linear or convolution layer, which makes the logits; auxiliary heads do not count."""
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(AUXILIARY)
+    ]
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    named = [layer for layer in layers if layer[0] == classifier]
+    return (named or layers)[-1]
+
+
+def _num_logits(
+    model: nn.Module, state: Mapping[str, Tensor], num_classes: int | None, architecture: str, checkpoint: str
+) -> int | None:
+    """How many logits the checkpoint has; None where its head is named otherwise, which loading will report."""
+    name, _ = _head(model)
+    weight = state.get(f"{name}.weight")
+    if weight is None:
+        return None
+    found = int(weight.shape[0]) if weight.ndim else 0
+    allowed = {found} if num_classes is None else {num_classes, 1 if num_classes == 2 else num_classes}
+    if found not in allowed or found < 1:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} of {architecture} has {found} classes ({name}.weight is "
+            f"{tuple(weight.shape)}), expected {num_classes}; give one trained for the labels of the manifest, or name "
+            f"all its classes in data.classes"
+        )
+    return found
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], architecture: str, checkpoint: str) -> None:
+    """Copy the weights; every name and shape must fit, and every value must be finite."""
+    own = model.state_dict()
+    given = {key: value for key, value in state.items() if key in own or not key.startswith(AUXILIARY)}
+    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in given if key not in own]
+    if missing or unknown:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} does not fit {architecture}: {len(missing)} of {len(own)} weights are missing"
+            f"{_first(missing)} and {len(unknown)} are unknown{_first(unknown)}; is it of another architecture?"
+        )
+    for key, value in given.items():
+        if value.shape != own[key].shape:
+            raise CheckpointError(
+                f"checkpoint {checkpoint!r} does not fit {architecture}: {key} must be of shape "
+                f"{tuple(own[key].shape)}, got {tuple(value.shape)}; is it of another architecture?"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            bad = int((~value.isfinite()).sum())
+            raise CheckpointError(
+                f"checkpoint {checkpoint!r}: {bad} of {value.numel()} values of {key} are not finite; the training "
+                f"diverged, or the file is damaged: give another checkpoint"
+            )
+    model.load_state_dict(given, strict=False)
+
+
+def _settings(library: str, name: str, model: nn.Module) -> dict[str, Any]:
+    """Input size, mean, std and interpolation of the model's own configuration."""
+    if library == "timm":
+        config = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
+        return {
+            "input_size": tuple(config["input_size"][1:]),
+            "mean": tuple(config["mean"]),
+            "std": tuple(config["std"]),
+            "interpolation": config["interpolation"],
+        }
+    transform = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
+    return {
+        "input_size": (transform.crop_size[0], transform.crop_size[0]),
+        "mean": tuple(transform.mean),
+        "std": tuple(transform.std),
+        "interpolation": transform.interpolation.value,
+    }
+
+
+def _sha256_of_tensors(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first(names: list[str]) -> str:
+    return f" ({', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''})" if names else ""
+
+
+def _line(error: Exception) -> str:
+    """The first sentence of an error, without control characters."""
+    text = str(error).strip().split("\n")[0][:160]
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

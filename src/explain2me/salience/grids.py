@@ -1,0 +1,108 @@
+"""How features lie on the cells of a map, read from shapes alone.
+
+Axes: N images, C channels, h w grid, L tokens (prefix tokens such as class and registers, then the grid row by row).
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
+Size = tuple[int, int]  # height, width of the images
+
+MOST_PREFIX_TOKENS = 16
+
+
+class Grid(NamedTuple):
+    """How a tensor of features lies on the h x w cells of a map."""
+
+    layout: Layout
+    h: int
+    w: int
+    num_prefix: int = 0
+
+    def spread(self, features: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "N C h w"]:
+        """The same features as (N, C, h, w), prefix tokens left out; a view.
+
+        >>> import torch
+        >>> Grid("NLC", 2, 3, num_prefix=1).spread(torch.zeros(4, 7, 5)).shape
+        torch.Size([4, 5, 2, 3])
+        """
+        match self.layout:
+            case "NCHW":
+                return features
+            case "NHWC":
+                return features.permute(0, 3, 1, 2)
+            case "NLC":
+                return features[:, self.num_prefix :].transpose(1, 2).view(len(features), -1, self.h, self.w)
+            case "NCL":
+                return features.view(len(features), -1, self.h, self.w)
+
+
+def collapsed_grid(shape: tuple[int, ...], output: tuple[int, ...], size: Size, num_prefix: int | None) -> Grid | None:
+    """The grid that a function took away from features of this shape, or None where it left the grid alone.
+
+    >>> collapsed_grid((1, 64, 7, 7), (1, 64, 1, 1), (224, 224), None)
+    Grid(layout='NCHW', h=7, w=7, num_prefix=0)
+    >>> collapsed_grid((1, 64, 7, 7), (1, 64, 3, 3), (224, 224), None)
+    """
+    if len(output) < 2 or output[0] != shape[0]:
+        return None
+    rest = output[1:]
+    if len(shape) == 3:
+        _, first, second = shape
+        if rest in ((second,), (1, second)):
+            return token_grid(first, size, num_prefix)
+        grid = token_grid(second, size, 0) if rest in ((first,), (first, 1)) else None
+        return grid and grid._replace(layout="NCL")
+    _, a, b, c = shape
+    if rest == (a * b * c,) and a * b > 1 and b * c > 1:
+        return named_grid(shape, size, None)
+    moved = a * b == 1 and math.prod(rest) == c  # (N, 1, 1, C) to (N, C, 1, 1)
+    nchw = b * c > 1 and not moved and (rest == (a,) or (len(rest) == 3 and rest[1:] == (1, 1)))
+    nhwc = a * b > 1 and _fits(a, b, size) and rest in ((c,), (1, 1, c))
+    if nchw and nhwc:
+        return named_grid(shape, size, None)
+    return Grid("NCHW", b, c) if nchw else Grid("NHWC", a, b) if nhwc else None
+
+
+def named_grid(shape: tuple[int, ...], size: Size, num_prefix: int | None) -> Grid | None:
+    """The grid of features of this shape, None where they have none; the image size tells h and w from channels.
+
+    >>> named_grid((8, 7, 7, 768), (224, 224), None)
+    Grid(layout='NHWC', h=7, w=7, num_prefix=0)
+    >>> named_grid((8, 197, 192), (224, 224), None)
+    Grid(layout='NLC', h=14, w=14, num_prefix=1)
+    """
+    if len(shape) == 3:
+        grid = token_grid(shape[2], size, 0)
+        return token_grid(shape[1], size, num_prefix) or (grid and grid._replace(layout="NCL"))
+    if len(shape) != 4:
+        return None
+    _, a, b, c = shape
+    if _fits(a, b, size) and not _fits(b, c, size):
+        return Grid("NHWC", a, b)
+    return Grid("NCHW", b, c) if b * c > 1 else None
+
+
+def token_grid(num_tokens: int, size: Size, num_prefix: int | None) -> Grid | None:
+    """The grid of a row of tokens, the fewest prefix tokens left out with which it has the images' aspect ratio.
+
+    >>> token_grid(5 + 8 * 12, (128, 192), None)
+    Grid(layout='NLC', h=8, w=12, num_prefix=5)
+    """
+    for prefix in range(MOST_PREFIX_TOKENS + 1) if num_prefix is None else sorted({0, num_prefix}):
+        cells = num_tokens - prefix
+        pairs = [(h, cells // h) for h in range(1, cells + 1) if cells % h == 0] if cells > 1 else []
+        fitting = [pair for pair in pairs if _fits(*pair, size)]
+        if fitting:
+            h, w = min(fitting, key=lambda pair: abs(pair[0] * size[1] - pair[1] * size[0]))
+            return Grid("NLC", h, w, prefix)
+    return None
+
+
+def _fits(h: int, w: int, size: Size) -> bool:
+    """Whether an image of this size, its sides divided alike and rounded alike, can give h x w cells."""
+    return abs(h * size[1] - w * size[0]) < max(size)
