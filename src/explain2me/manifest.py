@@ -163,12 +163,8 @@ def _check_columns(fields: Sequence[str], where: str) -> list[str]:
         raise ManifestError(f"{where}: the column {repeated[0]!r} is there twice; rename one")
     if "path" not in columns:
         separator = next((mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]), None)
-        todo = (
-            f"separate fields by commas, not {separator!r}" if separator else nearest("path", columns)
-        )
-        raise ManifestError(
-            f"{where}: expected a column 'path', got the columns {columns}; {todo}"
-        )
+        todo = f"separate fields by commas, not {separator!r}" if separator else nearest("path", columns)
+        raise ManifestError(f"{where}: expected a column 'path', got the columns {columns}; {todo}")
     for name in ("label", "source", "split", "image_id", "sha256"):  # a label column left unread costs every AUROC
         near = [column for column in columns if difflib.SequenceMatcher(None, name, column.casefold()).ratio() >= 0.8]
         if name not in columns and near:

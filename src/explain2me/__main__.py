@@ -1,0 +1,5 @@
+"""``python -m explain2me``."""
+
+from explain2me.cli import main
+
+main()

@@ -1,0 +1,251 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from explain2me.config import Config
+    from explain2me.store import Run
+
+app = typer.Typer(
+    name="explain2me",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Measure where image classifiers look, over whole datasets, to choose which of them to trust.",
+)
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/NAME.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. measures.noise.levels=[0,0.1]."),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the demo's images, weights and run.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the images and of the training.")] = 7,
+) -> None:
+    """Train six small detectors on made and real faces and compare them; needs no file and no network."""
+    from explain2me.config import load_config
+    from explain2me.demo import prepare
+
+    console = _console()
+    with _progress(console) as progress:
+        tasks: dict[str, "TaskID"] = {}
+
+        def step(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
+
+        config = prepare(out, seed=seed, progress=step)
+    _run(load_config(config), out / "run", console)
+
+
+@app.command()
+def check(config: ConfigFile, sets: Sets = None) -> None:
+    """Check CONFIG and every file it names, and say what would run; writes nothing."""
+    from explain2me import prepare
+    from explain2me.conditions import conditions_for
+    from explain2me.config import load_config
+
+    settings = prepare.with_device(load_config(config, sets or ()))
+    images, record = prepare.check(settings)
+    console = _console()
+    for model in record["models"]:
+        size = "x".join(str(side) for side in model["input_size"])
+        console.print(
+            f"{model['detector']} {model['run']}: {model['architecture']}, input {size}, layer {model['layer']}",
+            markup=False,
+        )
+    conditions = conditions_for(settings.measures, tuple(record["models"][0]["input_size"]))
+    passes = len(images) * len(conditions) * len(record["models"])
+    console.print(
+        f"classes, in the order of the logits: {', '.join(record['classes'])}; positive: {settings.data.positive}",
+        markup=False,
+    )
+    console.print(
+        f"{len(images)} images x {len(conditions)} conditions x {len(record['models'])} models = {passes} forward passes "
+        f"on {settings.compute.device}",
+        markup=False,
+    )
+
+
+@app.command()
+def run(config: ConfigFile, out: Out = None, sets: Sets = None) -> None:
+    """Explain, measure, summarise and show; a second call does only what is missing."""
+    from explain2me.config import load_config
+
+    settings = load_config(config, sets or ())
+    _run(settings, out or Path("runs") / settings.name, _console())
+
+
+@app.command()
+def explain(config: ConfigFile, out: Out = None, sets: Sets = None) -> None:
+    """Stage 1: make every map that is not there yet."""
+    from explain2me.config import load_config
+
+    settings = load_config(config, sets or ())
+    console = _console()
+    done = _explain(settings, out or Path("runs") / settings.name, console)
+    _finish(done, console)
+
+
+@app.command()
+def measure(run: RunFolder, sets: Sets = None) -> None:
+    """Stage 2: score the maps of RUN, one row an image, measure and condition."""
+    from explain2me.config import override
+    from explain2me.store import open_run
+
+    opened = open_run(run)
+    _measure(opened, override(opened.config, sets or ()), _console())
+
+
+@app.command()
+def summarise(run: RunFolder, sets: Sets = None) -> None:
+    """Stage 3: tables from the scores of RUN, with intervals and chance levels."""
+    from explain2me.config import override
+    from explain2me.store import open_run
+
+    opened = open_run(run)
+    _summarise(opened, override(opened.config, sets or ()), _console())
+
+
+@app.command()
+def show(run: RunFolder) -> None:
+    """Print the tables of RUN in the paper's layout."""
+    from explain2me.show import show_run
+    from explain2me.store import open_run
+
+    show_run(open_run(run), _console())
+
+
+@app.command()
+def verify(run: RunFolder) -> None:
+    """Check that every model x image x condition of RUN is there once, or in the quarantine."""
+    from explain2me.store import open_run
+    from explain2me.verify import verify_run
+
+    console = _console()
+    problems = verify_run(open_run(run))
+    for problem in problems:
+        console.print(problem, markup=False, soft_wrap=True)
+    if problems:
+        console.print(
+            "Call `explain2me run` with the same config and folder to make what is missing; delete what is damaged first."
+        )
+        raise typer.Exit(2)
+    console.print("whole")
+
+
+def main() -> None:
+    """Entry point: wrong input gives one line and exit code 2, our own bugs a traceback and 1."""
+    from explain2me.errors import Explain2MeError
+
+    try:
+        app(standalone_mode=True)
+    except Explain2MeError as error:
+        line = " ".join(str(error).split())
+        print(f"explain2me: {_printable(line)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("explain2me: stopped; what is committed stays, call the same command to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(config: "Config", folder: Path, console: "Console") -> None:
+    from explain2me.show import show_run
+
+    done = _explain(config, folder, console)
+    _measure(done, done.config, console)
+    _summarise(done, done.config, console)
+    show_run(done, console)
+    _finish(done, console)
+
+
+def _explain(config: "Config", folder: Path, console: "Console") -> "Run":
+    from explain2me.explain import explain_run
+
+    with _progress(console) as progress:
+        task = progress.add_task("explain", total=None)
+
+        def start(_: "Run", total: int, missing: int) -> None:
+            progress.update(task, total=total, completed=total - missing)
+
+        return explain_run(config, folder, on_start=start, on_done=lambda count: progress.advance(task, count))
+
+
+def _measure(run: "Run", config: "Config", console: "Console") -> None:
+    from explain2me.measure import measure_run
+
+    with _progress(console) as progress:
+        task = progress.add_task("measure", total=None)
+        measure_run(run, config, on_done=lambda done, total: progress.update(task, total=total, completed=done))
+        progress.update(task, total=1, completed=1)
+
+
+def _summarise(run: "Run", config: "Config", console: "Console") -> None:
+    from explain2me.summarise import summarise_run
+
+    with _progress(console) as progress:
+        task = progress.add_task("summarise", total=None)
+        summarise_run(run, config, on_done=lambda done, total: progress.update(task, total=total, completed=done))
+
+
+def _finish(run: "Run", console: "Console") -> None:
+    """Say where the run is; exit code 3 when more images were quarantined than allowed."""
+    quarantined = len(set(run.quarantine()["path"].to_pylist()))
+    listed = run.record["num_listed"]
+    console.print(f"run: {run.folder}", markup=False, soft_wrap=True)
+    if quarantined > run.config.data.allowed_quarantine * listed:
+        allowed = run.config.data.allowed_quarantine
+        print(
+            f"explain2me: {quarantined} of {listed} images are quarantined, more than data.allowed_quarantine = {allowed}; "
+            f"see {run.folder / 'quarantine'}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(3)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def _progress(console: "Console") -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=False, disable=not console.is_terminal)
+
+
+def _printable(text: str) -> str:
+    """Control characters of hostile names must not reach the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,0 +1,257 @@
+"""Stage 1: images and detectors to maps. Read :func:`explain_batches` first: it is the loop."""
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from explain2me.conditions import CLEAN, Condition, conditions_for, perturb
+from explain2me.config import Config
+from explain2me.detectors import Detector
+from explain2me.errors import CheckpointError
+from explain2me.events import log_event
+from explain2me.executors.local import run_tasks
+from explain2me.images import batches
+from explain2me.manifest import image_root, resolve
+from explain2me.measures import is_dead, is_flat
+from explain2me.prepare import load_model, prepare
+from explain2me.salience import GradCAM, predicted_classes
+from explain2me.shards import Shard, plan
+from explain2me.store import QUARANTINE, SCHEMA_VERSION, Model, Run, maps_schema, open_run, write_parquet
+
+PRECISION_IMAGES = 32
+"""Images of each model that are explained in float32 as well when a run has another precision."""
+
+
+class Batch(NamedTuple):
+    """Clean images; a file that cannot be read keeps its place as a black image, so that the others do not move.
+
+    ``rows`` (N,) of images.parquet, ``pixels`` uint8 (N, 3, H, W), ``ids`` N strings, ``labels`` int64 (N,) with -1 for
+    none, ``usable`` bool (N,).
+    """
+
+    rows: Tensor
+    pixels: Tensor
+    ids: Sequence[str]
+    labels: Tensor
+    usable: Tensor
+
+
+class Explained(NamedTuple):
+    """A batch under one condition: maps for two classes from one forward pass.
+
+    ``maps`` (N, h, w) for the class that salience.target names, ``fixed`` (N, h, w) for the class of variant `fixed`,
+    ``classes`` int64 (N, 2) these two, ``logits`` (N, C), ``valid`` bool (N,): the condition could be applied.
+    """
+
+    maps: Tensor
+    fixed: Tensor
+    classes: Tensor
+    logits: Tensor
+    valid: Tensor
+
+
+Explain = Callable[[Tensor, Tensor, Tensor | None], Explained]
+"""(images uint8 (N, 3, H, W), labels (N,), classes of the clean maps (N,) or None when these are the clean images)."""
+
+
+def explain_batches(
+    shard_batches: Iterable[Batch], explain: Explain, conditions: Sequence[Condition], *, seed: int
+) -> Iterator[tuple[Condition, Batch, Explained]]:
+    """Explain every batch under every condition; the clean map comes first, because it drives the blur."""
+    for batch in shard_batches:
+        clean = explain(batch.pixels, batch.labels, None)
+        yield CLEAN, batch, clean
+        live = ~(is_dead(clean.maps) | is_flat(clean.maps))
+        for condition, pixels in perturb(batch.pixels, conditions, clean_maps=clean.maps, seed=seed, ids=batch.ids):
+            result = explain(pixels, batch.labels, clean.classes[:, 0])
+            yield condition, batch, result._replace(valid=live) if condition.measure == "focus" else result
+
+
+def explain_run(
+    config: Config,
+    folder: Path,
+    *,
+    on_start: Callable[[Run, int, int], None] | None = None,
+    on_done: Callable[[int], None] | None = None,
+) -> Run:
+    """Make every map of a run that is not there yet.
+
+    Args:
+        config: of the run.
+        folder: of the run; made if missing.
+        on_start: called once with the run and the number of image x model pairs, all and still to do.
+        on_done: called with the number of image x model pairs after each shard.
+
+    Raises:
+        Explain2MeError: wrong input, or the folder belongs to another config.
+    """
+    run = prepare(config, folder)
+    started = time.monotonic()
+    shards = plan(run)
+    missing = [shard for shard in shards if not shard.path(folder).exists()]
+    if on_start:
+        on_start(run, *(sum(shard.stop - shard.start for shard in some) for some in (shards, missing)))
+    log_event(folder, "explain", "start", shards=len(shards), missing=len(missing))
+    for shard in run_tasks(functools.partial(commit_shard, folder), missing, workers=run.config.compute.workers):
+        if on_done:
+            on_done(shard.stop - shard.start)
+    log_event(folder, "explain", "done", shards=len(missing), seconds=round(time.monotonic() - started, 3))
+    return run
+
+
+def commit_shard(folder: Path, shard: Shard) -> None:
+    """Explain one shard and commit its part file; images that cannot be read go to the quarantine first."""
+    run = _open(folder)
+    precision = run.config.compute.precision
+    table, refused = _explain_rows(run, shard.model, range(shard.start, shard.stop), precision=precision)
+    if refused:
+        name = f"explain-{shard.model.name}-{shard.file_name}"
+        write_parquet(pa.Table.from_pylist(refused, schema=QUARANTINE), folder / "quarantine" / name)
+    if precision != "float32" and shard.part == 0:
+        count = len(run.image_table)
+        sample = sorted({i * count // PRECISION_IMAGES for i in range(PRECISION_IMAGES)})
+        exact, _ = _explain_rows(run, shard.model, sample, precision="float32")
+        write_parquet(exact, folder / "precision" / f"model={shard.model.name}" / shard.file_name)
+    write_parquet(table, shard.path(folder))
+
+
+def _open(folder: Path) -> Run:
+    """The run, kept open between the shards of one process; run.json is replaced whole, so its times tell it apart."""
+    return _open_once(folder.resolve(), (folder / "run.json").stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_once(folder: Path, _: int) -> Run:
+    return open_run(folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(run: Run, model: Model) -> Detector:
+    """The model on its device, warm between the shards of one process."""
+    wanted = next(detector for detector in run.config.detectors if detector.name == model.detector)
+    detector = load_model(wanted, model.checkpoint, model.seed, len(run.classes))
+    if detector.weights_sha256 != model.weights_sha256:
+        raise CheckpointError(f"{model.checkpoint} has changed since the run began; put it back, or start a new run")
+    detector.model.to(run.config.compute.device).to(memory_format=torch.channels_last)
+    return detector
+
+
+def _explain_rows(
+    run: Run, model: Model, rows: Sequence[int], *, precision: str
+) -> tuple[pa.Table, list[dict[str, object]]]:
+    detector = _load(run, model)
+    wanted = next(d for d in run.config.detectors if d.name == model.detector)
+    conditions = conditions_for(run.config.measures, detector.input_size)
+    refused: list[dict[str, object]] = []
+    results: dict[Condition, list[tuple[Batch, Explained]]] = {condition: [] for condition in conditions}
+    with GradCAM(detector.model, layer=wanted.layer) as cam:
+        explain = functools.partial(_explain, detector, cam, run, precision)
+        for condition, batch, result in explain_batches(
+            _read(run, model, detector, rows, refused), explain, conditions, seed=run.config.seed
+        ):
+            kept = result._replace(valid=result.valid.cpu() & batch.usable)
+            results[condition].append((batch._replace(pixels=batch.pixels[:0]), kept))
+    return _table(model, results), refused
+
+
+def _explain(
+    detector: Detector, cam: GradCAM, run: Run, precision: str, images: Tensor, labels: Tensor, clean: Tensor | None
+) -> Explained:
+    target = run.config.salience.target
+    classes = torch.empty(0)
+
+    def choose(logits: Tensor) -> Tensor:
+        nonlocal classes
+        predicted = predicted_classes(logits)
+        if target == "predicted":
+            wanted = predicted
+        elif target == "true":
+            wanted = labels.to(predicted)
+        else:
+            wanted = torch.full_like(predicted, run.classes.index(target))
+        fixed = clean if clean is not None else torch.where(labels.to(predicted) < 0, wanted, labels.to(predicted))
+        classes = torch.stack([wanted, fixed], dim=1)
+        return classes
+
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        maps, logits = cam.explain(detector.preprocess(images), choose)
+    return Explained(maps[:, 0], maps[:, 1], classes, logits, torch.ones(len(images), dtype=torch.bool))
+
+
+def _read(
+    run: Run, model: Model, detector: Detector, rows: Sequence[int], refused: list[dict[str, object]]
+) -> Iterator[Batch]:
+    """Decode the images of a shard ahead of the model; what fails is added to ``refused``."""
+    data, compute = run.config.data, run.config.compute
+    table = run.image_table.take(list(rows))
+    ids, paths = table["image_id"].to_pylist(), table["path"].to_pylist()
+    classes = {label: i for i, label in enumerate(run.classes)}
+    labels = torch.tensor([classes.get(label, -1) for label in table["label"].to_pylist()])
+    root = image_root(Path(data.manifest))
+    files = [resolve(root, path) for path in paths]
+    for batch in batches(
+        files,
+        size=detector.input_size,
+        batch_size=compute.batch_size,
+        interpolation=detector.interpolation,
+        max_pixels=data.max_pixels,
+        expected_sha256=table["sha256"].to_pylist(),
+    ):
+        start = min([*batch.positions, *(failure.position for failure in batch.failures)])
+        usable = torch.ones(len(batch.positions) + len(batch.failures), dtype=torch.bool)
+        pixels = batch.images
+        for position, error in batch.failures:
+            usable[position - start] = False
+            where = {"image": rows[position], "image_id": ids[position], "path": paths[position], "model": model.name}
+            refused.append(where | {"stage": "explain", "kind": error.kind, "message": error.message})
+        if batch.failures:
+            pixels = torch.zeros(len(usable), 3, *detector.input_size, dtype=torch.uint8)
+            pixels[usable] = batch.images
+        span = slice(start, start + len(usable))
+        pixels = pixels.to(compute.device, non_blocking=True)
+        yield Batch(torch.tensor(rows[span]), pixels, ids[span], labels[span], usable)
+
+
+def _table(model: Model, results: dict[Condition, list[tuple[Batch, Explained]]]) -> pa.Table:
+    """Rows by condition, then image; images that could not be read are left out."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("image", "condition", "valid", "logits", "predicted")}
+    maps: list[np.ndarray] = []
+    fixed: list[np.ndarray] = []
+    same: list[np.ndarray] = []
+    for condition, pairs in results.items():
+        usable = torch.cat([batch.usable for batch, _ in pairs])
+        joined = Explained(*(torch.cat(parts).cpu()[usable] for parts in zip(*(r for _, r in pairs), strict=True)))
+        columns["image"].append(torch.cat([batch.rows for batch, _ in pairs])[usable].numpy())
+        columns["condition"] += [condition.name] * len(joined.maps)
+        columns["valid"].append(joined.valid.numpy())
+        columns["logits"].append(joined.logits.numpy())
+        columns["predicted"].append(predicted_classes(joined.logits).numpy())
+        maps.append(joined.maps.numpy())
+        fixed.append(joined.fixed.numpy())
+        same.append((joined.classes[:, 0] == joined.classes[:, 1]).numpy())
+    height, width = maps[0].shape[1:]
+    invalid = ~np.concatenate(columns["valid"])
+    logits = np.concatenate(columns["logits"]).astype(np.float32)
+    offsets = np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1]
+    arrays = [
+        pa.array(np.concatenate(columns["image"]), pa.int32()),
+        pa.array(columns["condition"]).dictionary_encode(),
+        pa.ListArray.from_arrays(offsets, pa.array(logits.ravel()), mask=pa.array(invalid)),
+        pa.array(np.concatenate(columns["predicted"]), pa.int32(), mask=invalid),
+        _lists(np.concatenate(maps), invalid),
+        _lists(np.concatenate(fixed), invalid | np.concatenate(same)),
+    ]
+    metadata = {"schema": str(SCHEMA_VERSION), "model": model.name, "map_size": f"{height}x{width}"}
+    return pa.Table.from_arrays(arrays, schema=maps_schema(height * width).with_metadata(metadata))
+
+
+def _lists(maps: np.ndarray, null: np.ndarray) -> pa.Array:
+    values = pa.array(maps.astype(np.float32).ravel())
+    return pa.FixedSizeListArray.from_arrays(values, maps.shape[1] * maps.shape[2], mask=pa.array(null))

@@ -1,0 +1,289 @@
+"""Before stage 1: check the config against the files it names, index the images, write run.json."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from glob import glob
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+import explain2me
+from explain2me.conditions import conditions_for
+from explain2me.config import Config, DetectorConfig, digest, fingerprint
+from explain2me.detectors import Detector, load_detector
+from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, ManifestError, RunFolderError, nearest
+from explain2me.images import index_images
+from explain2me.manifest import check_labels, image_root, list_images
+from explain2me.salience import GradCAM
+from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, open_run, write_json, write_parquet
+
+
+def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] | None = None) -> Run:
+    """Check everything that a run needs, index its images and write run.json, or open the run that is there.
+
+    Args:
+        config: of the run.
+        folder: of the run; made if missing.
+        on_indexed: called with a number of images after they were read.
+
+    Raises:
+        Explain2MeError: wrong config, manifest, checkpoint or layer; or ``folder`` holds something else.
+    """
+    config = with_device(config)
+    old = _open_old(folder)
+    if old is not None:
+        _refuse_other(old.config, config, folder)
+    images, record = check(config)
+    if old is not None:
+        for key, what in (("listed", "the manifest"), ("models", "a checkpoint")):
+            if old.record[key] != record[key]:
+                raise RunFolderError(
+                    f"{what} is not what {str(folder)!r} was made from; put it back, or give a new folder with --out"
+                )
+        write_json(old.record | {"config": record["config"]}, folder / "run.json")
+        return open_run(folder)
+    source = Path(config.data.manifest)
+    usable, refused = index_images(images, image_root(source), max_pixels=config.data.max_pixels, on_done=on_indexed)
+    if not len(usable):
+        raise ManifestError(
+            f"none of the {len(images)} images of {str(source)!r} can be used; "
+            f"the first: {refused['path'][0].as_py()!r}: {refused['message'][0].as_py()}"
+        )
+    write_parquet(_ordered(usable), folder / "images.parquet")
+    if len(refused):
+        write_parquet(_quarantine_rows(refused), folder / "quarantine" / "index.parquet")
+    write_json(record | provenance() | {"num_listed": len(images)}, folder / "run.json")
+    return open_run(folder)
+
+
+def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
+    """Validate a config against the files it names; computes nothing and writes nothing.
+
+    Returns:
+        The listed images, and the start of run.json.
+
+    Raises:
+        Explain2MeError: the first thing that is wrong.
+    """
+    images = list_images(Path(config.data.manifest), split=config.data.split)
+    labelled = images["label"].null_count < len(images)
+    if not labelled and config.salience.target == "true":
+        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
+    classes = class_names(config, images)
+    models = check_models(config, len(classes) or None)
+    if not classes:
+        classes = tuple(str(i) for i in range(models[0].num_classes))
+    if config.salience.target not in ("predicted", "true", *classes):
+        raise ConfigError(
+            f"salience.target: expected predicted, true or a class, got {config.salience.target!r}; "
+            f"{nearest(config.salience.target, ['predicted', 'true', *classes])}"
+        )
+    record = {
+        "schema": SCHEMA_VERSION,
+        "config": json.loads(config.model_dump_json()),
+        "classes": list(classes),
+        "models": json.loads(json.dumps([asdict(model) for model in models])),
+        "listed": digest(images.to_pylist()),
+    }
+    return images, record
+
+
+def class_names(config: Config, images: pa.Table) -> tuple[str, ...]:
+    """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
+
+    Raises:
+        ManifestError: a label that is not among data.classes.
+        ConfigError: data.positive is not a class.
+    """
+    found = sorted(set(images["label"].drop_null().to_pylist()))
+    classes, positive = config.data.classes, config.data.positive
+    if classes is not None:
+        check_labels(images, classes)
+    elif len(found) == 1:
+        raise ConfigError(
+            f"data.manifest: expected images of at least two labels, got only {found[0]!r}; add data.classes, the "
+            f"labels in the order of the model's logits"
+        )
+    else:
+        classes = tuple(sorted(found, key=lambda label: (label == positive and len(found) == 2, label)))
+    if classes and positive not in classes:
+        raise ConfigError(
+            f"data.positive: expected one of the labels {', '.join(map(repr, classes))}, got {positive!r}; "
+            f"{nearest(positive, classes)}"
+        )
+    return classes
+
+
+def check_models(config: Config, num_classes: int | None) -> tuple[Model, ...]:
+    """Load every checkpoint once, and check its classes, layer and conditions.
+
+    Raises:
+        CheckpointError, LayerError, ConfigError: the first detector that cannot be used.
+    """
+    models: list[Model] = []
+    for wanted in config.detectors:
+        runs = weights_of(wanted, config.seed)
+        if config.measures.stability and len(runs) < 2:
+            raise ConfigError(
+                f"measures.stability compares training runs and needs at least 2 of each detector, {wanted.name!r} has "
+                f"{len(runs)}; add checkpoints, or set measures.stability = false"
+            )
+        models += [_check_model(config, wanted, *weights, num_classes) for weights in runs]
+    heads = {model.num_classes for model in models}
+    if len(heads) > 1:
+        raise ConfigError(
+            f"detectors: expected the same number of classes in all, got {sorted(heads)}; compare like with like"
+        )
+    return tuple(models)
+
+
+def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | None, int]]:
+    """(run name, checkpoint or None, seed of random weights) of each run of a detector.
+
+    Raises:
+        CheckpointError: a pattern matches no file.
+    """
+    if detector.checkpoints is None:
+        if detector.random_runs is None:
+            return [("pretrained", None, seed)]
+        return [(f"random{i}", None, seed + i) for i in range(detector.random_runs)]
+    patterns = (detector.checkpoints,) if isinstance(detector.checkpoints, str) else detector.checkpoints
+    paths: list[str] = []
+    for pattern in patterns:
+        found = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+        if not found:
+            raise CheckpointError(
+                f"detector {detector.name!r}: no file matches checkpoints = {pattern!r}; give a path or a pattern, "
+                f"such as weights/*.safetensors, relative to the TOML file"
+            )
+        paths += [path for path in found if path not in paths]
+    stems = [Path(path).stem.replace("__", "_").lstrip(".") for path in paths]
+    if len(set(stems)) < len(stems):
+        stems = [f"run{i:02d}" for i in range(len(paths))]
+    return [(stem, path, seed) for stem, path in zip(stems, paths, strict=True)]
+
+
+def load_model(wanted: DetectorConfig, checkpoint: str | None, seed: int, num_classes: int | None) -> Detector:
+    """The detector of one run, on the CPU and in evaluation mode; errors name the detector."""
+    size = (wanted.input_size, wanted.input_size) if isinstance(wanted.input_size, int) else wanted.input_size
+    try:
+        return load_detector(
+            wanted.architecture,
+            Path(checkpoint) if checkpoint else None,
+            num_classes=num_classes,
+            pretrained=wanted.pretrained,
+            input_size=size,
+            seed=seed,
+        )
+    except Explain2MeError as error:
+        raise type(error)(f"detector {wanted.name!r}: {error}") from None
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git state and hardware kind of this process."""
+    packages = ("torch", "torchvision", "timm", "numpy", "pyarrow", "pillow")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    versions = {"explain2me": explain2me.__version__, "python": platform.python_version()}
+    return {
+        "versions": versions | {name: version(name) for name in packages},
+        "git": _git_state(),
+        "hardware": {"device": device, "system": platform.system()},
+    }
+
+
+def with_device(config: Config) -> Config:
+    """The config with ``auto`` replaced by the kind of device at hand: cuda, mps or cpu."""
+    device = config.compute.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"compute.device = {device!r}: no CUDA device is visible here; use 'auto' or 'cpu'")
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("compute.device = 'mps': there is none here; use 'auto' or 'cpu'")
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"device": device})})
+
+
+def _check_model(
+    config: Config, wanted: DetectorConfig, run: str, checkpoint: str | None, seed: int, num_classes: int | None
+) -> Model:
+    detector = load_model(wanted, checkpoint, seed, num_classes)
+    conditions_for(config.measures, detector.input_size)
+    blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8)
+    with GradCAM(detector.model, layer=wanted.layer) as cam:
+        try:
+            cam(detector.preprocess(blank))
+        except Explain2MeError as error:
+            raise type(error)(f"detector {wanted.name!r}: {error}") from None
+        layer = cam.layer
+    return Model(
+        detector=wanted.name,
+        run=run,
+        architecture=wanted.architecture,
+        checkpoint=checkpoint,
+        seed=seed,
+        weights_sha256=detector.weights_sha256,
+        layer=layer,
+        input_size=detector.input_size,
+        num_classes=detector.num_classes,
+    )
+
+
+def _open_old(folder: Path) -> Run | None:
+    if (folder / "run.json").exists():
+        return open_run(folder)
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{str(folder)!r} is a file; give a new folder with --out")
+    ours = {"images.parquet", "quarantine", "events.jsonl"}  # an earlier call was stopped before run.json
+    if folder.exists() and any(p.name not in ours and not p.name.startswith(".tmp-") for p in folder.iterdir()):
+        raise RunFolderError(f"{str(folder)!r} is not empty and not a run; give a new folder with --out")
+    return None
+
+
+def _refuse_other(old: Config, new: Config, folder: Path) -> None:
+    before, after = fingerprint(old), fingerprint(new)
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if changed:
+        key = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        change = f"{key} was {before.get(key)!r}, is {after.get(key)!r}{more}"
+        raise RunFolderError(
+            f"the output folder {str(folder)!r} holds a run of another config: {change}; "
+            f"give a new folder with --out, or delete the old one"
+        )
+
+
+def _ordered(images: pa.Table) -> pa.Table:
+    """Rows by label and source, then as in the manifest, so that images to compare stand together."""
+    labels, sources = images["label"].to_pylist(), images["source"].to_pylist()
+    order = sorted(range(len(images)), key=lambda i: (labels[i] or "", sources[i], i))
+    images = images.take(order).append_column("image", pa.array(range(len(images)), pa.int32()))
+    return images.select(IMAGES.names).cast(IMAGES)
+
+
+def _quarantine_rows(refused: pa.Table) -> pa.Table:
+    rows = [{"image": None, "model": None, **row} for row in refused.to_pylist()]
+    return pa.Table.from_pylist(rows, schema=QUARANTINE)
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the folder the command was started in, and whether it had changes; None outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,82 @@
+"""The plan: which model takes which images, and the name of the part file that comes out.
+
+A shard is one model x a contiguous range of images x all conditions. It owns its batch borders, since batches of 1 and
+of 16 differ in the last bits, and its file name holds a key of everything that decides its bytes.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from explain2me.config import Config, digest, fingerprint
+from explain2me.store import SCHEMA_VERSION, Model, Run, stretches_of
+
+
+class Shard(NamedTuple):
+    """Images ``start`` to ``stop`` (rows of images.parquet) of one model; ``part`` counts within the model."""
+
+    model: Model
+    part: int
+    start: int
+    stop: int
+    key: str
+
+    @property
+    def file_name(self) -> str:
+        """``part-00012-<key>.parquet``."""
+        return f"part-{self.part:05d}-{self.key}.parquet"
+
+    def path(self, folder: Path) -> Path:
+        """Where the part file is committed."""
+        return folder / "maps" / f"model={self.model.name}" / self.file_name
+
+
+def plan(run: Run) -> list[Shard]:
+    """Every shard of a run, model by model, in a fixed order."""
+    images = run.image_table
+    size = run.config.compute.shard_size
+    settings = shard_settings(run.config)
+    contents = [digest(images.slice(start, size).to_pylist()) for start in range(0, len(images), size)]
+    return [
+        Shard(model, part, part * size, min((part + 1) * size, len(images)), _key(model, settings, content, run))
+        for model in run.models
+        for part, content in enumerate(contents)
+    ]
+
+
+def shard_settings(config: Config) -> dict[str, object]:
+    """The settings that decide the bytes of every part file: no path, no name of a detector."""
+    wanted = ("seed", "salience.", "measures.", "compute.device", "compute.precision", "compute.batch_size")
+    return {key: value for key, value in fingerprint(config).items() if key.startswith(wanted)}
+
+
+def partners(images: pa.Table, *, seed: int) -> np.ndarray:
+    """For each image another one of the same source and label, for the chance level: (N,), -1 where it is alone.
+
+    Each group is rotated by a seeded distance, which is a permutation without fixed points and keeps the partners of a
+    shard in few other shards.
+    """
+    result = np.full(len(images), -1, dtype=np.int64)
+    for label, source, start, stop in stretches_of(images):
+        count = stop - start
+        if count > 1:
+            distance = 1 + int(digest([seed, "chance", label, source]), 16) % (count - 1)
+            result[start:stop] = start + (np.arange(count) + distance) % count
+    return result
+
+
+def _key(model: Model, settings: dict[str, object], content: str, run: Run) -> str:
+    return digest(
+        [
+            SCHEMA_VERSION,
+            settings,
+            model.architecture,
+            model.weights_sha256,
+            model.layer,
+            model.input_size,
+            run.classes,
+            content,
+        ]
+    )

@@ -1,0 +1,306 @@
+"""The files of a run: Parquet schemas, atomic writes, reading back.
+
+```
+run.json  images.parquet  maps/model=<detector>__<run>/part-00012-<key>.parquet  precision/...
+scores/*.parquet  quarantine/*.parquet  summary/*.parquet, *.csv  events.jsonl
+```
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from explain2me.config import Config, parse_config
+from explain2me.errors import RunFolderError
+
+SCHEMA_VERSION = 1
+
+IMAGES = pa.schema(
+    [
+        ("image", pa.int32()),
+        ("image_id", pa.string()),
+        ("path", pa.string()),
+        ("label", pa.string()),
+        ("source", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
+WORD = pa.dictionary(pa.int32(), pa.string())
+SCORES = pa.schema(
+    [
+        ("image", pa.int32()),
+        ("detector", WORD),
+        ("run", WORD),
+        ("other_run", WORD),
+        ("measure", WORD),
+        ("variant", WORD),
+        ("similarity", WORD),
+        ("condition", WORD),
+        ("value", pa.float64()),
+        ("valid", pa.bool_()),
+        ("kept", pa.bool_()),
+        ("dead", pa.bool_()),
+        ("chance", pa.float64()),
+    ]
+)
+QUARANTINE = pa.schema(
+    [
+        ("image", pa.int32()),
+        ("image_id", pa.string()),
+        ("path", pa.string()),
+        ("model", pa.string()),
+        ("stage", pa.string()),
+        ("kind", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+
+
+def maps_schema(cells: int) -> pa.Schema:
+    """The columns of a part file of maps with ``cells`` = h * w cells a map."""
+    return pa.schema(
+        [
+            ("image", pa.int32()),
+            ("condition", WORD),
+            ("logits", pa.list_(pa.float32())),
+            ("predicted", pa.int32()),
+            ("map", pa.list_(pa.float32(), cells)),
+            ("map_fixed", pa.list_(pa.float32(), cells)),
+        ]
+    )
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Commit a table by one rename; the same table gives the same bytes."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=3, write_page_checksum=True)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Commit a JSON file by one rename."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``; synced and renamed to it at the end, removed after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o644)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read one file with its checksums checked; damage becomes a RunFolderError that names the file."""
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} is missing; run the stage that makes it again") from None
+    except (OSError, pa.ArrowException) as error:
+        raise RunFolderError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); delete it and call the same command again"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One run (checkpoint) of one detector, as recorded in run.json."""
+
+    detector: str
+    run: str
+    architecture: str
+    checkpoint: str | None
+    seed: int
+    weights_sha256: str
+    layer: str
+    input_size: tuple[int, int]
+    num_classes: int
+
+    @property
+    def name(self) -> str:
+        """``<detector>__<run>``, the folder under maps/."""
+        return f"{self.detector}__{self.run}"
+
+
+class Part(NamedTuple):
+    """Maps of one model for one contiguous range of images; a row an image, first axis a condition.
+
+    ``maps``, ``fixed``: float32 (C, N, h, w), NaN where there is no map. ``fixed`` equals ``maps`` where the fixed
+    class is the one that ``maps`` explains. ``predicted``: int (C, N), -1 where missing. ``images``: (N,).
+    """
+
+    images: np.ndarray
+    conditions: tuple[str, ...]
+    maps: np.ndarray
+    fixed: np.ndarray
+    predicted: np.ndarray
+
+    def of(self, condition: str) -> int:
+        """Index of a condition on the first axis."""
+        return self.conditions.index(condition)
+
+
+class Stretch(NamedTuple):
+    """Images ``start`` to ``stop`` of images.parquet: one label and one source."""
+
+    label: str | None
+    source: str
+    start: int
+    stop: int
+
+
+def stretches_of(images: pa.Table) -> list[Stretch]:
+    """The stretches of images.parquet with one label and one source each, in order."""
+    labels, sources = images["label"].to_pylist(), images["source"].to_pylist()
+    keys = list(zip(labels, sources, strict=True))
+    starts = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
+    return [Stretch(*keys[a], a, b) for a, b in itertools.pairwise([*starts, len(keys)])]
+
+
+class Run:
+    """A run folder, opened for reading. ``run.maps()``, ``run.scores()`` and ``run.summary()`` are pyarrow Tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "run.json"
+        try:
+            self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunFolderError(
+                f"{str(folder)!r} is not a run folder: it has no run.json; give the folder that `explain2me run` made"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path} cannot be read: {error}") from None
+        version = self.record.get("schema")
+        if version != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{path}: expected schema {SCHEMA_VERSION}, got {version!r}; open it with the version that wrote it"
+            )
+        self.config: Config = parse_config(self.record["config"])
+        self.classes: tuple[str, ...] = tuple(self.record["classes"])
+        self.models = tuple(Model(**{**row, "input_size": tuple(row["input_size"])}) for row in self.record["models"])
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {len(self.models)} models)"
+
+    def models_of(self, detector: str) -> list[Model]:
+        """The runs of one detector, in order."""
+        return [model for model in self.models if model.detector == detector]
+
+    @functools.cached_property
+    def image_table(self) -> pa.Table:
+        """images.parquet: one row a usable image, ordered by label, source and manifest row."""
+        return read_parquet(self.folder / "images.parquet")
+
+    def maps(self, columns: list[str] | None = None) -> pa.Table:
+        """All maps, one row a model, image and condition; columns ``detector`` and ``run`` are added."""
+        tables = []
+        for model in self.models:
+            for path in self.part_paths(model):
+                table = read_parquet(path, columns)
+                names = [pa.array([name] * len(table)).dictionary_encode() for name in (model.detector, model.run)]
+                table = table.append_column("detector", names[0]).append_column("run", names[1])
+                tables.append(table.replace_schema_metadata(None))
+        return pa.concat_tables(tables, promote_options="permissive") if tables else maps_schema(1).empty_table()
+
+    def scores(self) -> pa.Table:
+        """All scores, one row an image, model (or pair of runs), measure, variant, similarity and condition."""
+        paths = sorted((self.folder / "scores").glob("*.parquet"))
+        return pa.concat_tables([read_parquet(path) for path in paths]) if paths else SCORES.empty_table()
+
+    def scores_dataset(self) -> ds.Dataset:
+        """The same rows as :meth:`scores`, for reading a part of them."""
+        return ds.dataset(
+            [str(path) for path in sorted((self.folder / "scores").glob("*.parquet"))], schema=SCORES, format="parquet"
+        )
+
+    def summary(self, table: str = "measures") -> pa.Table:
+        """One summary table: ``measures``, ``performance``, ``stability_matrix``, ``precision`` or ``quarantine``."""
+        path = self.folder / "summary" / f"{table}.parquet"
+        if not path.exists():
+            made = sorted(p.stem for p in path.parent.glob("*.parquet"))
+            raise RunFolderError(
+                f"no summary table {table!r} in {str(self.folder)!r}: made so far: {', '.join(made) or 'none'}; "
+                f"call `explain2me summarise {self.folder}`"
+            )
+        return read_parquet(path)
+
+    def quarantine(self) -> pa.Table:
+        """Every image that could not be used, with its kind and message."""
+        paths = sorted((self.folder / "quarantine").glob("*.parquet"))
+        return pa.concat_tables([read_parquet(path) for path in paths]) if paths else QUARANTINE.empty_table()
+
+    def part_paths(self, model: Model) -> list[Path]:
+        """Part files of one model that are committed, in order of images."""
+        return sorted((self.folder / "maps" / f"model={model.name}").glob("part-*.parquet"))
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run folder for reading.
+
+    Args:
+        folder: made by ``explain2me run`` or ``explain2me explain``.
+
+    Raises:
+        RunFolderError: there is no run.json, or it cannot be read.
+    """
+    return Run(Path(folder))
+
+
+def read_part(path: Path) -> Part:
+    """Read a part file of maps into arrays, one first-axis entry a condition."""
+    table = read_parquet(path)
+    height, width = (int(side) for side in table.schema.metadata[b"map_size"].decode().split("x"))
+    words = table["condition"].combine_chunks()
+    names = words.dictionary.to_pylist()
+    codes = words.indices.to_numpy()
+    order = list(dict.fromkeys(names[code] for code in codes))
+    count = len(table) // max(len(order), 1)
+    shape = (len(order), count, height, width)
+    maps = _cells(table["map"], height * width)
+    fixed = _cells(table["map_fixed"], height * width)
+    same = table["map_fixed"].is_null().to_numpy()
+    fixed[same] = maps[same]
+    predicted = table["predicted"].fill_null(-1).to_numpy().reshape(len(order), count)
+    images = table["image"].to_numpy()[:count]
+    return Part(images, tuple(order), maps.reshape(shape), fixed.reshape(shape), predicted)
+
+
+def _cells(column: pa.ChunkedArray, cells: int) -> np.ndarray:
+    """A fixed-size-list column as float32 (rows, cells), NaN where null."""
+    array = column.combine_chunks()
+    values = array.values.to_numpy(zero_copy_only=False).astype(np.float32)
+    values = values.reshape(-1, cells)[array.offset : array.offset + len(array)].copy()
+    values[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return values
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

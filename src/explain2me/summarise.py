@@ -1,0 +1,324 @@
+"""Stage 3: scores to tables. Everything of MEASURES.md, "Reported with every number", and AUROC beside it."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from explain2me.bootstrap import image_weights, interval, pair_weights, run_weights
+from explain2me.conditions import conditions_for
+from explain2me.config import Config
+from explain2me.errors import RunFolderError
+from explain2me.events import log_event
+from explain2me.measure import MapReader, score_part
+from explain2me.measures.resilience import TRANSFORMS
+from explain2me.performance import ALL, PERFORMANCE_COLUMNS, performance_rows
+from explain2me.shards import plan
+from explain2me.store import Run, Stretch, atomic_path, read_part, stretches_of, write_parquet
+
+GROUPS = ("shifts", "flips", "rotations", ALL)
+MEASURE_COLUMNS = (
+    "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_images", "num_runs",
+    "mean", "std", "ci_low", "ci_high", "num_invalid", "num_dead", "dead_share", "kept_share", "num_kept", "mean_kept",
+    "num_flipped", "mean_flipped", "chance", "corrected", "corrected_low", "corrected_high",
+)  # fmt: skip
+MATRIX_COLUMNS = ("detector", "variant", "similarity", "run", "other_run", "mean", "n")
+PRECISION_COLUMNS = ("detector", "measure", "variant", "similarity", "num_values", "max_difference", "mean_difference")
+WORDS = {
+    "detector", "run", "other_run", "measure", "variant", "similarity", "condition", "label", "source", "score",
+    "positives", "negatives", "stage", "kind",
+}  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """All values of one number: units (runs, or pairs of runs) x conditions x images, NaN where not valid."""
+
+    measure: str
+    variant: str
+    similarity: str | None
+    condition: str
+    value: np.ndarray  # (U, C, N)
+    chance: np.ndarray  # (U, C, N)
+    present: np.ndarray  # bool (U, C, N)
+    dead: np.ndarray  # bool (U, C, N)
+    kept: np.ndarray | None  # int8 (U, C, N): 1 kept, 0 flipped, -1 unknown
+
+
+class Selection(NamedTuple):
+    """Some stretches of images: one source, all of a label, or everything."""
+
+    label: str
+    source: str
+    stretches: tuple[int, ...]
+
+
+def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> None:
+    """Write summary/*.parquet and *.csv from the scores and logits of a run.
+
+    Args:
+        run: with its scores.
+        config: of the run, possibly with another number of resamples.
+        on_done: called with the number of detectors done and to do.
+
+    Raises:
+        RunFolderError: there are no scores.
+    """
+    started = time.monotonic()
+    if not any((run.folder / "scores").glob("*.parquet")):
+        raise RunFolderError(f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first")
+    measures: list[dict[str, Any]] = []
+    performance: list[dict[str, Any]] = []
+    matrices: list[dict[str, Any]] = []
+    for i, detector in enumerate(run.config.detectors):
+        for cells in _cells(run, detector.name):
+            measures += summarise_cells(run, detector.name, cells, config)
+            matrices += _matrix_rows(run, detector.name, cells)
+        performance += performance_rows(run, detector.name, config)
+        if on_done:
+            on_done(i + 1, len(run.config.detectors))
+    _write(run, "measures", measures, MEASURE_COLUMNS)
+    _write(run, "performance", performance, PERFORMANCE_COLUMNS)
+    _write(run, "stability_matrix", matrices, MATRIX_COLUMNS)
+    _write(run, "precision", list(_precision_rows(run, config)), PRECISION_COLUMNS)
+    _write(run, "quarantine", _quarantine_rows(run), ("stage", "kind", "num_images"))
+    log_event(run.folder, "summarise", "done", seconds=round(time.monotonic() - started, 3))
+
+
+def selections(stretches: Sequence[Stretch]) -> list[Selection]:
+    """Each source (of each label), each label, and everything."""
+    found = [Selection(s.label or ALL, s.source, (i,)) for i, s in enumerate(stretches)]
+    for label in sorted({s.label for s in stretches if s.label is not None}):
+        found.append(Selection(label, ALL, tuple(i for i, s in enumerate(stretches) if s.label == label)))
+    return [*found, Selection(ALL, ALL, tuple(range(len(stretches))))]
+
+
+def summarise_cells(run: Run, detector: str, cells: Sequence[Cell], config: Config) -> list[dict[str, Any]]:
+    """One row of summary/measures a cell and selection of images."""
+    stretches = stretches_of(run.image_table)
+    chosen = selections(stretches)
+    boot = _bootstrap(run, detector, cells, stretches, config)
+    rows = []
+    for index, cell in enumerate(cells):
+        for selection in chosen:
+            images = np.concatenate([np.arange(stretches[i].start, stretches[i].stop) for i in selection.stretches])
+            what = {"detector": detector, "num_runs": len(run.models_of(detector)), **_names(cell, selection)}
+            rows.append(what | _point(cell, images) | boot(index, selection))
+    return rows
+
+
+def _names(cell: Cell, selection: Selection) -> dict[str, Any]:
+    named = {name: getattr(cell, name) for name in ("measure", "variant", "similarity", "condition")}
+    return named | {"label": selection.label, "source": selection.source}
+
+
+def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
+    """Estimates of one cell over some images: each image and unit weighs the same, however many conditions it has."""
+    value, chance, present = cell.value[..., images], cell.chance[..., images], cell.present[..., images]
+    valid = ~np.isnan(value)
+    flat = _mean_over_conditions(value)
+    flat = flat[~np.isnan(flat)]
+    num_present = int(present.sum())
+    num_dead = int((cell.dead[..., images] & present).sum())
+    row: dict[str, Any] = {
+        "n": int(valid.sum()),
+        "num_images": int(valid.any((0, 1)).sum()),
+        "mean": _mean(flat),
+        "std": float(flat.std(ddof=1)) if len(flat) > 1 else float("nan"),
+        "num_invalid": int((present & ~valid).sum()),
+        "num_dead": num_dead,
+        "dead_share": num_dead / num_present if num_present else float("nan"),
+        "kept_share": float("nan"),
+        "num_kept": None,
+        "mean_kept": float("nan"),
+        "num_flipped": None,
+        "mean_flipped": float("nan"),
+    }
+    if cell.kept is not None:
+        kept = cell.kept[..., images]
+        known = valid & (kept >= 0)
+        row["num_kept"], row["num_flipped"] = int((known & (kept == 1)).sum()), int((known & (kept == 0)).sum())
+        row["kept_share"] = _mean(kept[present & (kept >= 0)] == 1)
+        row["mean_kept"], row["mean_flipped"] = _mean(value[known & (kept == 1)]), _mean(value[known & (kept == 0)])
+    row["chance"] = _mean(_drop_nan(_mean_over_conditions(chance)))
+    row["corrected"] = _corrected(row["mean"], row["chance"])
+    return row
+
+
+def _bootstrap(
+    run: Run, detector: str, cells: Sequence[Cell], stretches: Sequence[Stretch], config: Config
+) -> Callable[[int, Selection], dict[str, float]]:
+    """Sum every cell under every resample; returns the intervals of a cell and a selection of images."""
+    resamples, seed = config.summary.bootstrap, run.config.seed
+    num_runs = len(run.models_of(detector))
+    values = [[_mean_over_conditions(array) for array in (cell.value, cell.chance)] for cell in cells]
+    # cell, value or chance -> (sum or count, stretch, resample, unit)
+    sums = [[np.zeros((2, len(stretches), resamples, len(array))) for array in arrays] for arrays in values]
+    for rows, weights in image_weights(stretches, seed=seed, resamples=resamples):
+        for (index, stretch), (arrays, totals) in itertools.product(
+            enumerate(stretches), zip(values, sums, strict=True)
+        ):
+            drawn = weights[:, stretch.start : stretch.stop]
+            for array, total in zip(arrays, totals, strict=True):
+                part = array[:, stretch.start : stretch.stop]
+                total[0, index, rows] = drawn @ np.nan_to_num(part).T
+                total[1, index, rows] = drawn @ (~np.isnan(part)).T.astype(np.float64)
+
+    def intervals(index: int, selection: Selection) -> dict[str, float]:
+        weigh = pair_weights if cells[index].measure == "stability" else run_weights
+        units = weigh(num_runs, seed=seed, resamples=resamples)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = [np.divide(*(total[:, list(selection.stretches)].sum(1) * units).sum(2)) for total in sums[index]]
+        plain, corrected = interval(means[0]), interval(_corrected(*means))
+        limits = {"ci_low": plain.low, "ci_high": plain.high}
+        return limits | {"corrected_low": corrected.low, "corrected_high": corrected.high}
+
+    return intervals
+
+
+def _cells(run: Run, detector: str) -> Iterator[list[Cell]]:
+    """The cells of one detector, one measure and variant at a time."""
+    dataset = run.scores_dataset()
+    names = [model.run for model in run.models_of(detector)]
+    pairs = list(itertools.combinations(names, 2))
+    for measure in ("entropy", "noise", "resilience", "focus", "stability"):
+        units = [(a, b) for a, b in pairs] if measure == "stability" else [(name, None) for name in names]
+        found = (ds.field("detector") == detector) & (ds.field("measure") == measure)
+        table = dataset.to_table(filter=found)
+        if not len(table):
+            continue
+        frame = table.drop_columns(["detector", "measure"]).to_pandas()
+        for (variant, similarity), rows in frame.groupby(["variant", "similarity"], dropna=False, observed=True):
+            yield list(_dense(measure, str(variant), similarity, rows, units, len(run.image_table)))
+
+
+def _dense(
+    measure: str, variant: str, similarity: Any, rows: pd.DataFrame, units: Sequence[tuple[str, str | None]], count: int
+) -> Iterator[Cell]:
+    """Long rows to arrays: one cell a condition, and for resilience one a group of transforms."""
+    conditions = list(dict.fromkeys(rows["condition"]))
+    unit_of = {unit: i for i, unit in enumerate(units)}
+    others = rows["other_run"].astype(object).where(rows["other_run"].notna(), None)
+    unit = np.array([unit_of[pair] for pair in zip(rows["run"], others, strict=True)])
+    condition = np.array([conditions.index(name) for name in conditions])[
+        pd.Categorical(rows["condition"].astype(object), categories=conditions).codes
+    ]
+    where = (unit, condition, rows["image"].to_numpy())
+    shape = (len(units), len(conditions), count)
+    value, chance = np.full(shape, np.nan), np.full(shape, np.nan)
+    present, dead, kept = np.zeros(shape, bool), np.zeros(shape, bool), np.full(shape, -1, np.int8)
+    value[where], chance[where] = rows["value"], rows["chance"]
+    present[where], dead[where] = True, rows["dead"]
+    known = rows["kept"].notna().to_numpy()
+    kept[where] = np.where(known, rows["kept"].fillna(False).astype(bool), -1)
+    name = None if pd.isna(similarity) else str(similarity)
+    has_kept = kept if known.any() else None
+
+    def cell(label: str, picked: list[int]) -> Cell:
+        kept_or_none = None if has_kept is None else has_kept[:, picked]
+        arrays = value[:, picked], chance[:, picked], present[:, picked], dead[:, picked], kept_or_none
+        return Cell(measure, variant, name, label, *arrays)
+
+    for i, label in enumerate(conditions):
+        yield cell(label, [i])
+    if measure == "resilience":
+        for group in GROUPS:
+            picked = [i for i, c in enumerate(conditions) if group in (ALL, TRANSFORMS[c.partition("@")[0]].group)]
+            yield cell(group, picked)
+
+
+def _matrix_rows(run: Run, detector: str, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """The R x R matrix of mean agreement, symmetric, without its diagonal of ones."""
+    names = [model.run for model in run.models_of(detector)]
+    for cell in cells:
+        if cell.measure != "stability":
+            continue
+        for unit, (a, b) in enumerate(itertools.combinations(names, 2)):
+            value = _drop_nan(cell.value[unit])
+            what = {"detector": detector, "variant": cell.variant, "similarity": cell.similarity}
+            for first, second in ((a, b), (b, a)):
+                yield what | {"run": first, "other_run": second, "mean": _mean(value), "n": len(value)}
+
+
+def _precision_rows(run: Run, config: Config) -> Iterator[dict[str, Any]]:
+    """Deviation of every measure from the same in float32, on the sample of images that stage 1 explained twice."""
+    exact = {
+        model: sorted((run.folder / "precision" / f"model={model.name}").glob("*.parquet")) for model in run.models
+    }
+    reader = MapReader(run, plan(run))
+    found: dict[tuple[Any, ...], list[np.ndarray]] = {}
+    for model, paths in exact.items():
+        for path in paths:
+            reference = read_part(path)
+            coarse = reader.take(model, reference.images)
+            conditions = conditions_for(run.config.measures, model.input_size)
+            both = (score_part(part, None, conditions, config, model.input_size) for part in (reference, coarse))
+            for (what, a), (_, b) in zip(*both, strict=True):
+                key = (model.detector, what["measure"], what["variant"], what["similarity"])
+                found.setdefault(key, []).append(np.abs(a.value - b.value))
+    for key, values in found.items():
+        difference = _drop_nan(np.concatenate(values))
+        largest = float(difference.max()) if len(difference) else float("nan")
+        numbers = {"num_values": len(difference), "max_difference": largest, "mean_difference": _mean(difference)}
+        yield dict(zip(("detector", "measure", "variant", "similarity"), key, strict=True)) | numbers
+
+
+def _quarantine_rows(run: Run) -> list[dict[str, Any]]:
+    table = run.quarantine().group_by(["stage", "kind"]).aggregate([("path", "count_distinct")])
+    rows = [{**row, "num_images": row.pop("path_count_distinct")} for row in table.to_pylist()]
+    return sorted(rows, key=lambda row: (row["stage"], row["kind"]))
+
+
+def _write(run: Run, name: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """summary/<name>.parquet and .csv from one frame."""
+    frame = pd.DataFrame(rows, columns=list(columns))
+    folder = run.folder / "summary"
+    schema = pa.schema([(column, _type_of(column)) for column in columns])
+    write_parquet(
+        pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None),
+        folder / f"{name}.parquet",
+    )
+    words = [column for column in columns if _type_of(column) == pa.string()]
+    frame[words] = frame[words].map(_safe_cell)
+    with atomic_path(folder / f"{name}.csv") as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _type_of(column: str) -> pa.DataType:
+    if column == "n" or column.startswith("num_"):
+        return pa.int64()
+    return pa.string() if column in WORDS else pa.float64()
+
+
+def _safe_cell(cell: Any) -> Any:
+    """Spreadsheets run cells that begin with these: an apostrophe in front makes them text."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+def _mean_over_conditions(array: np.ndarray) -> np.ndarray:
+    """(U, C, N) -> (U, N): mean over the conditions that are defined; NaN where none is."""
+    if array.shape[1] == 1:
+        return array[:, 0]
+    defined = ~np.isnan(array)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, array, 0).sum(1) / defined.sum(1)
+
+
+def _drop_nan(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _corrected(value: Any, chance: Any) -> Any:
+    """(S - chance) / (1 - chance); NaN where chance is 1."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        corrected = (np.asarray(value) - chance) / (1 - np.asarray(chance))
+    corrected = np.where(np.isfinite(corrected), corrected, np.nan)
+    return float(corrected) if corrected.ndim == 0 else corrected

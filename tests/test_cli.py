@@ -1,0 +1,275 @@
+"""The command line, as a user meets it: exit codes and messages."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from explain2me import cli
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Call the command line in a fresh folder; returns exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["explain2me", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], *messages: str) -> None:
+    """Exit code 2, one line, no traceback, and what the line says."""
+    code, _, errors = result
+    assert code == 2, errors
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+    for message in messages:
+        assert message in errors
+
+
+def test_run_prints_every_table_and_leaves_every_file(call: Call, write_config: Callable[..., Path]) -> None:
+    code, output, errors = call("run", write_config())
+    assert (code, errors) == (0, "")
+    for words in (
+        "entropy",
+        "noise",
+        "resilience",
+        "focus",
+        "stability",
+        "AUROC",
+        "camera",
+        "gan_a",
+        "total",
+        "rotations",
+    ):
+        assert words in output
+    assert "nan" not in output
+    assert (Path("runs") / "tiny" / "summary" / "measures.csv").exists()
+    assert call("verify", "runs/tiny")[:2] == (0, "whole\n")
+    assert "stability" in call("show", "runs/tiny")[1]
+    assert call("measure", "runs/tiny", "--set", "measures.similarity=pearson")[0] == 0
+    assert call("summarise", "runs/tiny", "--set", "summary.bootstrap=20")[0] == 0
+    assert "[pearson]" in call("show", "runs/tiny")[1]
+
+
+def test_check_says_what_would_run_and_writes_nothing(call: Call, write_config: Callable[..., Path]) -> None:
+    config = write_config()
+    before = set(config.parent.rglob("*"))
+    code, output, _ = call("check", config)
+    assert code == 0
+    assert "26 images x 16 conditions x 2 models = 832 forward passes on cpu" in output
+    assert "real, fake; positive: fake" in output
+    assert set(config.parent.rglob("*")) == before
+
+
+def test_stages_one_by_one_are_the_run(call: Call, write_config: Callable[..., Path]) -> None:
+    config = write_config()
+    assert call("explain", config, "-o", "a")[0] == 0
+    assert call("measure", "a")[0] == 0
+    assert call("summarise", "a")[0] == 0
+    assert call("run", config, "-o", "b")[0] == 0
+    assert Path("a/summary/measures.csv").read_bytes() == Path("b/summary/measures.csv").read_bytes()
+
+
+def test_damage_is_found_and_exit_is_2(call: Call, write_config: Callable[..., Path]) -> None:
+    call("run", write_config())
+    parts = sorted(Path("runs/tiny/maps").glob("*/*"))
+    parts[0].unlink()
+    data = bytearray(parts[1].read_bytes())
+    data[200] ^= 0xFF
+    parts[1].write_bytes(data)
+    (parts[2].parent / "part-00099-0.parquet").write_bytes(b"")
+    code, output, _ = call("verify", "runs/tiny")
+    assert code == 2
+    assert f"missing: {parts[0].relative_to('runs/tiny')}" in output
+    assert f"damaged: {parts[1].relative_to('runs/tiny')}" in output
+    assert "not in the plan" in output
+
+
+# ------------------------------------------------------------------------------------------------ manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.png,real\n", "expected a column 'path'"),
+        ("path,label,source\n", "no rows"),
+        ("path,label\nreal/camera/000.png,real\nreal/camera/000.png,real\n", "on line 2 already"),
+        ("path,label\nreal/camera/000.png,real\nreal/camera/001.png\n", "expected 2 fields"),
+        ("path,label\nreal/camera/000.png,real\nreal/camera/001.png,real\n", "expected images of at least two labels"),
+    ],
+    ids=["column", "rows", "duplicate", "fields", "one label"],
+)
+def test_a_wrong_manifest_is_refused(
+    call: Call, write_config: Callable[..., Path], images: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "manifest.csv").write_text(text)
+    refused(call("run", write_config(data='manifest = "manifest.csv"')), message)
+    assert not Path("runs").exists()
+
+
+def test_a_missing_manifest_is_refused(call: Call, write_config: Callable[..., Path]) -> None:
+    refused(call("run", write_config(data='manifest = "none.csv"')), "none.csv")
+
+
+def test_an_unknown_label_is_refused(call: Call, write_config: Callable[..., Path], images: Path) -> None:
+    data = f'manifest = "{images}"\nclasses = ["rael", "fake"]'
+    refused(call("run", write_config(data=data)), "got the label 'real'", "did you mean 'rael'?")
+
+
+def test_an_unknown_positive_class_is_refused(call: Call, write_config: Callable[..., Path], images: Path) -> None:
+    data = f'manifest = "{images}"\npositive = "fakee"'
+    refused(call("run", write_config(data=data)), "data.positive: expected one of the labels", "did you mean 'fake'?")
+
+
+def test_a_missing_split_is_refused(call: Call, write_config: Callable[..., Path], images: Path) -> None:
+    refused(call("run", write_config(data=f'manifest = "{images}"\nsplit = "tets"')), "'tets'", "'test'")
+
+
+def test_missing_images_are_quarantined_and_too_many_make_exit_3(
+    call: Call, write_config: Callable[..., Path], images: Path
+) -> None:
+    lines = images.read_text().splitlines()
+    manifest = images.parent / "more.csv"
+    manifest.write_text("\n".join([*lines, "fake/gan_a/absent.png,fake,gan_a,test"]) + "\n")
+    config = write_config(data=f'manifest = "{manifest}"')
+    code, output, errors = call("run", config)
+    assert code == 3
+    assert "quarantined: 1 image(s), missing (index)" in output
+    assert "1 of 27 images are quarantined, more than data.allowed_quarantine = 0.01" in errors
+    assert call("run", config, "--set", "data.allowed_quarantine=0.1")[0] == 0
+
+
+def test_no_usable_image_is_refused(call: Call, write_config: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("path,label\na.png,real\nb.png,fake\n")
+    refused(call("run", write_config(data='manifest = "manifest.csv"')), "none of the 2 images", "can be used")
+
+
+# ------------------------------------------------------------------------------------------------ config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("measures.nois=true", "unknown key 'measures.nois': did you mean 'noise'?"),
+        ("compute.batch_size=many", "compute.batch_size: input should be a valid integer, got 'many'"),
+        ("measures.entropie=true", "did you mean 'entropy' or 'noise'?"),
+        ("detectors.0.architecture=timm:test_resnt", "did you mean 'test_resnet'"),
+        ("detectors.0.architecture=timmm:test_resnet", "timm:"),
+        ("detectors.0.layer=stages.99", "stages."),
+        ("detectors.0.input_size=[64,96]", "needs a square input, got 64x96"),
+        ("compute.device=cuda:7", "CUDA"),
+        ("salience.target=nobody", "salience.target: expected predicted, true or a class, got 'nobody'"),
+    ],
+)
+def test_a_wrong_config_is_refused(call: Call, write_config: Callable[..., Path], change: str, message: str) -> None:
+    if "cuda" in change and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    refused(call("run", write_config(), "--set", change), message)
+    assert not Path("runs").exists()
+
+
+def test_one_run_and_stability_is_refused(
+    call: Call, write_config: Callable[..., Path], weights: Path, detector_table: Callable[..., str]
+) -> None:
+    config = write_config(detectors=detector_table("solo", f"{weights}/seed0.safetensors"))
+    refused(call("run", config), "needs at least 2 of each detector, 'solo' has 1", "measures.stability = false")
+    assert call("run", config, "--set", "measures.stability=false")[0] == 0
+
+
+def test_the_folder_of_another_config_is_refused(call: Call, write_config: Callable[..., Path]) -> None:
+    config = write_config()
+    assert call("run", config)[0] == 0
+    refused(call("run", config, "--set", "seed=8"), "seed was 7, is 8", "--out")
+    Path("other").mkdir()
+    Path("other/thesis.txt").write_text("mine")
+    refused(call("run", config, "-o", "other"), "is not empty and not a run")
+    refused(call("run", config, "-o", "other/thesis.txt"), "is a file")
+    refused(call("show", "other"), "is not a run folder")
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+class Malicious:
+    """Unpickling this would leave a file behind."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("canary", "w")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "pkl", "safetensors"])
+def test_a_pickle_with_code_is_refused_and_runs_nothing(
+    call: Call, write_config: Callable[..., Path], detector_table: Callable[..., str], suffix: str
+) -> None:
+    for i in range(2):
+        torch.save({"state_dict": Malicious()}, f"evil{i}.{suffix}")
+    refused(call("run", write_config(detectors=detector_table("evil", f"evil*.{suffix}"))), "evil0")
+    assert not Path("canary").exists()
+
+
+def test_wrong_checkpoints_are_refused(
+    call: Call, write_config: Callable[..., Path], weights: Path, detector_table: Callable[..., str]
+) -> None:
+    good = load_file(weights / "seed0.safetensors")
+    Path("w").mkdir()
+
+    def attempt(state: dict[str, torch.Tensor]) -> tuple[int, str, str]:
+        for i in range(2):
+            save_file(state, f"w/{i}.safetensors")
+        return call("run", write_config(detectors=detector_table("d", "w/*.safetensors")))
+
+    refused(attempt(good | {"fc.weight": good["fc.weight"] * float("nan")}), "'d'", "fc.weight")
+    refused(attempt(timm.create_model("test_resnet", num_classes=5).state_dict()), "'d'", "5", "2")
+    refused(attempt(timm.create_model("test_efficientnet", num_classes=2).state_dict()), "'d'", "test_resnet")
+    refused(
+        call("run", write_config(detectors=detector_table("d", "none/*.safetensors"))), "no file matches checkpoints"
+    )
+    Path("w/0.safetensors").write_bytes(b"not a checkpoint")
+    refused(call("run", write_config(detectors=detector_table("d", "w/*.safetensors"))), "0.safetensors")
+    assert not Path("runs").exists()
+
+
+def test_changed_weights_are_refused_on_resume(
+    call: Call, write_config: Callable[..., Path], weights: Path, detector_table: Callable[..., str]
+) -> None:
+    for i in range(2):
+        Path(f"{i}.safetensors").write_bytes((weights / f"seed{i}.safetensors").read_bytes())
+    config = write_config(detectors=detector_table("d", "?.safetensors"))
+    assert call("run", config)[0] == 0
+    Path("1.safetensors").write_bytes((weights / "seed2.safetensors").read_bytes())
+    refused(call("run", config), "a checkpoint is not what")
+
+
+def test_hostile_names_are_text(
+    call: Call, write_config: Callable[..., Path], make_images: Callable[..., Path], tmp_path: Path, weights: Path,
+    detector_table: Callable[..., str],
+) -> None:  # fmt: skip
+    counts = {("real", "=cmd()"): 4, ("fake", "[red]x[/red]"): 4}
+    manifest = make_images(tmp_path / "hostile", counts=counts)
+    detectors = detector_table('"><img src=x onerror=alert(1)>'.replace("/", ""), f"{weights}/seed[01].safetensors")
+    code, output, errors = call("run", write_config(data=f'manifest = "{manifest}"', detectors=detectors), "-o", "run")
+    assert code == 0, errors
+    assert "[red]x[/red]" in output
+    assert "'=cmd()" in Path("run/summary/measures.csv").read_text()
+
+
+def test_help_needs_no_torch() -> None:
+    script = "import sys; sys.argv = ['explain2me', '--help']\nfrom explain2me.cli import main\n"
+    script += "try:\n    main()\nfinally:\n    print(*sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "Usage: explain2me" in done.stdout
+    assert not {"torch", "pandas", "pyarrow", "numpy", "pydantic", "rich"} & set(done.stderr.split())

@@ -1,0 +1,129 @@
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from explain2me.config import parse_config
+from explain2me.errors import RunFolderError
+from explain2me.shards import partners, plan
+from explain2me.store import IMAGES, Model, Run, atomic_path, open_run, read_parquet, stretches_of, write_parquet
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk"), atomic_path(tmp_path / "a" / "x.json") as temporary:
+        temporary.write_text("half")
+        raise OSError("disk full")
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
+    table = pa.table({"x": [1, 2, 3]})
+    for name in ("a", "b"):
+        write_parquet(table, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "part.parquet"
+    write_parquet(pa.table({"x": np.arange(5000)}), path)
+    data = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(data[:-10])
+    else:
+        data[100] ^= 0xFF
+        path.write_bytes(data)
+    with pytest.raises(RunFolderError, match=r"part\.parquet is (missing|damaged)"):
+        read_parquet(path)
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"is not a run folder: it has no run\.json"):
+        open_run(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        open_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": 99}')
+    with pytest.raises(RunFolderError, match="expected schema 1, got 99"):
+        open_run(tmp_path)
+
+
+def image_rows(groups: dict[tuple[str, str], int]) -> pa.Table:
+    rows = [(label, source) for (label, source), count in groups.items() for _ in range(count)]
+    count = len(rows)
+    columns = {
+        "image": range(count),
+        "image_id": [f"{i}" for i in range(count)],
+        "path": [f"{i}.png" for i in range(count)],
+        "label": [label for label, _ in rows],
+        "source": [source for _, source in rows],
+        "width": [8] * count,
+        "height": [8] * count,
+        "sha256": ["0"] * count,
+    }
+    return pa.table({name: pa.array(list(column), IMAGES.field(name).type) for name, column in columns.items()})
+
+
+GROUPS = {("fake", "a"): 30, ("fake", "b"): 1, ("real", "a"): 2, ("real", "c"): 17}
+
+
+def test_stretches_are_groups_of_label_and_source() -> None:
+    found = [(s.label, s.source, s.stop - s.start) for s in stretches_of(image_rows(GROUPS))]
+    assert found == [(label, source, count) for (label, source), count in GROUPS.items()]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_partners_are_other_images_of_the_same_source_and_label(seed: int) -> None:
+    images = image_rows(GROUPS)
+    found = partners(images, seed=seed)
+    rows = images.select(["label", "source"]).to_pylist()
+    for i, partner in enumerate(found):
+        if rows[i]["source"] == "b":
+            assert partner == -1
+        else:
+            assert partner != i
+            assert rows[i] == rows[partner]
+    assert sorted(found[:30]) == list(range(30))  # a permutation
+
+
+def run_folder(folder: Path, images: pa.Table, **compute: object) -> Run:
+    """A run.json and images.parquet, without any map."""
+    folder.mkdir(exist_ok=True)
+    detectors = [{"name": "d", "architecture": "timm:x", "random_runs": 2}]
+    compute_table = {"shard_size": 16, "device": "cpu"} | compute
+    config = parse_config({"name": "x", "data": {"manifest": "m"}, "detectors": detectors, "compute": compute_table})
+    models = [Model("d", f"r{i}", "timm:x", None, i, str(i), "layer", (64, 64), 2).__dict__ for i in range(2)]
+    record = {
+        "schema": 1,
+        "config": json.loads(config.model_dump_json()),
+        "classes": ["real", "fake"],
+        "models": models,
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    write_parquet(images, folder / "images.parquet")
+    return open_run(folder)
+
+
+def test_the_plan_covers_every_model_and_image_once(tmp_path: Path) -> None:
+    run = run_folder(tmp_path, image_rows(GROUPS))
+    covered = [(shard.model.run, image) for shard in plan(run) for image in range(shard.start, shard.stop)]
+    assert sorted(covered) == sorted(itertools.product(("r0", "r1"), range(50)))
+    assert len({shard.path(tmp_path) for shard in plan(run)}) == len(plan(run))
+
+
+def test_the_key_of_a_shard_holds_what_decides_its_bytes(tmp_path: Path) -> None:
+    images = image_rows(GROUPS)
+    keys = [shard.key for shard in plan(run_folder(tmp_path / "a", images))]
+    again = [shard.key for shard in plan(run_folder(tmp_path / "b", images))]
+    assert keys == again  # not the folder
+    assert keys == [shard.key for shard in plan(run_folder(tmp_path / "b", images, workers=2))]
+    other_batch = [shard.key for shard in plan(run_folder(tmp_path / "b", images, batch_size=16))]
+    assert not set(keys) & set(other_batch)
+    changed = images.set_column(7, "sha256", pa.array(["1"] + ["0"] * 49))
+    other_image = [shard.key for shard in plan(run_folder(tmp_path / "c", changed))]
+    assert [a == b for a, b in zip(keys, other_image, strict=True)] == [False, True, True, True] * 2
