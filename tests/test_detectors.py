@@ -1,0 +1,184 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from explain2me import load_detector
+from explain2me.detectors import read_checkpoint
+from explain2me.errors import CheckpointError, ConfigError
+
+TINY = "timm:test_resnet"
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return timm.create_model("test_resnet", num_classes=2).state_dict()
+
+
+def prefixed(prefix: str) -> Callable[[State], object]:
+    return lambda state: {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {
+            "epoch": 7,
+            "state_dict": state,
+            "optimizer": {"state": {}, "param_groups": []},
+        },  # CYBORG's scripts
+        prefixed("module."),
+        lambda state: {"epoch": 7, "state_dict": prefixed("module.")(state), "optimizer": {}},
+        prefixed("module.model."),
+        prefixed("_orig_mod.module."),
+        lambda state: {"model": state},
+        lambda state: {"checkpoint": 1, "model_state_dict": prefixed("model.")(state), "loss": torch.tensor(0.1)},
+    ],
+    ids=["plain", "cyborg", "parallel", "cyborg parallel", "lightning", "compiled", "model", "model_state_dict"],
+)
+@pytest.mark.parametrize("file_format", ["zip", "legacy"])
+def test_nests_and_prefixes_are_taken_off(
+    tmp_path: Path, state: State, wrap: Callable[[State], object], file_format: str
+) -> None:
+    torch.save(wrap(state), tmp_path / "w.pth", _use_new_zipfile_serialization=file_format == "zip")
+    detector = load_detector(TINY, tmp_path / "w.pth", num_classes=2)
+    for key, value in detector.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert not any(module.training for module in detector.model.modules())
+
+
+def test_a_safetensors_file_under_any_name(tmp_path: Path, state: State) -> None:
+    save_file(state, tmp_path / "w.pth")
+    weights, sha256 = read_checkpoint(tmp_path / "w.pth")
+    assert set(weights) == set(state)
+    assert len(sha256) == 64
+
+
+def test_classes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    for count in (1, 2, 5):
+        save_file(timm.create_model("test_resnet", num_classes=count).state_dict(), tmp_path / f"{count}.safetensors")
+    found = [load_detector(TINY, tmp_path / f"{count}.safetensors").num_classes for count in (1, 2, 5)]
+    assert found == [2, 2, 5]  # one logit tells two classes apart
+    one = load_detector(TINY, tmp_path / "1.safetensors", num_classes=2)
+    assert one.model(torch.zeros(1, 3, 160, 160)).shape == (1, 1)
+    with pytest.raises(CheckpointError, match=r"has 5 classes \(fc.weight is \(5, .*expected 2"):
+        load_detector(TINY, tmp_path / "5.safetensors", num_classes=2)
+    with pytest.raises(CheckpointError, match=r"has 1 classes .*expected 3"):
+        load_detector(TINY, tmp_path / "1.safetensors", num_classes=3)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({key: value for key, value in state.items() if key != "conv1.0.weight"}, path)
+    with pytest.raises(CheckpointError, match=r"1 of \d+ weights are missing \('conv1.0.weight'\)"):
+        load_detector(TINY, path)
+    save_file(state | {"extra": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"1 are unknown \('extra'\)"):
+        load_detector(TINY, path)
+    save_file(state | {"conv1.0.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(CheckpointError, match=r"conv1.0.weight must be of shape .*, got \(2, 2\)"):
+        load_detector(TINY, path)
+    for bad in (torch.nan, torch.inf):
+        spoiled = state["fc.bias"].clone()
+        spoiled[1] = bad
+        save_file(state | {"fc.bias": spoiled}, path)
+        with pytest.raises(CheckpointError, match=r"1 of 2 values of fc.bias are not finite"):
+            load_detector(TINY, path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello, I am a text", "is not a checkpoint|cannot be read"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{not json", "is not a valid safetensors file"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\xff{", "is not a valid safetensors file"),
+        (b"PK\x03\x04 broken", "cannot be read|is not a checkpoint"),
+    ],
+    ids=["empty", "text", "header", "length", "zip"],
+)
+def test_damaged_files_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "w.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_detector(TINY, tmp_path / "w.pt")
+    assert "\n" not in str(error.value)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("canary", "w")
+
+
+def test_code_in_a_pickle_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Malicious()}, "w.pth")
+    with pytest.raises(CheckpointError, match=r"is refused, because loading it could run code .*safetensors"):
+        load_detector(TINY, "w.pth")
+    assert not Path("canary").exists()
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, [1, 2], torch.zeros(3)], ids=str)
+def test_files_without_weights_are_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="expected weights by name"):
+        load_detector(TINY, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:resnt50", "did you mean .*'resnet50'"),
+        ("torchvision:densnet121", "did you mean .*'densenet121'"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "unknown architecture"),
+        ("resnet50", "expected timm:NAME or torchvision:NAME, got 'resnet50'"),
+    ],
+)
+def test_unknown_architectures_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_detector(name)
+
+
+def test_preprocessing_is_the_models_own() -> None:
+    detector = load_detector("torchvision:resnet18", num_classes=2)
+    assert (detector.input_size, detector.interpolation) == ((224, 224), "bilinear")
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(detector.preprocess(images), (images / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"uint8 of shape \(N, 3, 224, 224\), got torch.uint8 of shape \(2, 3, 224, 112\)"
+    ):
+        detector.preprocess(images[..., ::2])
+    half = load_detector("timm:legacy_xception", num_classes=2)
+    assert (half.input_size, half.mean, half.std) == ((299, 299), (0.5,) * 3, (0.5,) * 3)
+
+
+def test_inception_loads_with_and_without_its_auxiliary_head(tmp_path: Path) -> None:
+    import torchvision
+
+    for auxiliary in (True, False):
+        model = torchvision.models.inception_v3(weights=None, num_classes=2, aux_logits=auxiliary, init_weights=False)
+        torch.save(model.state_dict(), tmp_path / "w.pth")
+        detector = load_detector("torchvision:inception_v3", tmp_path / "w.pth", num_classes=2)
+        assert detector.input_size == (299, 299)
+        assert isinstance(detector.model, nn.Module)
+
+
+def test_random_weights_are_seeded_and_the_global_state_is_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    a, b, c = (load_detector(TINY, num_classes=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert a.weights_sha256 == b.weights_sha256 != c.weights_sha256
+
+
+def test_input_size_can_be_changed() -> None:
+    vit = load_detector("timm:vit_tiny_patch16_224", num_classes=2, input_size=160)
+    assert vit.model(vit.preprocess(torch.zeros(1, 3, 160, 160, dtype=torch.uint8))).shape == (1, 2)
