@@ -9,7 +9,7 @@ import numpy as np
 from explain2me.config import digest
 from explain2me.store import Stretch
 
-BLOCK = 4_000_000
+BLOCK = 200_000
 """Resampling weights held at once."""
 
 

@@ -81,7 +81,8 @@ class MapReader:
         self._folder = run.folder
         self._size = run.config.compute.shard_size
         self._shards = {(shard.model.name, shard.part): shard for shard in shards}
-        self._read = functools.lru_cache(maxsize=4 + 2 * len(run.models))(read_part)
+        most_runs = max(len(run.models_of(detector.name)) for detector in run.config.detectors)
+        self._read = functools.lru_cache(maxsize=4 + 2 * most_runs)(read_part)
         self.partners = partners(run.image_table, seed=run.config.seed)
 
     def part(self, model: Model, part: int) -> Part:

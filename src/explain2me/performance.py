@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score
 
@@ -89,7 +90,7 @@ def _predictions(run: Run, models: Sequence[Model]) -> Predictions:
         if not conditions:
             codes = words.indices.to_numpy()
             conditions = list(dict.fromkeys(names[code] for code in codes))
-            width = max((len(row) for row in table["logits"].to_pylist() if row is not None), default=1)
+            width = pc.max(pc.list_value_length(table["logits"])).as_py() or 1
             logits = np.full((len(models), len(conditions), count, width), np.nan)
             predicted = np.full((len(models), len(conditions), count), -1)
         where = np.array([conditions.index(name) for name in names])[words.indices.to_numpy()]

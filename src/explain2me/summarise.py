@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +16,9 @@ from explain2me.config import Config
 from explain2me.errors import RunFolderError
 from explain2me.events import log_event
 from explain2me.measure import MapReader, score_part
-from explain2me.measures.resilience import TRANSFORMS
 from explain2me.performance import ALL, PERFORMANCE_COLUMNS, performance_rows
 from explain2me.shards import plan
-from explain2me.store import Run, Stretch, atomic_path, read_part, stretches_of, write_parquet
+from explain2me.store import Model, Run, Stretch, atomic_path, read_part, stretches_of, write_parquet
 
 GROUPS = ("shifts", "flips", "rotations", ALL)
 MEASURE_COLUMNS = (
@@ -181,54 +180,66 @@ def _bootstrap(
 
 
 def _cells(run: Run, detector: str) -> Iterator[list[Cell]]:
-    """The cells of one detector, one measure and variant at a time."""
+    """The cells of one detector, one measure, variant and similarity at a time."""
     dataset = run.scores_dataset()
-    names = [model.run for model in run.models_of(detector)]
-    pairs = list(itertools.combinations(names, 2))
+    models = run.models_of(detector)
     for measure in ("entropy", "noise", "resilience", "focus", "stability"):
-        units = [(a, b) for a, b in pairs] if measure == "stability" else [(name, None) for name in names]
-        found = (ds.field("detector") == detector) & (ds.field("measure") == measure)
-        table = dataset.to_table(filter=found)
-        if not len(table):
-            continue
-        frame = table.drop_columns(["detector", "measure"]).to_pandas()
-        for (variant, similarity), rows in frame.groupby(["variant", "similarity"], dropna=False, observed=True):
-            yield list(_dense(measure, str(variant), similarity, rows, units, len(run.image_table)))
+        wanted = (ds.field("detector") == detector) & (ds.field("measure") == measure)
+        kinds = dataset.to_table(["variant", "similarity"], filter=wanted).group_by(["variant", "similarity"])
+        for kind in sorted(
+            kinds.aggregate([]).to_pylist(), key=lambda kind: (kind["similarity"] or "", kind["variant"])
+        ):
+            similarity = ds.field("similarity")
+            same = similarity.is_null() if kind["similarity"] is None else similarity == kind["similarity"]
+            rows = dataset.to_batches(filter=wanted & (ds.field("variant") == kind["variant"]) & same)
+            yield list(_dense(run, models, measure, kind["variant"], kind["similarity"], rows))
 
 
 def _dense(
-    measure: str, variant: str, similarity: Any, rows: pd.DataFrame, units: Sequence[tuple[str, str | None]], count: int
+    run: Run,
+    models: Sequence[Model],
+    measure: str,
+    variant: str,
+    similarity: str | None,
+    batches: Iterable[pa.RecordBatch],
 ) -> Iterator[Cell]:
     """Long rows to arrays: one cell a condition, and for resilience one a group of transforms."""
-    conditions = list(dict.fromkeys(rows["condition"]))
-    unit_of = {unit: i for i, unit in enumerate(units)}
-    others = rows["other_run"].astype(object).where(rows["other_run"].notna(), None)
-    unit = np.array([unit_of[pair] for pair in zip(rows["run"], others, strict=True)])
-    condition = np.array([conditions.index(name) for name in conditions])[
-        pd.Categorical(rows["condition"].astype(object), categories=conditions).codes
-    ]
-    where = (unit, condition, rows["image"].to_numpy())
-    shape = (len(units), len(conditions), count)
+    names = [model.run for model in models]
+    units = list(itertools.combinations(names, 2)) if measure == "stability" else [(name, None) for name in names]
+    conditions = conditions_for(run.config.measures, models[0].input_size)
+    labels = [c.name for c in conditions if c.measure == measure] or ["clean"]
+    shape = (len(units), len(labels), len(run.image_table))
     value, chance = np.full(shape, np.nan), np.full(shape, np.nan)
     present, dead, kept = np.zeros(shape, bool), np.zeros(shape, bool), np.full(shape, -1, np.int8)
-    value[where], chance[where] = rows["value"], rows["chance"]
-    present[where], dead[where] = True, rows["dead"]
-    known = rows["kept"].notna().to_numpy()
-    kept[where] = np.where(known, rows["kept"].fillna(False).astype(bool), -1)
-    name = None if pd.isna(similarity) else str(similarity)
-    has_kept = kept if known.any() else None
-
-    def cell(label: str, picked: list[int]) -> Cell:
-        kept_or_none = None if has_kept is None else has_kept[:, picked]
-        arrays = value[:, picked], chance[:, picked], present[:, picked], dead[:, picked], kept_or_none
-        return Cell(measure, variant, name, label, *arrays)
-
-    for i, label in enumerate(conditions):
-        yield cell(label, [i])
+    numbers = {(names.index(a), names.index(b) if b else -1): i for i, (a, b) in enumerate(units)}
+    unit_of = np.zeros((len(names), len(names) + 1), dtype=np.int64)
+    for (a, other), number in numbers.items():
+        unit_of[a, other] = number  # the last column, -1, is for no other run
+    for batch in batches:
+        unit = unit_of[_codes(batch, "run", names), _codes(batch, "other_run", names)]
+        where = (unit, _codes(batch, "condition", labels), batch["image"].to_numpy())
+        value[where] = batch["value"].to_numpy(zero_copy_only=False)
+        chance[where] = batch["chance"].to_numpy(zero_copy_only=False)
+        present[where], dead[where] = True, batch["dead"].to_numpy(zero_copy_only=False)
+        kept[where] = batch["kept"].cast(pa.int8()).fill_null(-1).to_numpy()
+    picks = [(label, [i]) for i, label in enumerate(labels)]
     if measure == "resilience":
-        for group in GROUPS:
-            picked = [i for i, c in enumerate(conditions) if group in (ALL, TRANSFORMS[c.partition("@")[0]].group)]
-            yield cell(group, picked)
+        groups = [condition.group for condition in conditions if condition.measure == measure]
+        picks += [(group, [i for i, g in enumerate(groups) if group in (ALL, g)]) for group in GROUPS]
+    for label, some in picks:
+        known = kept[:, some] if (kept >= 0).any() else None
+        yield Cell(
+            measure, variant, similarity, label, value[:, some], chance[:, some], present[:, some], dead[:, some], known
+        )
+
+
+def _codes(batch: pa.RecordBatch, name: str, words: Sequence[str]) -> np.ndarray:
+    """Position in ``words`` of each row of a dictionary column; -1 for null."""
+    column = batch[name]
+    # the dictionary also holds words of rows that were filtered out
+    positions = np.array([words.index(word) if word in words else -1 for word in column.dictionary.to_pylist()] or [-1])
+    codes = column.indices.fill_null(-1).to_numpy()
+    return np.where(codes < 0, -1, positions[codes])
 
 
 def _matrix_rows(run: Run, detector: str, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
