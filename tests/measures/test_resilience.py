@@ -57,6 +57,11 @@ def test_shift_distance():
     assert [shift_distance(side) for side in (224, 299, 256, 112, 32, 14, 6)] == [16, 21, 18, 8, 2, 1, 0]
 
 
+def refused(message):
+    """Our own check, or the one of the signature where that is switched on."""
+    return pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error")
+
+
 class TestApply:
     @pytest.mark.parametrize("name", TRANSFORMS)
     def test_matches_opencv(self, name):
@@ -91,15 +96,15 @@ class TestApply:
 
     @pytest.mark.parametrize("name", ["rotate_90CC", "rotate_90CW"])
     def test_rotation_needs_a_square(self, name):
-        with pytest.raises(ValueError, match=f"{name} needs a square image and map, got height 28 and width 56"):
+        with refused(f"{name} needs a square image and map, got height 28 and width 56"):
             TRANSFORMS[name].apply(random_images(1, 3, 28, 56))
-        with pytest.raises(ValueError, match="height 7 and width 9"):
+        with refused("height 7 and width 9"):
             TRANSFORMS[name].undo(random_maps(1, 7, 9))
-        with pytest.raises(ValueError, match="height 224 and width 160"):
+        with refused("height 224 and width 160"):
             resilience(random_maps(1, 7, 7), random_maps(1, 7, 7), name, (224, 160))
 
     def test_shape(self):
-        with pytest.raises(ValueError, match=r"images must have shape \(N, C, H, W\), got \(3, 8, 8\)"):
+        with refused(r"images must have shape \(N, C, H, W\), got \(3, 8, 8\)"):
             TRANSFORMS["flip_LR"].apply(torch.zeros(3, 8, 8))
 
 
@@ -144,7 +149,7 @@ class TestUndo:
         assert TRANSFORMS[name].undo(torch.full((1, 7, 7), 0.3)).unique().numel() == 1
 
     def test_wrong_input(self):
-        with pytest.raises(ValueError, match="maps must be floating point"):
+        with refused("maps must be floating point"):
             TRANSFORMS["shift_R"].undo(torch.zeros(1, 7, 7, dtype=torch.int64))
 
 
@@ -214,7 +219,7 @@ class TestResilience:
     @pytest.mark.parametrize("name", SHIFTS)
     @pytest.mark.parametrize("similarity", SIMILARITIES)
     def test_a_map_that_follows_the_object_scores_1(self, name, similarity):
-        """With 14 cells a side a shift is one cell; the outer two cells are equal, so the edge brings in nothing new."""
+        """With 14 cells a side a shift is one cell; the outer two are equal, so that the edge brings in nothing new."""
         clean = random_maps(2, 14, 14)
         clean = clean[:, [0, 0, *range(2, 12), 13, 13]][:, :, [0, 0, *range(2, 12), 13, 13]]
         followed = TRANSFORMS[name].apply(clean[:, None])[:, 0]
@@ -265,13 +270,13 @@ class TestResilience:
             ValueError, match="unknown transform 'rotate_90'; did you mean 'rotate_90CW' or 'rotate_90CC'"
         ):
             resilience(maps, maps, "rotate_90", 224)
-        with pytest.raises(ValueError, match=r"unknown similarity 'lpips'; known: .*pearson"):
+        with refused(r"unknown similarity 'lpips'; known: .*pearson"):
             resilience(maps, maps, "flip_LR", 224, similarity="lpips")
-        with pytest.raises(ValueError, match="maps and transformed_maps must have the same shape"):
+        with refused("maps and transformed_maps must have the same shape"):
             resilience(maps, maps[:1], "flip_LR", 224)
-        with pytest.raises(ValueError, match="at least 1 pixel"):
+        with refused("at least 1 pixel"):
             resilience(maps, maps, "shift_R", 0)
-        with pytest.raises(ValueError, match="input_size must be at least the window"):
+        with refused("input_size must be at least the window"):
             resilience(maps, maps, "shift_R", 6, similarity="ssim_windowed")
 
 
