@@ -83,7 +83,7 @@ def blur_both(images: UInt8[Tensor, "N 3 H W"], maps: Float[Tensor, "N h w"]) ->
 
 
 @torch.no_grad()
-def _blur(images: Tensor, maps: Tensor, removals: tuple[str, ...]) -> list[Tensor]:
+def _blur(images: Tensor, maps: Tensor, removals: tuple[str, ...]) -> tuple[Tensor, ...]:
     check_images(images)
     check_maps(maps)
     if len(images) != len(maps):
@@ -93,16 +93,15 @@ def _blur(images: Tensor, maps: Tensor, removals: tuple[str, ...]) -> list[Tenso
     sigmas = _sigmas(*images.shape[2:])
     rows, columns = (_axis(side, sigmas, sum(images.shape[2:]) / 2, images.device) for side in images.shape[2:])
     chunk = 1 if images.device.type == "cpu" else 8  # one image at a time stays in the cache of a CPU
-    results = [torch.empty_like(images) for _ in removals]
+    results = images.new_empty(len(removals), *images.shape)
     with torch.autocast(images.device.type, enabled=False):
         for start in range(0, len(images), chunk):
             part = slice(start, start + chunk)
             smoothed = _smoothed(shares[part], rows, columns)
-            positions = [_positions(smoothed, removal, sigmas) for removal in removals]
-            for result, blurred in zip(results, _blend(images[part], positions, rows, columns), strict=True):
-                result[part] = blurred
+            positions = torch.stack([_positions(smoothed, removal, sigmas) for removal in removals])
+            results[:, part] = _blend(images[part], positions, rows, columns)
     undefined = (is_dead(maps) | is_flat(maps))[:, None, None, None]
-    return [torch.where(undefined, images, result) for result in results]
+    return torch.where(undefined, images, results).unbind()
 
 
 class _Axis(NamedTuple):
@@ -120,23 +119,23 @@ class _Axis(NamedTuple):
     """(side, side), the Gaussian for the map."""
 
 
-def _blend(images: Tensor, positions: list[Tensor], rows: _Axis, columns: _Axis) -> list[Tensor]:
-    """Interpolate each pixel of (n, 3, H, W) between the two levels of blur next to its position (n, H, W).
+def _blend(images: Tensor, positions: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+    """Interpolate each pixel of (n, 3, H, W) between the levels of blur next to its positions (removals, n, H, W).
 
-    Level by level, each pixel weighted by how near its position is, so that one level at a time is held.
+    Level by level, each pixel weighted by how near its position is, so that one level at a time is held; gives
+    uint8 (removals, n, 3, H, W).
     """
     blurred = images.float()
     waves = rows.cosines @ blurred @ columns.cosines.T
-    sums = [torch.zeros_like(blurred) for _ in positions]
-    weight = torch.empty_like(positions[0])
+    total = blurred.new_zeros(len(positions), *images.shape)
+    weight = torch.empty_like(positions)
     for level in range(NUM_LEVELS):
         if level > 0:
             left, right = rows.levels[level - 1], columns.levels[level - 1]
             torch.matmul(left, waves[..., : left.shape[1], : right.shape[1]] @ right.T, out=blurred)
-        for position, total in zip(positions, sums, strict=True):
-            torch.sub(position, level, out=weight).abs_().neg_().add_(1).clamp_min_(0)
-            total.addcmul_(blurred, weight[:, None])
-    return [total.round_().clamp_(0, 255).byte() for total in sums]
+        torch.sub(positions, level, out=weight).abs_().neg_().add_(1).clamp_min_(0)
+        total.addcmul_(blurred, weight[:, :, None])
+    return total.round_().clamp_(0, 255).byte()
 
 
 def _smoothed(shares: Tensor, rows: _Axis, columns: _Axis) -> Tensor:

@@ -104,8 +104,8 @@ def turbulence(images: Images, strength: float, *, seed: int, ids: Ids) -> Image
 
     A simplified form of the tilt-then-blur model (Chan, IEEE Signal Processing Letters 29, 2022), with the tilt as a
     smoothed random vector field (Chak, Lau and Lui, arXiv 1807.04418). The field is white noise smoothed by a
-    Gaussian of side / 14; the blur is the same all over the image, with a sigma of half the displacement, near the ratio of the
-    wavefront errors behind the two (Noll 1976: 0.134 against 0.448 rad^2 for each axis of tilt).
+    Gaussian of side / 14. The blur is the same all over the image; its sigma is half the displacement, near the ratio
+    of the wavefront errors behind the two (Noll 1976: 0.134 rad^2 of blur, 0.448 rad^2 of tilt along each axis).
 
     Args:
         images: clean, at the input size of the model.
@@ -169,7 +169,7 @@ def _tilt(key: int, height: int, width: int, smoothness: float, deviation: float
 
 
 def _displace(image: Tensor, steps: Tensor) -> Tensor:
-    """Sample a uint8 image (3, H, W) beside each pixel (bilinear, edges replicated); whole numbers, _STEPS^2 times too high."""
+    """Sample a uint8 image (3, H, W) beside each pixel (bilinear, edges replicated), times _STEPS^2: whole numbers."""
     height, width = image.shape[1:]
     rows, columns = (
         (_STEPS * torch.arange(side, device=image.device).view(shape) + step).clamp(0, _STEPS * (side - 1))
@@ -234,7 +234,7 @@ def _key(seed: int, image_id: str | int, kind: str, level: float) -> int:
 
 
 def _random_bits(key: int, count: int, dtype: str) -> np.ndarray:
-    """``count`` random unsigned whole numbers of one width; NumPy guarantees the raw stream, not what it makes of it."""
+    """``count`` random whole numbers of one width; NumPy guarantees the raw stream, not what it makes of it."""
     bytes_each = np.dtype(dtype).itemsize
     raw = np.random.Philox(key=key).random_raw(-(-count * bytes_each // 8))
     return raw.astype("<u8", copy=False).view(dtype)[:count]

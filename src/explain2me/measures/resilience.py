@@ -125,7 +125,7 @@ def resilience(
     *,
     similarity: str = "ssim",
 ) -> Float[Tensor, " N"]:
-    """Similarity of each clean map to the map of the transformed image, moved back; higher: salience follows the object.
+    """Similarity of each clean map to that of the transformed image, moved back; higher: salience follows the object.
 
     In the range of the similarity, [-1, 1] for ssim; 1 means that the map moved with the image (eq. 6).
 

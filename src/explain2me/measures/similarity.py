@@ -76,7 +76,7 @@ def spearman(a: Float[Tensor, "N h w"], b: Float[Tensor, "N h w"]) -> Float[Tens
 
 
 def top_k_iou(a: Float[Tensor, "N h w"], b: Float[Tensor, "N h w"], *, k: float = 0.1) -> Float[Tensor, " N"]:
-    """Overlap of the most salient cells of each pair of maps, intersection over union in [0, 1]; 1 means the same cells.
+    """Overlap of the most salient cells of each pair of maps, intersection over union in [0, 1]; 1: the same cells.
 
     round(k h w) cells are chosen of each map, at least 1. Cells that tie for the last places share them evenly: with
     two places left for three equal cells, each is chosen by 2/3 (intersection and union are the sums of the smaller
