@@ -387,7 +387,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", default="bench.json", help="file for the raw times")
     options = parser.parse_args()
     if options.quick:
-        options.images, options.batch, options.rounds, options.map_rounds, options.plain_images = 8, 8, 1, 1, 2
+        options.images, options.batch, options.rounds, options.map_rounds, options.plain_images = 8, 4, 1, 1, 2
     options.peer_images = min(options.peer_images or max(2, options.images // 2), options.images)
     options.architectures = [name for name in ARCHITECTURES if options.only is None or name.endswith(options.only)]
     return options

@@ -139,13 +139,17 @@ def test_cyborg_loss_resizes_the_human_map():
     assert demo.cyborg_loss(logits, labels, cams, large.flip(1), alpha=0).item() > 0.1
 
 
-@pytest.mark.parametrize("nothing", [0.0, 1.0, float("nan"), float("inf")])
-def test_image_without_human_map_gives_cross_entropy_alone(nothing):
+@pytest.mark.parametrize(
+    ("nothing", "where"),
+    [(0.0, ...), (1.0, ...), (float("nan"), ...), (float("inf"), ...), (float("nan"), (3, 4)), (float("inf"), (3, 4))],
+    ids=str,
+)
+def test_image_without_human_map_gives_cross_entropy_alone(nothing, where):
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(3, 2, generator=generator), torch.tensor([0, 1, 1])
     cams = torch.randn(3, 5, 5, generator=generator).requires_grad_()
     human_maps = torch.rand(3, 25, 25, generator=generator)
-    human_maps[1] = nothing
+    human_maps[1][where] = nothing
     loss = demo.cyborg_loss(logits, labels, cams, human_maps)
     others = demo.cyborg_loss(logits[[0, 2]], labels[[0, 2]], cams[[0, 2]], human_maps[[0, 2]])
     want = (2 * others + F.cross_entropy(logits[[1]], labels[[1]])) / 3
