@@ -1,4 +1,4 @@
-"""Train the four checkpoints of faces.toml: two torchvision networks, two seeds each, cross-entropy, random weights.
+"""Train four checkpoints to put into faces.toml: two torchvision networks, two seeds each, cross-entropy.
 
 python examples/train_faces.py FACES/manifest.csv examples/weights [--epochs 6]
 """
