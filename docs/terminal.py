@@ -10,7 +10,7 @@ from rich.console import Console
 from explain2me import open_run
 from explain2me.show import show_run
 
-console = Console(record=True, width=150, highlight=False, file=io.StringIO())
+console = Console(record=True, width=172, highlight=False, file=io.StringIO())
 show_run(open_run(sys.argv[1]), console)
 svg = console.export_svg(title="explain2me demo")
 svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.S)  # a picture in a README loads nothing from elsewhere
