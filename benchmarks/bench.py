@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import peers
 import torch
 from PIL import Image
@@ -29,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import explain2me.explain
-from explain2me import GradCAM, load_detector
+from explain2me import GradCAM, load_detector, open_run
 from explain2me.conditions import conditions_for, perturb
 from explain2me.config import Config, parse_config
 from explain2me.detectors import Detector
@@ -101,13 +102,15 @@ def bench(
     files = sorted(manifest.glob("*/*/*.jpg"))
     name = architecture.partition(":")[2]
     stages: dict[str, list[Seconds]] = {}
+    folders: dict[str, Path] = {}
 
     def ours(precision: str, where: str) -> None:
         wanted = make_config(architecture, manifest, options.batch, precision)
-        stages.setdefault(where, []).append(our_run(wanted, _fresh(scratch / f"{name}-{where}")))
+        folders[where] = _fresh(scratch / f"{name}-{where}")
+        stages.setdefault(where, []).append(our_run(wanted, folders[where]))
 
     def others(where: str, num_images: int, *, tuned: bool) -> None:
-        folder = _fresh(scratch / f"{name}-peers")
+        folder = folders[where] = _fresh(scratch / f"{name}-peers")
         found = peers.peer_run(plain, layer, files[:num_images], folder, batch_size=options.batch, tuned=tuned)
         stages.setdefault(where, []).append({stage: s * options.images / num_images for stage, s in found.items()})
 
@@ -142,6 +145,7 @@ def bench(
         "map_seconds_a_batch": maps,
         "head_seconds_a_batch": heads,
         "e_seconds": slow,
+        "b_and_c_differ_by": differences(folders["b"], folders["c"]),
     }
     return found | {"ratios": ratios(found, options)}
 
@@ -230,6 +234,17 @@ def rebuilt(architecture: str, model: nn.Module, layer: str, files: Sequence[Pat
     started = time.perf_counter()
     stages = peers.one_at_a_time(rebuild, layer, files)
     return stages | {"all": time.perf_counter() - started}
+
+
+def differences(ours: Path, theirs: Path) -> dict[str, float]:
+    """Largest difference of a score between (b) and (c), by measure: do both do the same work? Noise is drawn anew."""
+    keys = ["image", "variant", "condition"]
+    mine = open_run(ours).scores().select([*keys, "measure", "value"]).to_pandas().astype(dict.fromkeys(keys, str))
+    mine["condition"] = mine["condition"].str.replace(r"^(shift_.*)@.*", r"\1", regex=True)
+    other = pd.read_parquet(theirs / "scores.parquet", columns=[*keys, "value"]).astype(dict.fromkeys(keys, str))
+    both = mine.merge(other, on=keys, suffixes=("", "_other"), validate="1:1")
+    both["difference"] = (both["value"] - both["value_other"]).abs()
+    return {str(name): float(v) for name, v in both.groupby("measure", observed=True)["difference"].max().items()}
 
 
 def parts(detector: Detector, config: Config, files: Sequence[Path]) -> Seconds:
@@ -355,6 +370,8 @@ def print_stages(architecture: str, found: Mapping[str, Any], options: argparse.
     scaled = [{name: seconds * options.images / options.slow_images for name, seconds in slow.items() if name != "all"}]
     _add_stages(table, "(e) one at a time", slow["all"] * options.images / options.slow_images, scaled)
     console.print(table)
+    differ = ", ".join(f"{name} {value:.1g}" for name, value in found["b_and_c_differ_by"].items())
+    console.print(f"scores of (b) and (c) differ by at most: {differ}")
 
 
 def print_ratios(architectures: Mapping[str, Mapping[str, Any]]) -> None:

@@ -176,7 +176,7 @@ def map_makers(model: nn.Module, layer: str) -> Mapping[str, Callable[[Tensor, T
 
 def blur_strength(salience: np.ndarray, *, remove: str) -> np.ndarray:
     """Where a removal keeps the image: (SIZE, SIZE) in [0, 1], 1 = sharp."""
-    t = np.clip(skimage.transform.resize(_minmax(salience), (SIZE, SIZE), order=3), 0, 1)
+    t = np.clip(skimage.transform.resize(_minmax(salience), (SIZE, SIZE), order=3, mode="edge"), 0, 1)
     t = 1 - t if remove == "focus_salient" else t
     smooth = scipy.ndimage.gaussian_filter(t, SIGMA_SMOOTH)
     return smooth / smooth.max()
@@ -330,7 +330,7 @@ def global_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _upsample(salience: np.ndarray) -> np.ndarray:
-    return skimage.transform.resize(salience, (SIZE, SIZE), order=1)
+    return skimage.transform.resize(salience, (SIZE, SIZE), order=1, mode="edge")
 
 
 def _minmax(salience: np.ndarray) -> np.ndarray:
