@@ -39,9 +39,10 @@ def demo(
 ) -> None:
     """Train six small detectors on made and real faces and compare them; needs no file and no network."""
     from explain2me.config import load_config
-    from explain2me.demo import prepare
+    from explain2me.demo import ABOUT, prepare
 
     console = _console()
+    console.print(ABOUT, markup=False)
     with _progress(console) as progress:
         tasks: dict[str, "TaskID"] = {}
 
