@@ -93,11 +93,12 @@ class Maps(NamedTuple):
 
 
 def peer_run(
-    model: nn.Module, layer: str, files: Sequence[Path], folder: Path, *, batch_size: int, tuned: bool = True
+    model: nn.Module, layer: str, files: Sequence[Path], folder: Path, *, batch_size: int, tuned: bool
 ) -> dict[str, float]:
     """Maps and scores of all files under all conditions, as Parquet; returns seconds by stage.
 
-    Not ``tuned``: a forward pass for each of the two classes, and a filter for each step of the blur's strength.
+    Not ``tuned``: as the libraries' own first examples do it, a forward pass for each of the two classes and a filter
+    for each step of the blur's strength.
     """
     clock = Clock()
     folder.mkdir(parents=True)
@@ -152,7 +153,8 @@ def decode(path: Path) -> np.ndarray:
 
 def preprocess(images: np.ndarray) -> Tensor:
     """uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W)."""
-    return (torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))  # as torchvision reads images: the default layout
+    return (torch.from_numpy(planes).float() / 255 - MEAN) / STD
 
 
 def map_makers(model: nn.Module, layer: str) -> Mapping[str, Callable[[Tensor, Tensor], object]]:

@@ -703,7 +703,7 @@ SWEEP = [
     ("timm:inception_v3", 128, "Mixed_7c", None, 2),
     ("timm:vgg11", 224, "features", None, 7),
     ("timm:swin_tiny_patch4_window7_224", 224, "norm", nhwc, 7),
-    ("timm:test_vit4", 160, "norm", tokens(0), 10),
+    ("timm:test_vit4", 160, "norm", tokens(1), 10),
     ("timm:pit_ti_distilled_224", 224, "transformers.2.blocks.3.norm1", tokens(2), 7),
     ("timm:mixer_s32_224", 224, "norm", tokens(0), 7),
     ("timm:xcit_nano_12_p16_224", 224, "cls_attn_blocks.1.norm1", tokens(1), 14),
