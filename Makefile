@@ -32,6 +32,7 @@ format: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/bench.py
+	@$(BIN)/python benchmarks/training.py
 
 # A folder of local wheels must not get into the lock.
 lock: $(UV)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from explain2me import cli
+from explain2me.show import printable
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -252,6 +253,78 @@ def test_changed_weights_are_refused_on_resume(
     assert call("run", config)[0] == 0
     Path("1.safetensors").write_bytes((weights / "seed2.safetensors").read_bytes())
     refused(call("run", config), "a checkpoint is not what")
+
+
+def test_stages_refuse_changes_that_they_do_not_read(call: Call, write_config: Callable[..., Path]) -> None:
+    assert call("run", write_config(), "-o", "run")[0] == 0
+    scores = sorted(Path("run/scores").glob("*"))
+    summary = Path("run/summary/measures.csv").read_bytes()
+    for change in (
+        "measures.noise.levels=[0,0.1]",
+        "data.positive=real",
+        "compute.batch_size=4",
+        "seed=8",
+        "name=other",
+    ):
+        for stage in ("measure", "summarise"):
+            refused(call(stage, "run", "--set", change), f"--set {change}: `explain2me {stage}`", "start a new run")
+    refused(call("measure", "run", "--set", "summary.bootstrap=9"), "summary.bootstrap", "`explain2me summarise`")
+    refused(call("summarise", "run", "--set", "measures.similarity=pearson"), "similarity", "`explain2me measure`")
+    refused(call("measure", "run", "--set", "measures.entropie=true"), "did you mean 'entropy'")
+    assert sorted(Path("run/scores").glob("*")) == scores
+    assert Path("run/summary/measures.csv").read_bytes() == summary
+    assert call("measure", "run", "--set", "measures.entropy=false", "--set", "data.positive=fake")[0] == 0
+    assert call("summarise", "run", "--set", "summary.bootstrap=0")[0] == 0
+
+
+def test_stability_of_one_run_is_refused_after_the_run_too(
+    call: Call, write_config: Callable[..., Path], weights: Path, detector_table: Callable[..., str]
+) -> None:
+    config = write_config(
+        detectors=detector_table("solo", f"{weights}/seed0.safetensors"),
+        measures="stability = false\nnoise = false\nresilience = false\nfocus = false",
+    )
+    assert call("run", config, "-o", "run")[0] == 0
+    refused(
+        call("measure", "run", "--set", "measures.stability=true"),
+        "needs at least 2 of each detector, 'solo' has 1",
+        "measures.stability = false",
+    )
+
+
+def test_a_run_without_any_measure_gives_auroc_only(call: Call, write_config: Callable[..., Path]) -> None:
+    off = [f"measures.{name}=false" for name in ("entropy", "noise", "resilience", "focus", "stability")]
+    sets = [word for change in off for word in ("--set", change)]
+    code, output, errors = call("run", write_config(), "-o", "run", *sets)
+    assert (code, errors) == (0, "")
+    assert "No measures" in output
+    assert "AUROC (softmax)" in output
+    assert call("run", write_config(), "-o", "stable", *sets[:8])[0] == 0
+    assert "stability ↑" in call("show", "stable")[1]
+
+
+@pytest.mark.parametrize("evil", ["\x1b[2J\x1b]0;evil\x07", "\x9b31m"], ids=["escape", "C1"])
+def test_no_command_prints_control_characters(
+    call: Call, write_config: Callable[..., Path], images: Path, evil: str
+) -> None:
+    manifest = Path("evil.csv")
+    lines = [line.split(",") for line in images.read_text().splitlines()[1:]]
+    rows = [f"{images.parent}/{path},{label}{evil},{source},{split}" for path, label, source, split in lines]
+    manifest.write_text("\n".join(["path,label,source,split", *rows]) + "\n")
+    config = write_config(data='manifest = "evil.csv"', measures="noise = false\nresilience = false\nfocus = false")
+    positive = f"data.positive=fake{evil}"
+    folder = f"run{evil.replace('/', '')}"
+    results = [call("check", config, "--set", positive), call("run", config, "-o", folder, "--set", positive)]
+    if results[1][0] == 0:
+        results += [call("show", folder), call("verify", folder)]
+        next(Path(folder).glob("maps/*/*")).unlink()
+        (Path(folder) / "scores" / f"{evil}.parquet").write_text("damaged")
+        results.append(call("verify", folder))
+        assert results[-1][0] == 2
+    for code, output, errors in results:
+        assert code in (0, 2)
+        assert [char for char in output + errors if not char.isprintable() and char != "\n"] == []
+    assert any(printable(evil) in output + errors for _, output, errors in results)
 
 
 def test_hostile_names_are_text(

@@ -74,7 +74,7 @@ def test_sets_change_one_field_each(config_file: Path) -> None:
         ("seed=-1", "seed: input should be greater than or equal to 0, got -1"),
         ("name='../up'", "expected 1 to 100 printable characters"),
         ("detectors.0.pretrained=true", "expected exactly one of checkpoints, pretrained = true, random_runs; got 2"),
-        ("detectors=[]", "detectors: tuple should have at least 1 item"),
+        ("detectors=[]", "config: detectors is missing; add one or more tables [[detectors]]"),
         ("data=1", "data: input should be a valid dictionary or instance of DataConfig, got 1"),
         ("seed.x=1", "seed is a value, not a table"),
         ("nonsense", "expected key=value, e.g. compute.batch_size=16, got 'nonsense'"),
@@ -94,7 +94,7 @@ def test_wrong_values_are_named(config_file: Path, change: str, message: str) ->
         (b"name = ", "is not valid TOML"),
         (b"\xff\xfe", "cannot be read as UTF-8"),
         (b"a = " + b"[" * 5000, "is not valid TOML"),
-        (b'name = "x"', "data is missing; add it; detectors is missing; add it"),
+        (b'name = "x"', "data is missing; add it"),
     ],
 )
 def test_wrong_files_are_named(config_file: Path, text: bytes, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The demo's images, annotator and training loop; the whole demo is a slow test."""
+"""The demo's images, annotator and study; the whole demo is a slow test."""
 
 import csv
 from pathlib import Path
@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from explain2me import demo
+from explain2me import demo, open_run
+from explain2me.cli import main
 from explain2me.config import load_config
-from explain2me.detectors import load_detector
 from explain2me.errors import Explain2MeError
-from explain2me.salience import GradCAM
-
-SIZE = 64
+from explain2me.study import trainings
+from explain2me.train.data import read_human_maps, read_splits
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +81,11 @@ def test_ppca_keeps_the_large_variances_and_the_total():
     np.testing.assert_allclose(drawn.mean(0), data.mean(0), atol=0.05)
 
 
-def test_read_split_gives_labels_as_positions(made):
-    images, labels = demo.read_split(made, "test", input_size=(SIZE, SIZE), classes=("real", "fake"))
-    assert images.shape == (120, 3, SIZE, SIZE)
-    assert images.dtype == torch.uint8
-    assert labels.bincount().tolist() == [40, 80]
-    with pytest.raises(Explain2MeError, match="expected labels among the classes"):
-        demo.read_split(made, "test", input_size=(SIZE, SIZE), classes=("real", "synthetic"))
-
-
-def test_read_split_needs_labels(made, tmp_path):
-    manifest = tmp_path / "manifest.csv"
-    manifest.write_text(f"path\n{made.parent / 'real/lfw_subset/000.png'}\n")
-    with pytest.raises(Explain2MeError, match="needs labels"):
-        demo.read_split(manifest, None, input_size=(SIZE, SIZE), classes=("real", "fake"))
+def test_images_to_train_on_have_an_annotation_each_and_others_none(made):
+    rows = rows_of(made)
+    assert all(bool(row["salience"]) == (row["split"] == "train") for row in rows)
+    maps = {np.load(made.parent / row["salience"]).tobytes() for row in rows if row["salience"]}
+    assert len(maps) == 120
 
 
 # ---------------------------------------------------------------------------------------------- simulated annotation
@@ -120,194 +109,28 @@ def test_annotations_differ_between_images_and_repeat_with_the_seed():
     assert not torch.equal(maps, demo.simulated_annotations(5, seed=8))
 
 
-# ---------------------------------------------------------------------------------------------------------- training
-
-
-def test_cyborg_loss_by_hand():
-    logits, labels = torch.zeros(1, 2), torch.tensor([1])
-    cams = torch.tensor([[[-1.0, 1.0], [3.0, 1.0]]])  # scaled: 0, 1/2, 1, 1/2
-    human_maps = torch.tensor([[[0.0, 4.0], [0.0, 0.0]]])  # scaled: 0, 1, 0, 0
-    want = 0.25 * np.log(2) + 0.75 * (0 + 0.25 + 1 + 0.25) / 4
-    assert demo.cyborg_loss(logits, labels, cams, human_maps, alpha=0.25).item() == pytest.approx(want)
-
-
-def test_cyborg_loss_resizes_the_human_map():
-    cams = torch.rand(1, 2, 2, generator=torch.Generator().manual_seed(0))
-    logits, labels = torch.zeros(1, 2), torch.tensor([0])
-    large = cams.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    assert demo.cyborg_loss(logits, labels, cams, large, alpha=0).item() == pytest.approx(0, abs=0.02)
-    assert demo.cyborg_loss(logits, labels, cams, large.flip(1), alpha=0).item() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("nothing", "where"),
-    [(0.0, ...), (1.0, ...), (float("nan"), ...), (float("inf"), ...), (float("nan"), (3, 4)), (float("inf"), (3, 4))],
-    ids=str,
-)
-def test_image_without_human_map_gives_cross_entropy_alone(nothing, where):
-    generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(3, 2, generator=generator), torch.tensor([0, 1, 1])
-    cams = torch.randn(3, 5, 5, generator=generator).requires_grad_()
-    human_maps = torch.rand(3, 25, 25, generator=generator)
-    human_maps[1][where] = nothing
-    loss = demo.cyborg_loss(logits, labels, cams, human_maps)
-    others = demo.cyborg_loss(logits[[0, 2]], labels[[0, 2]], cams[[0, 2]], human_maps[[0, 2]])
-    want = (2 * others + F.cross_entropy(logits[[1]], labels[[1]])) / 3
-    torch.testing.assert_close(loss, want)
-    (gradient,) = torch.autograd.grad(loss, cams)
-    assert not gradient[1].any()
-    assert gradient[0].any()
-    assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("level", [0.0, -3.0, 1e8])
-def test_flat_cam_gives_a_finite_loss_and_no_gradient(level):
-    cams = torch.full((2, 5, 5), level, requires_grad=True)
-    human_maps = demo.simulated_annotations(2, seed=7)
-    loss = demo.cyborg_loss(torch.zeros(2, 2), torch.tensor([0, 1]), cams, human_maps)
-    (gradient,) = torch.autograd.grad(loss, cams)
-    assert loss.isfinite()
-    assert not gradient.any()
-
-
-def test_alpha_1_is_cross_entropy():
-    generator = torch.Generator().manual_seed(0)
-    logits, cams = torch.randn(4, 2, generator=generator), torch.randn(4, 5, 5, generator=generator)
-    labels = torch.tensor([0, 1, 0, 1])
-    loss = demo.cyborg_loss(logits, labels, cams, demo.simulated_annotations(4, seed=7), alpha=1)
-    torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
-
-
-@pytest.mark.parametrize("architecture", [demo.ARCHITECTURE, "timm:test_resnet", "torchvision:resnet18"])
-def test_class_activation_maps_are_grad_cam_before_relu(architecture):
-    model = load_detector(architecture, num_classes=2, seed=1).model
-    inputs = torch.randn(3, 3, SIZE, 96, generator=torch.Generator().manual_seed(0))
-    classes = torch.tensor([0, 1, 1])
-    hooks = sum(len(module._forward_pre_hooks) for module in model.modules())
-    logits, cams = demo.class_activation_maps(model, inputs, classes)
-    assert hooks == sum(len(module._forward_pre_hooks) for module in model.modules())
-    with GradCAM(model) as cam:
-        want = cam(inputs, classes)
-    torch.testing.assert_close(logits, want.logits)
-    torch.testing.assert_close(cams.relu() / cams[0].numel(), want.maps)
-    assert cams.requires_grad
-
-
-def test_class_activation_maps_need_pooling_and_a_linear_head():
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten())
-    with pytest.raises(ValueError, match="ends in a pooling module and a linear head, got Sequential"):
-        demo.class_activation_maps(model, torch.zeros(1, 3, 8, 8), torch.tensor([0]))
-
-
-def test_augmentation_moves_the_human_map_with_the_image():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (16, 3, 20, 30), generator=generator, dtype=torch.uint8)
-    moved, maps = demo.augment(images, images[:, 0].float(), max_shift=0.2, generator=generator)
-    torch.testing.assert_close(maps, moved[:, 0].float())
-    assert not torch.equal(moved, images)
-
-
-def test_augmentation_mirrors_and_shifts_by_whole_pixels():
-    image = torch.arange(5, dtype=torch.uint8).expand(1, 3, 5, 5)
-    seen = set()
-    for seed in range(60):
-        moved, _ = demo.augment(image, None, max_shift=0.2, generator=torch.Generator().manual_seed(seed))
-        seen.add(tuple(moved[0, 0, 0].tolist()))
-    right, still, left = (0, 0, 1, 2, 3), (0, 1, 2, 3, 4), (1, 2, 3, 4, 4)
-    assert seen == {right, still, left, right[::-1], still[::-1], left[::-1]}
-
-
-@pytest.fixture(scope="module")
-def tiny(made) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels = demo.read_split(made, "train", input_size=(SIZE, SIZE), classes=("real", "fake"))
-    return images[::10], labels[::10]
-
-
-def train_tiny(folder: Path, tiny: tuple[torch.Tensor, torch.Tensor], name: str, **options: object) -> bytes:
-    settings = {"architecture": demo.ARCHITECTURE, "seed": 3, "epochs": 1, "batch_size": 4} | options
-    return demo.train_run(folder / f"{name}.safetensors", *tiny, **settings).read_bytes()
-
-
-def test_training_gives_a_checkpoint_that_loads(tmp_path, tiny):
-    epochs = []
-    train_tiny(tmp_path, tiny, "run", epochs=2, on_epoch=lambda done, total: epochs.append((done, total)))
-    detector = load_detector(demo.ARCHITECTURE, tmp_path / "run.safetensors", num_classes=2, input_size=SIZE)
-    assert detector.model(detector.preprocess(tiny[0])).shape == (12, 2)
-    assert epochs == [(1, 2), (2, 2)]
-    assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
-
-
-def test_training_repeats_and_leaves_the_random_state_alone(tmp_path, tiny):
-    torch.manual_seed(5)
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first = train_tiny(tmp_path, tiny, "first")
-    assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
-    torch.manual_seed(6)
-    assert train_tiny(tmp_path, tiny, "again") == first
-    assert train_tiny(tmp_path, tiny, "other seed", seed=4) != first
-    human_maps = demo.simulated_annotations(len(tiny[0]), seed=7)
-    assert train_tiny(tmp_path, tiny, "guided", human_maps=human_maps) != first
-
-
-def test_training_learns(tmp_path, tiny):
-    images, labels = tiny
-    marked = images.clone()
-    marked[labels == 1, :, 20:44, 20:44] = 255
-    human_maps = torch.zeros(len(images), SIZE, SIZE)
-    human_maps[:, 20:44, 20:44] = 1
-    path = tmp_path / "run.safetensors"
-    train_tiny(tmp_path, (marked, labels), "run", human_maps=human_maps, epochs=15)
-    detector = load_detector(demo.ARCHITECTURE, path, num_classes=2, input_size=SIZE)
-    predicted = detector.model(detector.preprocess(marked)).argmax(1)
-    assert (predicted == labels).float().mean() > 0.9
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": 13}, "expected a batch_size of 1 to 12, the number of images, got 13"),
-        ({"batch_size": 0}, "expected a batch_size of 1 to 12"),
-        ({"human_maps": torch.ones(3, 5, 5)}, "expected one of human_maps for each of 12 images, got 3"),
-    ],
-)
-def test_wrong_input_of_training(tmp_path, tiny, change, message):
-    with pytest.raises(ValueError, match=message):
-        train_tiny(tmp_path, tiny, "run", **change)
-    with pytest.raises(ValueError, match="expected one of labels for each of 12 images, got 11"):
-        train_tiny(tmp_path, (tiny[0], tiny[1][1:]), "run")
-    assert not list(tmp_path.iterdir())
-
-
 # ---------------------------------------------------------------------------------------------------------- the whole
 
 
-def trained_before(out: Path) -> list[Path]:
-    """Put files where the checkpoints will be, so that there is nothing to train."""
-    paths = [out / "weights" / name / f"run{run}.safetensors" for name in demo.STRATEGIES for run in range(3)]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return paths
-
-
-def test_prepare_writes_a_config_that_loads_and_keeps_what_is_there(tmp_path):
-    paths = trained_before(tmp_path)
+def test_prepare_writes_a_study_that_loads_and_keeps_what_is_there(tmp_path):
     told = []
     config = load_config(demo.prepare(tmp_path, seed=9, progress=lambda *step: told.append(step)))
     assert config.seed == 9
-    assert [detector.name for detector in config.detectors] == list(demo.STRATEGIES)
-    assert Path(config.data.manifest).exists()
-    assert told[0] == ("make images", 1, 3)
-    assert told[-1] == ("train detectors", 6, 6)
+    assert {training.detector for training in trainings(config, tmp_path)} == {
+        "test_byobnet-cross-entropy",
+        "test_byobnet-guided-simulated",
+    }
+    assert len(trainings(config, tmp_path)) == 6
+    splits = read_splits(config, config.training)
+    assert len(splits.training.files) == 120
+    assert read_human_maps(config.training.strategies[1], splits.training, (160, 160)).record["maps"] == 120
+    assert told == [("make images", i, 3) for i in (1, 2, 3)]
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     demo.prepare(tmp_path, seed=9)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert all(path.stat().st_size == 0 for path in paths)
 
 
 def test_prepare_refuses_the_folder_of_another_seed(tmp_path):
-    trained_before(tmp_path)
     demo.prepare(tmp_path, seed=1)
     with pytest.raises(Explain2MeError, match=r"demo\.toml' belongs to another demo .* --out"):
         demo.prepare(tmp_path, seed=2)
@@ -319,16 +142,13 @@ def test_it_is_said_what_is_made():
 
 
 @pytest.mark.slow
-def test_the_demos_detectors_are_better_than_chance(tmp_path):
-    from sklearn.metrics import roc_auc_score
-
-    config = load_config(demo.prepare(tmp_path))
-    images, labels = demo.read_split(
-        Path(config.data.manifest), "test", input_size=(demo.INPUT_SIZE, demo.INPUT_SIZE), classes=("real", "fake")
-    )
-    for name in demo.STRATEGIES:
-        for path in sorted((tmp_path / "weights" / name).iterdir()):
-            detector = load_detector(demo.ARCHITECTURE, path, num_classes=2, input_size=demo.INPUT_SIZE)
-            with torch.no_grad():
-                logits = detector.model(detector.preprocess(images))
-            assert roc_auc_score(labels, logits[:, 1] - logits[:, 0]) > 0.75
+def test_the_demos_detectors_are_better_than_chance(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["explain2me", "demo", "--out", str(tmp_path / "demo")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "SIMULATED" in capsys.readouterr().out
+    rows = open_run(tmp_path / "demo" / "run").summary("performance").to_pandas()
+    rows = rows[(rows.condition == "clean") & (rows.positives == "all") & (rows.negatives == "all")]
+    assert len(rows[rows.run != "all"]) == 2 * 6  # softmax and released
+    assert (rows.auroc > 0.75).all()

@@ -157,9 +157,9 @@ SHA = "0" * 63
     [
         (
             "file_path,label\na,b",
-            " line 1: expected a column 'path', got the columns ['file_path', 'label']; did you mean",
+            " line 1: expected a column 'path', got the columns ['file_path', 'label']; rename 'file_path' to 'path'",
         ),
-        ("paht\na", " line 1: expected a column 'path', got the columns ['paht']; did you mean 'paht'?"),
+        ("paht\na", " line 1: expected a column 'path', got the columns ['paht']; rename 'paht' to 'path'"),
         (
             "path;label\na;b",
             " line 1: expected a column 'path', got the columns ['path;label']; separate fields by commas, not ';'",
@@ -170,7 +170,7 @@ SHA = "0" * 63
         ),
         (
             "\x1b[31m,\x07\na,b",
-            " line 1: expected a column 'path', got the columns ['\\x1b[31m', '\\x07']; known: '\\x07', '\\x1b[31m'",
+            " line 1: expected a column 'path', got the columns ['\\x1b[31m', '\\x07']; add it",
         ),
         ("path,lable\na,b", " line 1: the column 'lable' is not read; did you mean 'label'? rename it"),
         ("path,Source\na,b", " line 1: the column 'Source' is not read; did you mean 'source'? rename it"),

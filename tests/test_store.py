@@ -78,17 +78,23 @@ def test_stretches_are_groups_of_label_and_source() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_partners_are_other_images_of_the_same_source_and_label(seed: int) -> None:
+def test_partners_are_other_images_of_the_same_source_label_and_prediction(seed: int) -> None:
     images = image_rows(GROUPS)
-    found = partners(images, seed=seed)
-    rows = images.select(["label", "source"]).to_pylist()
+    predicted = np.random.default_rng(seed).integers(0, 2, len(images))
+    predicted[7] = -1  # quarantined
+    found = partners(images, predicted, seed=seed)
+    rows = [
+        (*row.values(), wanted)
+        for row, wanted in zip(images.select(["label", "source"]).to_pylist(), predicted, strict=True)
+    ]
     for i, partner in enumerate(found):
-        if rows[i]["source"] == "b":
+        if rows.count(rows[i]) == 1 or predicted[i] == -1:
             assert partner == -1
         else:
             assert partner != i
             assert rows[i] == rows[partner]
-    assert sorted(found[:30]) == list(range(30))  # a permutation
+    group = np.flatnonzero(predicted[:30] == 1)
+    assert sorted(found[group]) == group.tolist()  # a permutation
 
 
 def run_folder(folder: Path, images: pa.Table, **compute: object) -> Run:
@@ -97,7 +103,12 @@ def run_folder(folder: Path, images: pa.Table, **compute: object) -> Run:
     detectors = [{"name": "d", "architecture": "timm:x", "random_runs": 2}]
     compute_table = {"shard_size": 16, "device": "cpu"} | compute
     config = parse_config({"name": "x", "data": {"manifest": "m"}, "detectors": detectors, "compute": compute_table})
-    models = [Model("d", f"r{i}", "timm:x", None, i, str(i), "layer", (64, 64), 2).__dict__ for i in range(2)]
+    models = [
+        Model(
+            "d", f"r{i}", "timm:x", None, i, str(i), "layer", (64, 64), 2, (0.5,) * 3, (0.5,) * 3, "bilinear"
+        ).__dict__
+        for i in range(2)
+    ]
     record = {
         "schema": 1,
         "config": json.loads(config.model_dump_json()),
@@ -124,6 +135,8 @@ def test_the_key_of_a_shard_holds_what_decides_its_bytes(tmp_path: Path) -> None
     assert keys == [shard.key for shard in plan(run_folder(tmp_path / "b", images, workers=2))]
     other_batch = [shard.key for shard in plan(run_folder(tmp_path / "b", images, batch_size=16))]
     assert not set(keys) & set(other_batch)
+    other_threads = [shard.key for shard in plan(run_folder(tmp_path / "b", images, threads=2))]
+    assert not set(keys) & set(other_threads)
     changed = images.set_column(7, "sha256", pa.array(["1"] + ["0"] * 49))
     other_image = [shard.key for shard in plan(run_folder(tmp_path / "c", changed))]
     assert [a == b for a, b in zip(keys, other_image, strict=True)] == [False, True, True, True] * 2

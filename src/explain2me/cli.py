@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
     from explain2me.config import Config
     from explain2me.store import Run
@@ -24,6 +26,9 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/NAME.")]
+ShardOf = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Train every N-th run, from the I-th (from 0).")
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. measures.noise.levels=[0,0.1]."),
@@ -35,7 +40,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the demo's images, weights and run.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of the images and of the training.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images and of the training.")] = 7,
 ) -> None:
     """Train six small detectors on made and real faces and compare them; needs no file and no network."""
     from explain2me.config import load_config
@@ -44,15 +49,12 @@ def demo(
     console = _console()
     console.print(ABOUT, markup=False)
     with _progress(console) as progress:
-        tasks: dict[str, "TaskID"] = {}
-
-        def step(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done)
-
-        config = prepare(out, seed=seed, progress=step)
-    _run(load_config(config), out / "run", console)
+        task = progress.add_task("make images", total=None)
+        config = load_config(
+            prepare(out, seed=seed, progress=lambda _, done, total: progress.update(task, completed=done, total=total))
+        )
+        progress.update(task, total=1, completed=1)
+    _study(config, out, None, console)
 
 
 @app.command()
@@ -67,16 +69,12 @@ def check(config: ConfigFile, sets: Sets = None) -> None:
     console = _console()
     for model in record["models"]:
         size = "x".join(str(side) for side in model["input_size"])
-        console.print(
-            f"{model['detector']} {model['run']}: {model['architecture']}, input {size}, layer {model['layer']}",
-            markup=False,
-        )
+        name = f"{model['detector']} {model['run']}: {model['architecture']}"
+        console.print(_printable(f"{name}, input {size}, layer {model['layer']}"), markup=False)
     conditions = conditions_for(settings.measures, tuple(record["models"][0]["input_size"]))
     passes = len(images) * len(conditions) * len(record["models"])
-    console.print(
-        f"classes, in the order of the logits: {', '.join(record['classes'])}; positive: {settings.data.positive}",
-        markup=False,
-    )
+    order = f"classes, in the order of the logits: {', '.join(record['classes'])}; positive: {settings.data.positive}"
+    console.print(_printable(order), markup=False)
     console.print(
         f"{len(images)} images x {len(conditions)} conditions x {len(record['models'])} models = {passes} forward passes "
         f"on {settings.compute.device}",
@@ -94,6 +92,24 @@ def run(config: ConfigFile, out: Out = None, sets: Sets = None) -> None:
 
 
 @app.command()
+def train(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
+    """Train every detector of CONFIG that is not trained yet; a second call goes on where the first stopped."""
+    from explain2me.config import load_config
+
+    settings = load_config(config, sets or ())
+    _train(settings, out or Path("runs") / settings.name, shard, _console())
+
+
+@app.command()
+def study(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
+    """Train, run and compare; with --shard train a share, and compare once every share is there."""
+    from explain2me.config import load_config
+
+    settings = load_config(config, sets or ())
+    _study(settings, out or Path("runs") / settings.name, shard, _console())
+
+
+@app.command()
 def explain(config: ConfigFile, out: Out = None, sets: Sets = None) -> None:
     """Stage 1: make every map that is not there yet."""
     from explain2me.config import load_config
@@ -107,21 +123,22 @@ def explain(config: ConfigFile, out: Out = None, sets: Sets = None) -> None:
 @app.command()
 def measure(run: RunFolder, sets: Sets = None) -> None:
     """Stage 2: score the maps of RUN, one row an image, measure and condition."""
-    from explain2me.config import override
     from explain2me.store import open_run
 
     opened = open_run(run)
-    _measure(opened, override(opened.config, sets or ()), _console())
+    config = _override(opened, "measure", sets or [])
+    if config.measures.stability:
+        _refuse_single_runs(opened)
+    _measure(opened, config, _console())
 
 
 @app.command()
 def summarise(run: RunFolder, sets: Sets = None) -> None:
     """Stage 3: tables from the scores of RUN, with intervals and chance levels."""
-    from explain2me.config import override
     from explain2me.store import open_run
 
     opened = open_run(run)
-    _summarise(opened, override(opened.config, sets or ()), _console())
+    _summarise(opened, _override(opened, "summarise", sets or []), _console())
 
 
 @app.command()
@@ -142,7 +159,7 @@ def verify(run: RunFolder) -> None:
     console = _console()
     problems = verify_run(open_run(run))
     for problem in problems:
-        console.print(problem, markup=False, soft_wrap=True)
+        console.print(_printable(problem), markup=False, soft_wrap=True)
     if problems:
         console.print(
             "Call `explain2me run` with the same config and folder to make what is missing; delete what is damaged first."
@@ -161,6 +178,22 @@ def main() -> None:
         line = " ".join(str(error).split())
         print(f"explain2me: {_printable(line)}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"explain2me: {_printable(str(error.strerror or error) + where)}; what is committed stays", file=sys.stderr
+        )
+        sys.exit(2)
+    except Exception as error:
+        if not type(error).__module__.startswith("pyarrow"):
+            raise
+        text = _printable(" ".join(str(error).split()))
+        print(
+            f"explain2me: a file of the run is damaged ({text}); `explain2me verify RUN` names it: delete it and call the "
+            f"same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("explain2me: stopped; what is committed stays, call the same command to go on", file=sys.stderr)
         sys.exit(130)
@@ -170,10 +203,59 @@ def _run(config: "Config", folder: Path, console: "Console") -> None:
     from explain2me.show import show_run
 
     done = _explain(config, folder, console)
+    order = f"classes, in the order of the logits: {', '.join(done.classes)}; positive: {config.data.positive}"
+    console.print(_printable(order), markup=False, soft_wrap=True)
     _measure(done, done.config, console)
     _summarise(done, done.config, console)
     show_run(done, console)
     _finish(done, console)
+
+
+def _train(config: "Config", folder: Path, shard: str | None, console: "Console") -> bool:
+    """Train; whether every training of the config is finished."""
+    from explain2me.study import train_missing
+
+    with _progress(console) as progress:
+        task = progress.add_task("train", total=None)
+        now = progress.add_task("", total=None, visible=False)
+        left = train_missing(
+            config,
+            folder,
+            shard=_parse_shard(shard),
+            on_start=lambda done, total: progress.update(task, total=total, completed=done),
+            on_step=lambda done, total, text: progress.update(
+                now, description=text, completed=done, total=total, visible=True
+            ),
+            on_trained=lambda training, done, total: progress.update(task, completed=done),
+        )
+    console.print(_printable(f"trained: {folder / 'training'}"), markup=False, soft_wrap=True)
+    if left:
+        first = left[0]
+        console.print(
+            f"{len(left)} trainings are not finished, first {first.detector} run {first.run}; the others of --shard make them",
+            markup=False,
+            soft_wrap=True,
+        )
+    return not left
+
+
+def _study(config: "Config", folder: Path, shard: str | None, console: "Console") -> None:
+    from explain2me.study import evaluation
+
+    if _train(config, folder, shard, console):
+        _run(evaluation(config, folder), folder / "run", console)
+
+
+def _parse_shard(shard: str | None) -> tuple[int, int]:
+    """``I/N``, 0 <= I < N."""
+    from explain2me.errors import ConfigError
+
+    if shard is None:
+        return 0, 1
+    index, slash, count = shard.partition("/")
+    if not slash or not index.isdecimal() or not count.isdecimal() or int(index) >= int(count):
+        raise ConfigError(f"--shard: expected I/N with I from 0 to N-1, such as 0/4, got {shard!r}")
+    return int(index), int(count)
 
 
 def _explain(config: "Config", folder: Path, console: "Console") -> "Run":
@@ -186,6 +268,50 @@ def _explain(config: "Config", folder: Path, console: "Console") -> "Run":
             progress.update(task, total=total, completed=total - missing)
 
         return explain_run(config, folder, on_start=start, on_done=lambda count: progress.advance(task, count))
+
+
+def _override(run: "Run", stage: str, sets: list[str]) -> "Config":
+    """The config of a run with ``--set`` applied; a change that the stage would not see is refused."""
+    from explain2me.config import MEASURING_FIELDS, override
+    from explain2me.errors import ConfigError
+
+    config = override(run.config, sets)
+    own = {".".join(field): "measure" if field[0] == "measures" else "summarise" for field in MEASURING_FIELDS}
+    for key in _changed(run.config.model_dump(), config.model_dump()):
+        reader = next((own[field] for field in own if f"{key}.".startswith(f"{field}.")), None)
+        if reader == stage:
+            continue
+        typed = next((item for item in sets if item.strip().startswith(key)), key)
+        todo = "start a new run: `explain2me run CONFIG --out NEW` with it"
+        if reader:
+            todo = f"give it to `explain2me {reader}`, or start a new run with it"
+        known = ", ".join(field for field, user in own.items() if user == stage)
+        raise ConfigError(
+            f"--set {typed}: `explain2me {stage}` does not read it and can change only {known} of a run; {todo}"
+        )
+    return config
+
+
+def _changed(before: object, after: object, key: str = "") -> "Iterator[str]":
+    """Dotted names of the fields that differ; a list counts as one field."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in before | after:
+            yield from _changed(before.get(name), after.get(name), f"{key}.{name}" if key else name)
+    elif before != after:
+        yield key
+
+
+def _refuse_single_runs(run: "Run") -> None:
+    """Stability compares runs; the config may have been changed since the run began."""
+    from explain2me.errors import ConfigError
+
+    for detector in run.config.detectors:
+        count = len(run.models_of(detector.name))
+        if count < 2:
+            raise ConfigError(
+                f"measures.stability compares training runs and needs at least 2 of each detector, {detector.name!r} has "
+                f"{count}; start a new run with more checkpoints, or set measures.stability = false"
+            )
 
 
 def _measure(run: "Run", config: "Config", console: "Console") -> None:
@@ -209,12 +335,12 @@ def _finish(run: "Run", console: "Console") -> None:
     """Say where the run is; exit code 3 when more images were quarantined than allowed."""
     quarantined = len(set(run.quarantine()["path"].to_pylist()))
     listed = run.record["num_listed"]
-    console.print(f"run: {run.folder}", markup=False, soft_wrap=True)
+    console.print(_printable(f"run: {run.folder}"), markup=False, soft_wrap=True)
     if quarantined > run.config.data.allowed_quarantine * listed:
         allowed = run.config.data.allowed_quarantine
         print(
             f"explain2me: {quarantined} of {listed} images are quarantined, more than data.allowed_quarantine = {allowed}; "
-            f"see {run.folder / 'quarantine'}",
+            f"see {_printable(str(run.folder / 'quarantine'))}",
             file=sys.stderr,
         )
         raise typer.Exit(3)
@@ -249,4 +375,6 @@ def _progress(console: "Console") -> "Progress":
 
 def _printable(text: str) -> str:
     """Control characters of hostile names must not reach the terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    from explain2me.show import printable
+
+    return printable(text)

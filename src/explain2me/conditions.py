@@ -40,14 +40,17 @@ def conditions_for(measures: MeasuresConfig, input_size: tuple[int, int]) -> tup
     """Every condition of a run at one input size (height, width), the clean one first.
 
     Raises:
-        ConfigError: rotations by 90 degrees of an input that is not square.
+        ConfigError: rotations by 90 degrees of an input that is not square; the same noise and level twice.
     """
     height, width = input_size
     conditions = [CLEAN]
     for noise in measures.noise:
         conditions += [
-            Condition(f"{noise.kind}@{level:g}", "noise", noise.kind, float(level)) for level in noise.levels
+            Condition(f"{noise.kind}@{level:.12g}", "noise", noise.kind, float(level)) for level in noise.levels
         ]
+    names = [condition.name for condition in conditions]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"measures.noise: expected different conditions, got {twice[0]!r} twice; remove one")
     if measures.resilience:
         if height != width:
             raise ConfigError(

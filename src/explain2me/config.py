@@ -1,5 +1,6 @@
 """One TOML file configures a run; pydantic checks it and refuses unknown keys with the nearest right one."""
 
+import glob
 import hashlib
 import json
 import re
@@ -27,6 +28,9 @@ def _safe_name(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_safe_name)]
 Level = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Sample = Count | dict[str, Count] | None
 
 
 class Section(BaseModel):
@@ -45,6 +49,9 @@ class DataConfig(Section):
     """Rows of this split only; None takes every row."""
     positive: str = "fake"
     """The class whose softmax probability is the AUROC score."""
+    sample: Sample = None
+    """Images drawn of each source without replacement, seeded: a number for all sources, or a table with a number for
+    some; None, and a source not in the table, takes every image."""
     classes: tuple[str, ...] | None = None
     """Labels in the order of the model's logits. None: two labels are (other, positive), more are sorted."""
     max_pixels: int = Field(default=64_000_000, ge=1)
@@ -69,6 +76,12 @@ class DetectorConfig(Section):
     """``auto`` (the tensor that enters global pooling) or a dotted module name."""
     input_size: int | tuple[int, int] | None = None
     """Height and width in pixels; None takes the model's own."""
+    mean: tuple[float, float, float] | None = None
+    """Of each channel in [0, 1], subtracted; None takes the model's own."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Of each channel in [0, 1], divided by; None takes the model's own."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    """Of the resize of the whole image to input_size; None takes the model's own."""
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> Self:
@@ -151,13 +164,138 @@ class ComputeConfig(Section):
     """Images per part file."""
     workers: int = Field(default=1, ge=1, le=1024)
     """Processes; each takes whole shards."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads of each process on a CPU. The last bits of a forward pass depend on it, so it belongs to the run: None
+    takes cores / workers when the run begins, and that number ever after."""
 
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-            raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {value!r}")
-        return value
+        return _check_device(value)
+
+
+def _check_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {value!r}")
+    return value
+
+
+class StrategyConfig(Section):
+    """What a training minimises, and where its human maps come from."""
+
+    name: Name
+    loss: Literal["cross-entropy", "cyborg"] = "cross-entropy"
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """cyborg: weight of cross-entropy; the rest weighs the difference to the human map."""
+    cam_class: Literal["predicted", "true"] = "predicted"
+    """The class whose activation map is guided: the predicted one as released with CYBORG, or the true one."""
+    entropy_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of the entropy of that map, with either loss; 0 leaves it out."""
+    salience: str = "manifest"
+    """cyborg: ``manifest`` (its column salience, a map or a table of fixations for each image), or ``mean-of:FOLDER``,
+    one average map for all images; relative to the TOML file."""
+
+    @model_validator(mode="after")
+    def _salience_is_known(self) -> Self:
+        if self.salience != "manifest" and not re.fullmatch("mean-of:.+", self.salience):
+            raise ValueError(f"salience: expected 'manifest' or 'mean-of:FOLDER', got {self.salience!r}")
+        return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether training reads class activation maps."""
+        return self.loss == "cyborg" or self.entropy_weight > 0
+
+
+class OptimizerConfig(Section):
+    """The optimiser and its learning rate; the defaults are those released with the paper."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(default=0.005, gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """sgd only."""
+    weight_decay: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """step: times step_factor every step_epochs epochs; cosine: down to 0 at the last epoch."""
+    step_epochs: int = Field(default=12, ge=1)
+    step_factor: float = Field(default=0.1, gt=0, le=1)
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs over which the learning rate rises linearly."""
+    gradient_clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient."""
+
+
+class AugmentationConfig(Section):
+    """What is done to an image, and to its human map with it, each time it is seen in training."""
+
+    flip: bool = False
+    """Mirrored half of the time."""
+    crop: float = Field(default=1.0, gt=0, le=1)
+    """The smallest share of the area that a random crop keeps (aspect 3:4 to 4:3), resized to the input size; 1: none."""
+    shift: float = Field(default=0.0, ge=0, le=0.5)
+    """The largest shift as a fraction of the side, edges repeated."""
+
+
+class TrainingConfig(Section):
+    """Detectors to train: every architecture with every strategy, ``runs`` times each. Defaults: the paper's."""
+
+    architectures: tuple[str, ...] = Field(min_length=1)
+    """``timm:NAME`` or ``torchvision:NAME``."""
+    strategies: tuple[StrategyConfig, ...] = Field(default=(StrategyConfig(name="cross-entropy"),), min_length=1)
+    runs: int = Field(default=10, ge=1, le=1000)
+    """Independently trained copies of each detector; run i of all strategies starts from the same weights."""
+    manifest: str | None = None
+    """Images to train on and to validate with; None: data.manifest. Relative to the TOML file."""
+    split: str | None = None
+    """Rows to train on; None: every row."""
+    validation_split: str | None = None
+    """Rows to validate with. Without it and validation_share the last epoch is the best one."""
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Instead of validation_split: the share of each label and source that is held out of the rows to train on."""
+    sample: Sample = None
+    """Images of each source to train on, drawn as for data.sample."""
+    pretrained: bool = False
+    """Start from the library's weights (downloaded by timm or torchvision) instead of random ones."""
+    input_size: int | tuple[int, int] | None = None
+    epochs: int = Field(default=50, ge=1, le=100_000)
+    batch_size: int = Field(default=20, ge=1, le=65536)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    class_balance: Literal["none", "weights", "sampling"] = "none"
+    """weights: of the loss, by the inverse share of a class; sampling: classes drawn alike, with replacement."""
+    monitor: Literal["accuracy", "auroc", "loss"] = "accuracy"
+    """What makes an epoch the best, on the validation split."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many epochs without a better one."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights a study evaluates."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    devices: int = Field(default=1, ge=1, le=1024)
+    """Devices that share one training (Lightning's data parallel strategy); batch_size is that of each."""
+    workers: int = Field(default=1, ge=1, le=1024)
+    """Trainings at a time, each in a process of its own."""
+    loaders: int = Field(default=0, ge=0, le=256)
+    """Processes of each training that read images; 0 reads in its own, with threads."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Beside the CSV file that is always written; each must be installed."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        return _check_device(value)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [strategy.name for strategy in self.strategies]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected different strategy names, got {twice[0]!r} twice; rename one")
+        if self.validation_split is not None and self.validation_share:
+            raise ValueError("expected one of validation_split and validation_share, got both; remove one")
+        names = [name.partition(":")[2] for name in self.architectures]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected different architectures, got {twice[0]!r} twice; remove one")
+        return self
 
 
 class Config(Section):
@@ -166,7 +304,9 @@ class Config(Section):
     name: Name
     seed: int = Field(default=7, ge=0, lt=2**63)
     data: DataConfig
-    detectors: tuple[DetectorConfig, ...] = Field(min_length=1)
+    detectors: tuple[DetectorConfig, ...] = ()
+    """With a table [training] these are compared beside the detectors that are trained."""
+    training: TrainingConfig | None = None
     salience: SalienceConfig = SalienceConfig()
     measures: MeasuresConfig = MeasuresConfig()
     summary: SummaryConfig = SummaryConfig()
@@ -177,12 +317,14 @@ class Config(Section):
         names = [detector.name for detector in self.detectors]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"expected different detector names, got {twice[0]!r} twice; rename one")
+        if not names and self.training is None:
+            raise ValueError("detectors is missing; add one or more tables [[detectors]], or a table [training]")
         return self
 
 
 MEASURING_FIELDS = (("measures", "similarity"), ("measures", "entropy"), ("measures", "stability"), ("summary",))
 """Fields that stage 1 does not read: they may change between two calls on one run folder."""
-FREE_FIELDS = (*MEASURING_FIELDS, ("compute", "workers"), ("data", "allowed_quarantine"), ("name",))
+FREE_FIELDS = (*MEASURING_FIELDS, ("compute", "workers"), ("data", "allowed_quarantine"), ("name",), ("training",))
 
 
 def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
@@ -307,7 +449,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _explain_mistake(mistake: dict[str, Any], tree: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in mistake["loc"]) or "config"
+    where = ".".join(str(part) for part in mistake["loc"])
     kind = mistake["type"]
     if kind == "extra_forbidden":
         key = str(mistake["loc"][-1])
@@ -321,6 +463,8 @@ def _explain_mistake(mistake: dict[str, Any], tree: Mapping[str, Any]) -> str:
         known = re.findall(r"'([^']*)'", str(mistake["ctx"]["expected"]))
         return f"{where}: unknown value {shown}; {nearest(str(mistake['input']), known)}"
     message = str(mistake["msg"]).removeprefix("Value error, ")
+    if not where:
+        return message
     return (
         f"{where}: {message}" if kind == "value_error" else f"{where}: {message[0].lower()}{message[1:]}, got {shown}"
     )
@@ -330,6 +474,10 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
     sections: dict[str, type[Section]] = {
         "data": DataConfig,
         "detectors": DetectorConfig,
+        "training": TrainingConfig,
+        "strategies": StrategyConfig,
+        "optimizer": OptimizerConfig,
+        "augmentation": AugmentationConfig,
         "salience": SalienceConfig,
         "measures": MeasuresConfig,
         "noise": NoiseConfig,
@@ -347,6 +495,22 @@ def _absolute(config: Config, folder: Path) -> Config:
     for detector in config.detectors:
         paths = detector.checkpoints
         if paths is not None:
-            paths = str(folder / paths) if isinstance(paths, str) else tuple(str(folder / path) for path in paths)
+            paths = _below(folder, paths) if isinstance(paths, str) else tuple(_below(folder, p) for p in paths)
         detectors.append(detector.model_copy(update={"checkpoints": paths}))
-    return config.model_copy(update={"data": data, "detectors": tuple(detectors)})
+    training = config.training
+    if training is not None:
+        strategies = tuple(_absolute_strategy(strategy, folder) for strategy in training.strategies)
+        manifest = None if training.manifest is None else str(folder / training.manifest)
+        training = training.model_copy(update={"strategies": strategies, "manifest": manifest})
+    return config.model_copy(update={"data": data, "detectors": tuple(detectors), "training": training})
+
+
+def _below(folder: Path, pattern: str) -> str:
+    """A path or pattern below a folder, whose own name is no pattern."""
+    path = folder / pattern
+    return str(path) if path.exists() or Path(pattern).is_absolute() else str(Path(glob.escape(str(folder))) / pattern)
+
+
+def _absolute_strategy(strategy: StrategyConfig, folder: Path) -> StrategyConfig:
+    kind, colon, path = strategy.salience.partition(":")
+    return strategy.model_copy(update={"salience": f"{kind}:{folder / path}"}) if colon else strategy

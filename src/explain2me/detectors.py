@@ -72,7 +72,11 @@ def load_detector(
     num_classes: int | None = None,
     pretrained: bool = False,
     input_size: int | tuple[int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    interpolation: str | None = None,
     seed: int = 0,
+    new_head: bool = False,
 ) -> Detector:
     """Build a classifier by name and load its weights; the global random state is left alone.
 
@@ -82,8 +86,12 @@ def load_detector(
             of wrappers (``module.``, ``model.``) are taken off. None: random weights, or pretrained ones.
         num_classes: expected; None takes what the checkpoint has. With 2 a head of a single logit is accepted.
         pretrained: without a checkpoint, the library's weights (downloaded by timm or torchvision).
-        input_size: height and width in pixels; None takes the model's own.
+        input_size: height and width in pixels; None takes the model's own, as for the next three.
+        mean: of each channel, in [0, 1].
+        std: of each channel, in [0, 1].
+        interpolation: of the resize, such as ``bilinear``.
         seed: of random weights.
+        new_head: pretrained weights of another number of classes get a head of random weights, to be trained.
 
     Raises:
         ConfigError: unknown architecture; the nearest names are offered.
@@ -94,23 +102,23 @@ def load_detector(
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     state, sha256 = (None, None) if checkpoint is None else read_checkpoint(Path(checkpoint))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _build(library, name, num_classes, pretrained=pretrained, size=size, state=state)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too
+        model = _build(library, name, num_classes, pretrained=pretrained, size=size, state=state, new_head=new_head)
         if state is not None:
             num_logits = _num_logits(model, state, num_classes, architecture, str(checkpoint))
-            if num_logits is not None and num_logits != _head(model)[1].weight.shape[0]:
+            if num_logits is not None and num_logits != classifier_of(model)[1].weight.shape[0]:
                 model = _build(library, name, num_logits, pretrained=False, size=size, state=state)
     if state is not None:
         _load(model, state, architecture, str(checkpoint))
     settings = _settings(library, name, model)
-    num_logits = int(_head(model)[1].weight.shape[0])
+    num_logits = int(classifier_of(model)[1].weight.shape[0])
     return Detector(
         model=model.eval(),
         architecture=architecture,
         input_size=size or settings["input_size"],
-        mean=settings["mean"],
-        std=settings["std"],
-        interpolation=settings["interpolation"],
+        mean=mean or settings["mean"],
+        std=std or settings["std"],
+        interpolation=interpolation or settings["interpolation"],
         num_classes=2 if num_logits == 1 else num_logits,
         weights_sha256=sha256 or _sha256_of_tensors(model),
     )
@@ -213,11 +221,15 @@ def _build(
     pretrained: bool,
     size: tuple[int, int] | None,
     state: Mapping[str, Tensor] | None,
+    new_head: bool = False,
 ) -> nn.Module:
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if library == "timm":
         if size and (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size:
             options["img_size"] = size
+        known = timm.get_pretrained_cfg(name)
+        if pretrained and known and not new_head:
+            _check_pretrained(f"timm:{name}", known.num_classes, num_classes)
         return timm.create_model(name, pretrained=pretrained, **options)
     if name in ("inception_v3", "googlenet"):
         auxiliary = pretrained or (state is not None and any(key.startswith(AUXILIARY) for key in state))
@@ -229,15 +241,41 @@ def _build(
     if not pretrained:
         return torchvision.models.get_model(name, weights=None, **options)
     model = torchvision.models.get_model(name, weights="DEFAULT")
-    if num_classes is not None and num_classes != _head(model)[1].weight.shape[0]:
+    if not new_head:
+        _check_pretrained(f"torchvision:{name}", classifier_of(model)[1].weight.shape[0], num_classes)
+        return model
+    return _with_new_head(model, num_classes)
+
+
+def _check_pretrained(architecture: str, found: int, wanted: int | None) -> None:
+    """A head of random weights on pretrained features would give numbers that look like results."""
+    if wanted is not None and found != wanted:
         raise ConfigError(
-            f"torchvision:{name} is pretrained for {_head(model)[1].weight.shape[0]} classes, expected {num_classes}; "
-            f"give checkpoints of a model trained for these classes"
+            f"{architecture} is pretrained for {found} classes, expected {wanted}; give checkpoints of a model trained "
+            f"for these classes"
         )
+
+
+def _with_new_head(model: nn.Module, num_classes: int | None) -> nn.Module:
+    """The last layer replaced by one of random weights for ``num_classes``; auxiliary heads taken off."""
+    name, head = classifier_of(model)
+    if num_classes is not None and head.weight.shape[0] != num_classes:
+        if not isinstance(head, nn.Linear):
+            raise ConfigError(
+                f"{type(model).__name__}: the head is no linear layer and cannot be given {num_classes} classes"
+            )
+        parent, _, last = name.rpartition(".")
+        new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+        setattr(model.get_submodule(parent), last, new)
+    if hasattr(model, "aux_logits"):
+        setattr(model, "aux_logits", False)  # noqa: B010 - nn.Module does not declare it
+        for auxiliary in ("AuxLogits", "aux1", "aux2"):
+            if hasattr(model, auxiliary):
+                setattr(model, auxiliary, None)
     return model
 
 
-def _head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+def classifier_of(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     """The last linear or convolution layer, which makes the logits; auxiliary heads do not count."""
     layers = [
         (name, module)
@@ -253,7 +291,7 @@ def _num_logits(
     model: nn.Module, state: Mapping[str, Tensor], num_classes: int | None, architecture: str, checkpoint: str
 ) -> int | None:
     """How many logits the checkpoint has; None where its head is named otherwise, which loading will report."""
-    name, _ = _head(model)
+    name, _ = classifier_of(model)
     weight = state.get(f"{name}.weight")
     if weight is None:
         return None

@@ -1,6 +1,8 @@
 """Stage 1: images and detectors to maps. Read :func:`explain_batches` first: it is the loop."""
 
+import contextlib
 import functools
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +25,16 @@ from explain2me.measures import is_dead, is_flat
 from explain2me.prepare import load_model, prepare
 from explain2me.salience import GradCAM, predicted_classes
 from explain2me.shards import Shard, plan
-from explain2me.store import QUARANTINE, SCHEMA_VERSION, Model, Run, maps_schema, open_run, write_parquet
+from explain2me.store import (
+    QUARANTINE,
+    SCHEMA_VERSION,
+    Model,
+    Run,
+    maps_schema,
+    open_run,
+    remove_leftovers,
+    write_parquet,
+)
 
 PRECISION_IMAGES = 32
 """Images of each model that are explained in float32 as well when a run has another precision."""
@@ -99,7 +110,10 @@ def explain_run(
     if on_start:
         on_start(run, *(sum(shard.stop - shard.start for shard in some) for some in (shards, missing)))
     log_event(folder, "explain", "start", shards=len(shards), missing=len(missing))
-    for shard in run_tasks(functools.partial(commit_shard, folder), missing, workers=run.config.compute.workers):
+    remove_leftovers(folder)
+    compute = run.config.compute
+    work = functools.partial(commit_shard, folder)
+    for shard in run_tasks(work, missing, workers=compute.workers, threads=compute.threads):
         if on_done:
             on_done(shard.stop - shard.start)
     log_event(folder, "explain", "done", shards=len(missing), seconds=round(time.monotonic() - started, 3))
@@ -111,9 +125,11 @@ def commit_shard(folder: Path, shard: Shard) -> None:
     run = _open(folder)
     precision = run.config.compute.precision
     table, refused = _explain_rows(run, shard.model, range(shard.start, shard.stop), precision=precision)
+    quarantine = folder / "quarantine" / f"explain-{shard.model.name}-{shard.file_name}"
     if refused:
-        name = f"explain-{shard.model.name}-{shard.file_name}"
-        write_parquet(pa.Table.from_pylist(refused, schema=QUARANTINE), folder / "quarantine" / name)
+        write_parquet(pa.Table.from_pylist(refused, schema=QUARANTINE), quarantine)
+    else:
+        quarantine.unlink(missing_ok=True)  # of an earlier try
     if precision != "float32" and shard.part == 0:
         count = len(run.image_table)
         sample = sorted({i * count // PRECISION_IMAGES for i in range(PRECISION_IMAGES)})
@@ -157,7 +173,8 @@ def _explain_rows(
             _read(run, model, detector, rows, refused), explain, conditions, seed=run.config.seed
         ):
             kept = result._replace(valid=result.valid.cpu() & batch.usable)
-            results[condition].append((batch._replace(pixels=batch.pixels[:0]), kept))
+            # a slice would keep all pixels alive
+            results[condition].append((batch._replace(pixels=batch.pixels.new_empty(0)), kept))
     return _table(model, results), refused
 
 
@@ -180,9 +197,19 @@ def _explain(
         classes = torch.stack([wanted, fixed], dim=1)
         return classes
 
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with (
+        _exact_convolutions(images),
+        torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
         maps, logits = cam.explain(detector.preprocess(images), choose)
     return Explained(maps[:, 0], maps[:, 1], classes, logits, torch.ones(len(images), dtype=torch.bool))
+
+
+def _exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
+    """On CUDA: no TF32 in the name of float32, and the same algorithm each time."""
+    if images.device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def _read(
@@ -237,8 +264,8 @@ def _table(model: Model, results: dict[Condition, list[tuple[Batch, Explained]]]
         fixed.append(joined.fixed.numpy())
         same.append((joined.classes[:, 0] == joined.classes[:, 1]).numpy())
     height, width = maps[0].shape[1:]
-    invalid = ~np.concatenate(columns["valid"])
     logits = np.concatenate(columns["logits"]).astype(np.float32)
+    invalid = ~(np.concatenate(columns["valid"]) & np.isfinite(logits).all(1))
     offsets = np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1]
     arrays = [
         pa.array(np.concatenate(columns["image"]), pa.int32()),
@@ -248,7 +275,13 @@ def _table(model: Model, results: dict[Condition, list[tuple[Batch, Explained]]]
         _lists(np.concatenate(maps), invalid),
         _lists(np.concatenate(fixed), invalid | np.concatenate(same)),
     ]
-    metadata = {"schema": str(SCHEMA_VERSION), "model": model.name, "map_size": f"{height}x{width}"}
+    names = json.dumps([condition.name for condition in results])
+    metadata = {
+        "schema": str(SCHEMA_VERSION),
+        "model": model.name,
+        "map_size": f"{height}x{width}",
+        "conditions": names,
+    }
     return pa.Table.from_arrays(arrays, schema=maps_schema(height * width).with_metadata(metadata))
 
 

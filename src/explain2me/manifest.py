@@ -2,14 +2,16 @@
 
 import csv
 import difflib
+import hashlib
 import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from explain2me.decode import read_bytes
@@ -20,7 +22,7 @@ SUFFIXES = frozenset(
 )
 
 
-def list_images(source: Path, *, split: str | None = None) -> pa.Table:
+def list_images(source: Path, *, split: str | None = None, extra: Sequence[str] = ()) -> pa.Table:
     """List the images of a manifest or a folder, without opening any.
 
     A manifest is a CSV file (UTF-8) with a column ``path``, relative to the manifest or absolute, and optionally
@@ -32,6 +34,7 @@ def list_images(source: Path, *, split: str | None = None) -> pa.Table:
     Args:
         source: the CSV file or the folder.
         split: take only the rows with this value in the column ``split``; None takes all.
+        extra: further columns to read; null where empty, and throughout where absent.
 
     Returns:
         Columns image_id, path, label, source (strings), sorted by image_id, so the order of lines and of directory
@@ -43,7 +46,46 @@ def list_images(source: Path, *, split: str | None = None) -> pa.Table:
     Raises:
         ManifestError: the manifest or folder is missing or wrong; the message names the line.
     """
-    return _list_folder(source, split=split) if _is_folder(source) else _list_manifest(source, split=split)
+    if not _is_folder(source):
+        return _list_manifest(source, split=split, extra=extra)
+    table = _list_folder(source, split=split)
+    for name in extra:
+        table = table.append_column(name, pa.nulls(len(table), pa.string()))
+    return table
+
+
+def sample_images(table: pa.Table, sample: int | Mapping[str, int] | None, *, seed: int) -> pa.Table:
+    """Draw images of each source without replacement; rows stay in their order.
+
+    The draw depends on ``seed``, the source and its images alone, not on other sources (the paper, 4.1: 4,000 real
+    images and 1,000 of each generator).
+
+    Args:
+        table: of :func:`list_images`.
+        sample: images of each source, or by source (others are taken whole), or None: all.
+        seed: of the draw.
+
+    Raises:
+        ManifestError: a source that is not there, or that has fewer images than asked for.
+    """
+    if sample is None:
+        return table
+    sources = table["source"].to_pylist()
+    wanted = dict.fromkeys(sources, sample) if isinstance(sample, int) else dict(sample)
+    kept = [i for i, source in enumerate(sources) if source not in wanted]
+    for source, count in wanted.items():
+        rows = [i for i, other in enumerate(sources) if other == source]
+        if not rows:
+            raise ManifestError(f"sample: there is no source {source!r}; {nearest(source, sorted(set(sources)))}")
+        if len(rows) < count:
+            raise ManifestError(
+                f"sample: expected at least {count} images of the source {source!r}, got {len(rows)}; ask for fewer, or "
+                f"name the sources to draw from, such as sample = {{{next(iter(wanted))!r} = 1000}}"
+            )
+        key = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
+        drawn = np.random.default_rng([seed, key]).choice(len(rows), count, replace=False)
+        kept += [rows[i] for i in drawn]
+    return table.take(sorted(kept))
 
 
 def image_root(source: Path) -> Path:
@@ -91,9 +133,9 @@ class _Row(NamedTuple):
     cells: dict[str, str]
 
 
-def _list_manifest(manifest: Path, *, split: str | None) -> pa.Table:
+def _list_manifest(manifest: Path, *, split: str | None, extra: Sequence[str]) -> pa.Table:
     where = repr(str(manifest))
-    rows = _read_rows(manifest, where)
+    rows = _read_rows(manifest, where, extra=extra)
     if _filled(rows, "path", where) is None:
         raise ManifestError(f"{where}: the column 'path' is empty in every row; fill it")
     _check_unique(rows, "path", where, key=os.path.normpath)
@@ -108,6 +150,8 @@ def _list_manifest(manifest: Path, *, split: str | None) -> pa.Table:
     if any(row.cells.get("sha256", "").strip() for row in rows):
         names.append("expected_sha256")
         columns.append([_expected_sha256(row, where) for row in rows])
+    names += extra
+    columns += [[row.cells.get(name, "").strip() or None for row in rows] for name in extra]
     return _table(names, columns)
 
 
@@ -119,7 +163,7 @@ def _table(names: Sequence[str], columns: Sequence[Sequence[str | None]], *, ign
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _read_rows(manifest: Path, where: str) -> list[_Row]:
+def _read_rows(manifest: Path, where: str, *, extra: Sequence[str]) -> list[_Row]:
     reader = csv.reader(io.StringIO(_manifest_text(manifest, where), newline=""), strict=True)
     columns: list[str] = []
     rows: list[_Row] = []
@@ -127,7 +171,7 @@ def _read_rows(manifest: Path, where: str) -> list[_Row]:
     try:
         for fields in reader:
             if fields and not columns:
-                columns = _check_columns(fields, f"{where} line {line}")
+                columns = _check_columns(fields, f"{where} line {line}", extra=extra)
             elif fields:
                 rows.append(_Row(line, _cells(fields, columns, f"{where} line {line}")))
             line = reader.line_num + 1
@@ -156,16 +200,25 @@ def _manifest_text(manifest: Path, where: str) -> str:
     return text
 
 
-def _check_columns(fields: Sequence[str], where: str) -> list[str]:
+def _check_columns(fields: Sequence[str], where: str, *, extra: Sequence[str]) -> list[str]:
     columns = [field.strip() for field in fields]
     repeated = [name for name, count in Counter(columns).items() if count > 1]
     if repeated:
         raise ManifestError(f"{where}: the column {repeated[0]!r} is there twice; rename one")
     if "path" not in columns:
         separator = next((mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]), None)
-        todo = f"separate fields by commas, not {separator!r}" if separator else nearest("path", columns)
+        near = difflib.get_close_matches("path", columns, n=1)
+        todo = f"rename {near[0]!r} to 'path'" if near else "add it: one file each, relative to the manifest"
+        todo = f"separate fields by commas, not {separator!r}" if separator else todo
         raise ManifestError(f"{where}: expected a column 'path', got the columns {columns}; {todo}")
-    for name in ("label", "source", "split", "image_id", "sha256"):  # a label column left unread costs every AUROC
+    for name in (
+        "label",
+        "source",
+        "split",
+        "image_id",
+        "sha256",
+        *extra,
+    ):  # a label column left unread costs every AUROC
         near = [column for column in columns if difflib.SequenceMatcher(None, name, column.casefold()).ratio() >= 0.8]
         if name not in columns and near:
             raise ManifestError(f"{where}: the column {near[0]!r} is not read; did you mean {name!r}? rename it")

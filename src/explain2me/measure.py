@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from explain2me.errors import RunFolderError
 from explain2me.events import log_event
 from explain2me.measures import SIMILARITIES, entropy, is_dead, resilience, ssim_windowed
 from explain2me.shards import Shard, partners, plan
-from explain2me.store import SCORES, Model, Part, Run, read_part, write_parquet
+from explain2me.store import RESULTS_VERSION, SCORES, Model, Part, Run, read_parquet, read_part, write_parquet
 
 VARIANTS = ("predicted", "fixed")
 
@@ -83,7 +84,7 @@ class MapReader:
         self._shards = {(shard.model.name, shard.part): shard for shard in shards}
         most_runs = max(len(run.models_of(detector.name)) for detector in run.config.detectors)
         self._read = functools.lru_cache(maxsize=4 + 2 * most_runs)(read_part)
-        self.partners = partners(run.image_table, seed=run.config.seed)
+        self.partners = functools.lru_cache(maxsize=1 + most_runs)(functools.partial(_partners, run, shards))
 
     def part(self, model: Model, part: int) -> Part:
         """One part of one model."""
@@ -108,6 +109,17 @@ class MapReader:
             for ours, theirs in zip(result[2:], part[2:], strict=True):
                 ours[:, here] = theirs[:, where[here]]
         return result
+
+
+def _partners(run: Run, shards: Sequence[Shard], model: Model) -> np.ndarray:
+    """Of each image under one model, for the chance level; reads the predictions of the clean images alone."""
+    predicted = np.full(len(run.image_table), -1)
+    for shard in shards:
+        if shard.model == model:
+            table = read_parquet(shard.path(run.folder), ["image", "condition", "predicted"])
+            table = table.filter(pc.equal(table["condition"].cast(pa.string()), "clean"))
+            predicted[table["image"].to_numpy()] = table["predicted"].fill_null(-1).to_numpy()
+    return partners(run.image_table, predicted, seed=run.config.seed)
 
 
 def score_part(
@@ -186,7 +198,7 @@ Job = Callable[[MapReader], pa.Table]
 def _jobs(run: Run, config: Config, shards: Sequence[Shard]) -> Iterator[tuple[str, Job]]:
     """Name of each score file that the run should have, and how it is made."""
     keys = {(shard.model.name, shard.part): shard.key for shard in shards}
-    settings = [config.measures.model_dump(mode="json"), run.config.seed]
+    settings = [RESULTS_VERSION, config.measures.model_dump(mode="json"), run.config.seed]
     for shard in shards:
         key = digest([settings, shard.key])
         yield (
@@ -205,7 +217,7 @@ def _jobs(run: Run, config: Config, shards: Sequence[Shard]) -> Iterator[tuple[s
 
 def _score_shard(run: Run, config: Config, shard: Shard, reader: MapReader) -> pa.Table:
     part = reader.part(shard.model, shard.part)
-    partner = reader.take(shard.model, reader.partners[part.images])
+    partner = reader.take(shard.model, reader.partners(shard.model)[part.images])
     conditions = conditions_for(run.config.measures, shard.model.input_size)
     names: What = {"detector": shard.model.detector, "run": shard.model.run, "other_run": None}
     return _rows(
@@ -220,7 +232,7 @@ def _score_stability(run: Run, config: Config, models: Sequence[Model], number: 
     for a, b in itertools.combinations(models, 2):
         ours = reader.part(a, number)
         theirs = reader.take(b, ours.images)
-        partner = reader.take(b, reader.partners[ours.images])
+        partner = reader.take(b, reader.partners(b)[ours.images])
         names: What = {"detector": a.detector, "run": a.run, "other_run": b.run}
         tables += [
             (ours.images, names | what, scores)
@@ -232,6 +244,8 @@ def _score_stability(run: Run, config: Config, models: Sequence[Model], number: 
 def _rows(groups: Iterator[tuple[np.ndarray, What, Scores]]) -> pa.Table:
     """One table of all rows; words are dictionary-encoded by hand, since there are thousands of rows a word."""
     parts = list(groups)
+    if not parts:
+        return SCORES.empty_table()
     counts = [len(images) for images, _, _ in parts]
     columns: dict[str, Any] = {}
     for name in ("detector", "run", "other_run", "measure", "variant", "similarity", "condition"):

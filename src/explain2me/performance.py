@@ -1,7 +1,13 @@
-"""AUROC and accuracy of every run, under every condition, from the logits beside the maps."""
+"""AUROC and accuracy of every run, under every condition, from the logits beside the maps.
+
+An image without finite logits, under the condition or clean, is left out and counted as invalid: a dead or flat clean map
+drives no blur, and so its image drops out of the blurred conditions. Therefore each row also has ``auroc_clean``, the
+AUROC of the clean images over the very images that the row uses: compare ``auroc`` with it, not with the row `clean`.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from explain2me.bootstrap import image_weights, interval, run_weights, weighted_auroc
 from explain2me.config import Config
-from explain2me.store import Model, Run, Stretch, read_parquet, stretches_of
+from explain2me.store import Run, Stretch, read_parquet, stretches_of
 
 ALL = "all"
 SCORES = ("softmax", "released")
@@ -19,8 +25,8 @@ SCORES = ("softmax", "released")
 BY_SOURCE = ("clean", "focus_salient", "focus_nonsalient")
 """Conditions whose AUROC is also given source by source."""
 PERFORMANCE_COLUMNS = (
-    "detector", "run", "condition", "score", "positives", "negatives", "num_positive", "num_negative", "auroc", "std",
-    "ci_low", "ci_high", "accuracy", "kept_share", "num_invalid",
+    "detector", "run", "condition", "score", "positives", "negatives", "n", "num_positive", "num_negative", "auroc", "std",
+    "ci_low", "ci_high", "auroc_clean", "accuracy", "kept_share", "num_invalid",
 )  # fmt: skip
 
 
@@ -33,7 +39,8 @@ class Contrast(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What the runs of a detector said: ``logits`` (R, C, N, K), NaN where none; ``predicted`` (R, C, N), -1."""
+    """What the runs of a detector said: ``logits`` (R, C, N, K), NaN unless all are finite; ``predicted`` (R, C, N), -1
+    where they are not. The first condition is the clean one."""
 
     conditions: tuple[str, ...]
     logits: np.ndarray
@@ -43,7 +50,8 @@ class Predictions(NamedTuple):
 def performance_rows(run: Run, detector: str, config: Config) -> list[dict[str, Any]]:
     """Rows of summary/performance for one detector: each run, and their mean as run ``all``; none without labels.
 
-    The interval resamples images within source, and for ``all`` the runs too.
+    The interval resamples images within source, and for ``all`` the runs too. Counts are of images; those of ``all`` are of
+    the run that has the fewest.
     """
     images = run.image_table
     labels = images["label"].to_pylist()
@@ -53,18 +61,41 @@ def performance_rows(run: Run, detector: str, config: Config) -> list[dict[str, 
     truth = np.array([run.classes.index(label) for label in labels])
     models = run.models_of(detector)
     stretches = stretches_of(images)
-    predictions = _predictions(run, models)
+    predictions = _predictions(len(images), [run.part_paths(model) for model in models])
     contrasts = list(_contrasts(stretches, positive, config.data.positive))
     rows: list[dict[str, Any]] = []
     for (c, condition), name in itertools.product(enumerate(predictions.conditions), SCORES):
-        scores = ranking_score(predictions.logits[:, c], run.classes.index(config.data.positive), name)
+        scores, clean = _scores(predictions, c, run.classes.index(config.data.positive), name)
         for contrast in contrasts if condition in BY_SOURCE else contrasts[:1]:
             what = {"detector": detector, "condition": condition, "score": name}
             what |= {"positives": contrast.positives, "negatives": contrast.negatives}
-            counts = [_counts(predictions, m, c, contrast, positive, truth) for m in range(len(models))]
+            numbers = [
+                _counts(predictions, m, c, contrast, positive, truth)
+                | {"auroc": _auroc(scores[m], contrast, positive), "auroc_clean": _auroc(clean[m], contrast, positive)}
+                for m in range(len(models))
+            ]
             resampled = _resampled(scores, contrast, positive, stretches, run.config.seed, config.summary.bootstrap)
-            rows += _rows(what, [model.run for model in models], scores, contrast, positive, counts, resampled, run)
+            rows += _rows(what, [model.run for model in models], numbers, resampled, run.config.seed)
     return rows
+
+
+def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray, config: Config) -> np.ndarray:
+    """AUROC (softmax) over some images under each condition: (C,); NaN where a label is missing.
+
+    Args:
+        run: whose images they are.
+        paths: part files of one model.
+        sample: rows of images.parquet.
+        config: says which label is positive.
+    """
+    positive = np.array([label == config.data.positive for label in run.image_table["label"].to_pylist()])
+    if positive.all() or not positive.any():
+        return np.empty(0)
+    predictions = _predictions(len(positive), [paths])
+    inside = Contrast(ALL, ALL, np.isin(np.arange(len(positive)), sample))
+    index = run.classes.index(config.data.positive)
+    scores = (_scores(predictions, c, index, "softmax")[0][0] for c in range(len(predictions.conditions)))
+    return np.array([_auroc(score, inside, positive) for score in scores])
 
 
 def ranking_score(logits: np.ndarray, positive: int, score: str) -> np.ndarray:
@@ -78,28 +109,42 @@ def ranking_score(logits: np.ndarray, positive: int, score: str) -> np.ndarray:
     return logits[..., positive] if score == "released" else log_softmax(logits, axis=-1)[..., positive]
 
 
-def _predictions(run: Run, models: Sequence[Model]) -> Predictions:
-    """Read logits and predictions alone, part by part."""
-    count = len(run.image_table)
+def _scores(predictions: Predictions, c: int, positive: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (R, N) under condition ``c`` and clean, NaN where either is not there: both over the same images."""
+    both = _used(predictions, c)
+    perturbed, clean = (ranking_score(predictions.logits[:, i], positive, name) for i in (c, 0))
+    return np.where(both, perturbed, np.nan), np.where(both, clean, np.nan)
+
+
+def _used(predictions: Predictions, c: int) -> np.ndarray:
+    """Images with finite logits under condition ``c`` and clean: bool (R, N)."""
+    return (predictions.predicted[:, c] >= 0) & (predictions.predicted[:, 0] >= 0)
+
+
+def _predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predictions:
+    """Read logits and predictions alone, part by part; ``paths`` holds the part files of each run."""
     conditions: list[str] = []
-    logits = predicted = np.empty(0)
-    for m, path in ((m, path) for m, model in enumerate(models) for path in run.part_paths(model)):
+    logits, predicted = np.empty((len(paths), 0, num_images, 1)), np.empty((len(paths), 0, num_images), np.int64)
+    for m, path in ((m, path) for m, parts in enumerate(paths) for path in parts):
         table = read_parquet(path, ["image", "condition", "logits", "predicted"])
+        if not len(table):  # all of its images are in the quarantine
+            continue
         words = table["condition"].combine_chunks()
         names = words.dictionary.to_pylist()
         if not conditions:
             codes = words.indices.to_numpy()
             conditions = list(dict.fromkeys(names[code] for code in codes))
             width = pc.max(pc.list_value_length(table["logits"])).as_py() or 1
-            logits = np.full((len(models), len(conditions), count, width), np.nan)
-            predicted = np.full((len(models), len(conditions), count), -1)
+            logits = np.full((len(paths), len(conditions), num_images, width), np.nan)
+            predicted = np.full((len(paths), len(conditions), num_images), -1)
         where = np.array([conditions.index(name) for name in names])[words.indices.to_numpy()]
         image = table["image"].to_numpy()
         known = table["logits"].is_valid().to_numpy()
         flat = table["logits"].combine_chunks().drop_null().flatten().to_numpy()
         logits[m, where[known], image[known]] = flat.reshape(-1, logits.shape[-1])
         predicted[m, where, image] = table["predicted"].fill_null(-1).to_numpy()
-    return Predictions(tuple(conditions), logits, predicted)
+    finite = np.isfinite(np.abs(logits).max(-1))
+    return Predictions(tuple(conditions), np.where(finite[..., None], logits, np.nan), np.where(finite, predicted, -1))
 
 
 def _contrasts(stretches: Sequence[Stretch], positive: np.ndarray, label: str) -> Iterator[Contrast]:
@@ -135,33 +180,33 @@ def _counts(
     predictions: Predictions, m: int, c: int, contrast: Contrast, positive: np.ndarray, truth: np.ndarray
 ) -> dict[str, Any]:
     predicted = predictions.predicted[m, c]
-    use = contrast.inside & (predicted >= 0)
+    use = contrast.inside & _used(predictions, c)[m]
     right, kept = predicted[use] == truth[use], predicted[use] == predictions.predicted[m, 0][use]
     return {
+        "n": int(use.sum()),
         "num_positive": int((use & positive).sum()),
         "num_negative": int((use & ~positive).sum()),
-        "num_invalid": int((contrast.inside & (predicted < 0)).sum()),
+        "num_invalid": int((contrast.inside & ~use).sum()),
         "accuracy": float(right.mean()) if use.any() else float("nan"),
         "kept_share": float(kept.mean()) if use.any() else float("nan"),
     }
 
 
 def _rows(
-    what: dict[str, Any], names: Sequence[str], scores: np.ndarray, contrast: Contrast, positive: np.ndarray,
-    counts: Sequence[dict[str, Any]], resampled: np.ndarray, run: Run,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """One row a run, and one for their mean."""
-    aurocs = np.array([_auroc(score, contrast, positive) for score in scores])
+    what: dict[str, Any], names: Sequence[str], numbers: Sequence[dict[str, Any]], resampled: np.ndarray, seed: int
+) -> Iterator[dict[str, Any]]:
+    """One row a run, and one for their mean; ``numbers`` and ``resampled`` (B, R) are of each run."""
     for m, name in enumerate(names):
         low, high = interval(resampled[:, m])
-        yield what | counts[m] | {"run": name, "auroc": aurocs[m], "std": float("nan"), "ci_low": low, "ci_high": high}
-    weights = run_weights(len(names), seed=run.config.seed, resamples=len(resampled))
+        yield what | numbers[m] | {"run": name, "std": float("nan"), "ci_low": low, "ci_high": high}
+    weights = run_weights(len(names), seed=seed, resamples=len(resampled))
     low, high = interval((resampled * weights).sum(1) / np.maximum(weights.sum(1), 1))
-    numbers = {key: [count[key] for count in counts] for key in counts[0]}
-    sums = {key: sum(values) for key, values in numbers.items() if key.startswith("num_")}
-    means = {key: float(np.mean(values)) for key, values in numbers.items() if not key.startswith("num_")}
+    fewest = min(numbers, key=lambda number: number["n"])  # a sum over runs would read as so many images
+    columns = ("auroc", "auroc_clean", "accuracy", "kept_share")
+    means = {column: float(np.mean([number[column] for number in numbers])) for column in columns}
+    aurocs = np.array([number["auroc"] for number in numbers])
     std = float(aurocs.std(ddof=1)) if len(aurocs) > 1 else float("nan")
-    yield what | sums | means | {"run": ALL, "auroc": aurocs.mean(), "std": std, "ci_low": low, "ci_high": high}
+    yield what | fewest | means | {"run": ALL, "std": std, "ci_low": low, "ci_high": high}
 
 
 def _auroc(score: np.ndarray, contrast: Contrast, positive: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from glob import glob
 from importlib.metadata import version
@@ -19,9 +19,12 @@ from explain2me.config import Config, DetectorConfig, digest, fingerprint
 from explain2me.detectors import Detector, load_detector
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, ManifestError, RunFolderError, nearest
 from explain2me.images import index_images
-from explain2me.manifest import check_labels, image_root, list_images
+from explain2me.manifest import check_labels, image_root, list_images, sample_images
 from explain2me.salience import GradCAM
 from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, open_run, write_json, write_parquet
+
+RESERVED = "all"
+"""What tables call every label and every source."""
 
 
 def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] | None = None) -> Run:
@@ -35,8 +38,8 @@ def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] |
     Raises:
         Explain2MeError: wrong config, manifest, checkpoint or layer; or ``folder`` holds something else.
     """
-    config = with_device(config)
     old = _open_old(folder)
+    config = with_device(config, old.config if old else None)
     if old is not None:
         _refuse_other(old.config, config, folder)
     images, record = check(config)
@@ -46,7 +49,7 @@ def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] |
                 raise RunFolderError(
                     f"{what} is not what {str(folder)!r} was made from; put it back, or give a new folder with --out"
                 )
-        write_json(old.record | {"config": record["config"]}, folder / "run.json")
+        _record_versions(old, record, folder)
         return open_run(folder)
     source = Path(config.data.manifest)
     usable, refused = index_images(images, image_root(source), max_pixels=config.data.max_pixels, on_done=on_indexed)
@@ -62,6 +65,14 @@ def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] |
     return open_run(folder)
 
 
+def _record_versions(old: Run, record: dict[str, Any], folder: Path) -> None:
+    """run.json says with which other versions a run was gone on with."""
+    versions = provenance()["versions"]
+    known = [old.record["versions"], *old.record.get("later_versions", [])]
+    later = {} if versions in known else {"later_versions": [*known[1:], versions]}
+    write_json(old.record | {"config": record["config"]} | later, folder / "run.json")
+
+
 def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
     """Validate a config against the files it names; computes nothing and writes nothing.
 
@@ -72,6 +83,10 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
         Explain2MeError: the first thing that is wrong.
     """
     images = list_images(Path(config.data.manifest), split=config.data.split)
+    for name in ("label", "source"):
+        if RESERVED in images[name].to_pylist():
+            raise ManifestError(f"{config.data.manifest!r}: the {name} {RESERVED!r} means all of them; rename it")
+    images = sample_images(images, config.data.sample, seed=config.seed)
     labelled = images["label"].null_count < len(images)
     if not labelled and config.salience.target == "true":
         raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
@@ -126,6 +141,11 @@ def check_models(config: Config, num_classes: int | None) -> tuple[Model, ...]:
     Raises:
         CheckpointError, LayerError, ConfigError: the first detector that cannot be used.
     """
+    if not config.detectors:
+        raise ConfigError(
+            "detectors: this config has none but trains its own ([training]); call `explain2me study` with it, which "
+            "trains and then runs"
+        )
     models: list[Model] = []
     for wanted in config.detectors:
         runs = weights_of(wanted, config.seed)
@@ -134,13 +154,27 @@ def check_models(config: Config, num_classes: int | None) -> tuple[Model, ...]:
                 f"measures.stability compares training runs and needs at least 2 of each detector, {wanted.name!r} has "
                 f"{len(runs)}; add checkpoints, or set measures.stability = false"
             )
-        models += [_check_model(config, wanted, *weights, num_classes) for weights in runs]
+        found = [_check_model(config, wanted, *weights, num_classes) for weights in runs]
+        _refuse_copies(wanted.name, found)
+        models += found
     heads = {model.num_classes for model in models}
     if len(heads) > 1:
         raise ConfigError(
             f"detectors: expected the same number of classes in all, got {sorted(heads)}; compare like with like"
         )
     return tuple(models)
+
+
+def _refuse_copies(detector: str, models: Sequence[Model]) -> None:
+    """The same weights twice are no two training runs: they would agree perfectly."""
+    seen: dict[str, Model] = {}
+    for model in models:
+        first = seen.setdefault(model.weights_sha256, model)
+        if first is not model:
+            raise CheckpointError(
+                f"detector {detector!r}: {first.checkpoint or first.run!r} and {model.checkpoint or model.run!r} hold the "
+                f"same weights, so they are not two training runs; list one of them"
+            )
 
 
 def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | None, int]]:
@@ -179,6 +213,9 @@ def load_model(wanted: DetectorConfig, checkpoint: str | None, seed: int, num_cl
             num_classes=num_classes,
             pretrained=wanted.pretrained,
             input_size=size,
+            mean=wanted.mean,
+            std=wanted.std,
+            interpolation=wanted.interpolation,
             seed=seed,
         )
     except Explain2MeError as error:
@@ -197,16 +234,27 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def with_device(config: Config) -> Config:
-    """The config with ``auto`` replaced by the kind of device at hand: cuda, mps or cpu."""
-    device = config.compute.device
+def with_device(config: Config, old: Config | None = None) -> Config:
+    """The config with ``auto`` replaced by the kind of device at hand (cuda, mps or cpu), and threads by a number.
+
+    Args:
+        config: of the run.
+        old: the config that the run was begun with, whose number of threads stays.
+    """
+    device, threads = config.compute.device, config.compute.threads
+    if threads is None:
+        threads = old.compute.threads if old else max(1, torch.get_num_threads() // config.compute.workers)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"compute.device = {device!r}: no CUDA device is visible here; use 'auto' or 'cpu'")
+    elif device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"compute.device = {device!r}: {torch.cuda.device_count() or 'no'} CUDA devices are visible here; use 'auto', "
+            f"'cpu' or a number below that"
+        )
     elif device == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("compute.device = 'mps': there is none here; use 'auto' or 'cpu'")
-    return config.model_copy(update={"compute": config.compute.model_copy(update={"device": device})})
+    compute = config.compute.model_copy(update={"device": device, "threads": threads})
+    return config.model_copy(update={"compute": compute})
 
 
 def _check_model(
@@ -231,6 +279,9 @@ def _check_model(
         layer=layer,
         input_size=detector.input_size,
         num_classes=detector.num_classes,
+        mean=tuple(detector.mean),
+        std=tuple(detector.std),
+        interpolation=detector.interpolation,
     )
 
 

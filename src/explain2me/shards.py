@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from explain2me.config import Config, digest, fingerprint
-from explain2me.store import SCHEMA_VERSION, Model, Run, stretches_of
+from explain2me.store import RESULTS_VERSION, SCHEMA_VERSION, Model, Run, stretches_of
 
 
 class Shard(NamedTuple):
@@ -48,22 +48,30 @@ def plan(run: Run) -> list[Shard]:
 
 def shard_settings(config: Config) -> dict[str, object]:
     """The settings that decide the bytes of every part file: no path, no name of a detector."""
-    wanted = ("seed", "salience.", "measures.", "compute.device", "compute.precision", "compute.batch_size")
+    compute = tuple(f"compute.{name}" for name in ("device", "precision", "batch_size", "threads"))
+    wanted = ("seed", "salience.", "measures.", *compute)
     return {key: value for key, value in fingerprint(config).items() if key.startswith(wanted)}
 
 
-def partners(images: pa.Table, *, seed: int) -> np.ndarray:
-    """For each image another one of the same source and label, for the chance level: (N,), -1 where it is alone.
+def partners(images: pa.Table, predicted: np.ndarray, *, seed: int) -> np.ndarray:
+    """For each image another one for the chance level: (N,), -1 where there is none.
 
-    Each group is rotated by a seeded distance, which is a permutation without fixed points and keeps the partners of a
-    shard in few other shards.
+    Of the same source, label, and class that the model predicts for the clean image: a map of another class answers
+    another question, so that a model with one fixed map for each class would seem to look at the image. Each group is
+    rotated by a seeded distance, which is a permutation without fixed points.
+
+    Args:
+        images: images.parquet.
+        predicted: (N,) class of each clean image, -1 where it is missing.
+        seed: of the run.
     """
     result = np.full(len(images), -1, dtype=np.int64)
     for label, source, start, stop in stretches_of(images):
-        count = stop - start
-        if count > 1:
-            distance = 1 + int(digest([seed, "chance", label, source]), 16) % (count - 1)
-            result[start:stop] = start + (np.arange(count) + distance) % count
+        for wanted in np.unique(predicted[start:stop]):
+            group = start + np.flatnonzero(predicted[start:stop] == wanted)
+            if wanted >= 0 and len(group) > 1:
+                distance = 1 + int(digest([seed, "chance", label, source]), 16) % (len(group) - 1)
+                result[group] = np.roll(group, -distance)
     return result
 
 
@@ -71,11 +79,13 @@ def _key(model: Model, settings: dict[str, object], content: str, run: Run) -> s
     return digest(
         [
             SCHEMA_VERSION,
+            RESULTS_VERSION,
             settings,
             model.architecture,
             model.weights_sha256,
             model.layer,
             model.input_size,
+            [model.mean, model.std, model.interpolation],
             run.classes,
             content,
         ]

@@ -1,15 +1,17 @@
 """Terminal tables of a run in the paper's layout: Table 1 (detector x source), Table 2 (transforms), AUROC."""
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from explain2me.store import Run
+if TYPE_CHECKING:  # the command line takes `printable` from here before it needs anything heavy
+    from explain2me.store import Run
 
 ALL = "all"
 Row = dict[str, Any]
@@ -24,16 +26,29 @@ VARIANTS = ("spatial", "intensity", "predicted", "fixed")
 CELL_WIDTH = 16
 
 
-def show_run(run: Run, console: Console) -> None:
+def printable(text: str) -> str:
+    r"""Control characters of hostile names made visible: none may reach the terminal.
+
+    >>> print(printable("\x1b[2J\x9bgan"))
+    \x1b[2J\x9bgan
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def show_run(run: "Run", console: Console) -> None:
     """Print every table of a run to a terminal of any width; wide ones are cut into several by source."""
     measures: list[Row] = run.summary("measures").to_pylist()
     performance: list[Row] = run.summary("performance").to_pylist()
     wanted = [row for row in measures if row["measure"] != "resilience" or row["condition"] == ALL]
     wanted.sort(key=lambda row: VARIANTS.index(row["variant"]))
     blocks = _grouped(wanted, "measure", "condition", "similarity")
-    console.print(_overview_table(blocks))
-    for table in _source_tables(blocks, console.width):
-        console.print(table)
+    if blocks:
+        for table in _overview_tables(blocks, console.width):
+            console.print(table)
+        for table in _source_tables(blocks, _images_of(run), console.width):
+            console.print(table)
+    else:
+        console.print("No measures: all five are switched off in this run.")
     for variant in ("predicted", "fixed"):
         transforms = [row for row in measures if row["measure"] == "resilience" and row["variant"] == variant]
         if transforms:
@@ -45,43 +60,58 @@ def show_run(run: Run, console: Console) -> None:
     _print_notes(run, console)
 
 
-def _overview_table(blocks: dict[tuple[Any, ...], list[Row]]) -> Table:
-    """Every measure over all sources, with what is needed to read it: a row a measure, detector and variant."""
-    table = _table("The five measures over all sources (↓ lower is better, ↑ higher is better)")
-    for name in ("measure", "detector", "variant"):
-        table.add_column(name)
-    for name in ("mean ± std", "95 % interval", "n", "kept", "if kept", "if flipped", "chance", "corrected", "dead"):
-        table.add_column(name, justify="right")
+def _overview_tables(blocks: dict[tuple[Any, ...], list[Row]], width: int) -> Iterator[Table]:
+    """Every measure over all sources, with what is needed to read it; in narrow terminals two or three tables."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "mean ± std": _mean_std,
+        "95 % interval": lambda row: "-" if row["ci_low"] is None else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
+        "n": lambda row: str(row["n"]),
+        "kept": lambda row: _share(row["kept_share"]),
+        "if kept": lambda row: _number(row["mean_kept"]),
+        "if flipped": lambda row: _number(row["mean_flipped"]),
+        "chance": lambda row: _number(row["chance"]),
+        "corrected": lambda row: _number(row["corrected"]),
+        "dead": lambda row: _share(row["dead_share"]),
+    }
+    cuts = [0, 9] if width >= 130 else [0, 4, 9] if width >= 100 else [0, 2, 6, 9]
+    for first, last in itertools.pairwise(cuts):
+        title = "The five measures over all sources" + (", continued" if first else "")
+        yield _overview_table(
+            blocks, f"{title} (↓ lower is better, ↑ higher is better)", list(columns.items())[first:last]
+        )
+
+
+def _overview_table(
+    blocks: dict[tuple[Any, ...], list[Row]], title: str, columns: list[tuple[str, Callable[[Row], str]]]
+) -> Table:
+    """A row a measure, detector and variant."""
+    table = _table(title)
+    for name in ("measure", "detector"):
+        table.add_column(name, overflow="fold")
+    table.add_column("variant", no_wrap=True)
+    for name, _ in columns:
+        table.add_column(name, justify="right", no_wrap=True)  # the words give way, not the numbers
     for block, rows in blocks.items():
         total = [row for row in rows if row["label"] == row["source"] == ALL]
         for i, row in enumerate(_by_detector(total)):
-            numbers = [_number(row[name]) for name in ("mean_kept", "mean_flipped", "chance", "corrected")]
-            interval = "-" if row["ci_low"] is None else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-            cells = [
-                _mean_std(row),
-                interval,
-                str(row["n"]),
-                _share(row["kept_share"]),
-                *numbers,
-                _share(row["dead_share"]),
-            ]
-            table.add_row(
-                Text(_block_name(*block) if i == 0 else ""), Text(row["detector"]), row["variant"], *cells,
-                end_section=i == len(total) - 1,
-            )  # fmt: skip
+            names = (_block_name(*block) if i == 0 else "", row["detector"], row["variant"])
+            table.add_row(*map(_text, names), *(cell(row) for _, cell in columns), end_section=i == len(total) - 1)
     return table
 
 
-def _source_tables(blocks: dict[tuple[Any, ...], list[Row]], width: int) -> Iterator[Table]:
+def _source_tables(
+    blocks: dict[tuple[Any, ...], list[Row]], count: Counter[tuple[str, str]], width: int
+) -> Iterator[Table]:
     """Table 1: a row a measure, detector and variant, a column a source; as many tables as the width asks for."""
     every = [row for rows in blocks.values() for row in rows]
     columns = _columns(every)
-    count = {(row["label"], row["source"]): row["num_images"] for row in every if row["measure"] == every[0]["measure"]}
-    taken = 6 + max(len(_block_name(*block)) for block in blocks) + max(len(row["detector"]) for row in every) + 11
+    taken = 6 + max(len(_block_name(*block)) for block in blocks) + max(len(row["detector"]) for row in every) + 12
     per_table = max(1, (width - taken) // (CELL_WIDTH + 2))
     for first in range(0, len(columns), per_table):
         some = columns[first : first + per_table]
-        table = _table("By source: mean ± std" + (", continued" if first else ""))
+        table = _table(
+            "By source: mean ± std, below it chance level and share of dead maps" + (", continued" if first else "")
+        )
         for name in ("measure", "detector", "variant"):
             table.add_column(name)
         for key in some:
@@ -90,10 +120,33 @@ def _source_tables(blocks: dict[tuple[Any, ...], list[Row]], width: int) -> Iter
             groups = _grouped(_by_detector(rows), "detector", "variant")
             for i, ((detector, variant), group) in enumerate(groups.items()):
                 by_source = {(row["label"], row["source"]): row for row in group}
-                cells = [_mean_std(by_source[key]) for key in some]
+                cells = [_two_lines(by_source[key]) for key in some]
                 name = _block_name(*block) if i == 0 else ""
-                table.add_row(Text(name), Text(detector), variant, *cells, end_section=i == len(groups) - 1)
+                what = Text.assemble(printable(variant), (f"\n{_second_line(block[0])}", "dim"))
+                table.add_row(_text(name), _text(detector), what, *cells, end_section=i == len(groups) - 1)
         yield table
+
+
+def _images_of(run: "Run") -> Counter[tuple[str, str]]:
+    """Images of each source, each label, and all, by the names of the summary."""
+    images = run.image_table
+    pairs = Counter(zip(images["label"].to_pylist(), images["source"].to_pylist(), strict=True))
+    counts: Counter[tuple[str, str]] = Counter()
+    for (label, source), number in pairs.items():
+        for key in {(label or ALL, source), (label or ALL, ALL), (ALL, ALL)}:
+            counts[key] += number
+    return counts
+
+
+def _second_line(measure: str) -> str:
+    """What stands below the mean of a cell: entropy compares nothing, and so has no chance level."""
+    return "dead" if measure == "entropy" else "chance, dead"
+
+
+def _two_lines(row: Row) -> Text:
+    """``0.712 ± 0.104``, and below it the chance level and the share of dead maps."""
+    chance = "" if row["measure"] == "entropy" else f"{_number(row['chance'])}, "
+    return Text.assemble(_mean_std(row), (f"\n{chance}{_share(row['dead_share'])}", "dim"))
 
 
 def _columns(rows: list[Row]) -> list[tuple[str, str]]:
@@ -111,7 +164,9 @@ def _block_name(measure: str, condition: str, similarity: str | None) -> str:
 
 def _transform_table(rows: list[Row], variant: str) -> Table:
     """Table 2: a row a detector, a column a group of transforms."""
-    table = _table(f"Resilience by transform, variant {variant}: mean ± std, all sources")
+    table = _table(
+        f"Resilience by transform, variant {variant}, all sources: mean ± std, below it chance level and share of dead maps"
+    )
     table.add_column("detector")
     groups = ("shifts", "flips", "rotations", ALL)
     for group in groups:
@@ -120,41 +175,61 @@ def _transform_table(rows: list[Row], variant: str) -> Table:
     for (detector, similarity), found in _grouped(total, "detector", "similarity").items():
         by_group = {row["condition"]: row for row in found}
         name = detector if similarity == "ssim" else f"{detector} [{similarity}]"
-        table.add_row(Text(name), *(_mean_std(by_group[group]) for group in groups))
+        what = Text.assemble(printable(name), (f"\n{_second_line('resilience')}", "dim"))
+        table.add_row(what, *(_two_lines(by_group[group]) for group in groups))
     return table
 
 
 def _auroc_table(performance: list[Row]) -> Table:
-    """AUROC before and after both removals, mean over runs with its 95 % interval, overall and by source."""
+    """AUROC before and after both removals, mean over runs with its 95 % interval, overall and by source.
+
+    Where a removal leaves images out (no blur without a live clean map), its cell says how many are left, and the AUROC
+    before over those.
+    """
     table = _table("AUROC (softmax), mean over runs [95 % interval]: before, and after blurring by salience")
     for name in ("detector", "positives", "negatives"):
         table.add_column(name)
     conditions = ("clean", "focus_salient", "focus_nonsalient")
-    for name in ("before", "salient removed", "rest removed", "n"):
+    for name in ("before", "salient removed", "rest removed", "images of a run"):
         table.add_column(name, justify="right")
     wanted = [row for row in performance if row["run"] == ALL and row["score"] == "softmax"]
     for names, rows in _grouped(wanted, "detector", "positives", "negatives").items():
         by_condition = {row["condition"]: row for row in rows}
-        cells = [_interval(by_condition[c]) if c in by_condition else "-" for c in conditions]
-        count = by_condition["clean"]["num_positive"] + by_condition["clean"]["num_negative"]
-        table.add_row(*map(Text, names), *cells, str(count))
+        clean = by_condition["clean"]
+        cells = [_after(by_condition[c], clean) if c in by_condition else Text("-") for c in conditions]
+        table.add_row(*map(_text, names), *cells, str(clean["n"]))
     return table
 
 
-def _print_notes(run: Run, console: Console) -> None:
+def _after(row: Row, clean: Row) -> Text:
+    if row["n"] == clean["n"]:
+        return Text(_interval(row))
+    return Text.assemble(_interval(row), (f"\nn = {row['n']}, before {_number(row['auroc_clean'])}", "dim"))
+
+
+def _print_notes(run: "Run", console: Console) -> None:
+    def say(line: str, style: str | None = None) -> None:
+        console.print(printable(line), style=style, markup=False)
+
     for row in run.summary("precision").to_pylist():
-        what = f"{row['detector']}, {row['measure']} {row['variant']}"
-        numbers = f"largest difference {row['max_difference']:.4f}, mean {row['mean_difference']:.4f}"
-        console.print(f"{run.config.compute.precision} against float32, {what}: {numbers}", markup=False)
+        name = " ".join(row[column] for column in ("measure", "variant", "similarity") if row[column])
+        numbers = f"largest difference {_number(row['max_difference'], 4)}, mean {_number(row['mean_difference'], 4)}"
+        if row["num_one_sided"]:
+            numbers += f", {row['num_one_sided']} value(s) in one of them only"
+        say(f"{run.config.compute.precision} against float32, {row['detector']}, {name}: {numbers}")
     for row in run.summary("quarantine").to_pylist():
-        console.print(f"quarantined: {row['num_images']} image(s), {row['kind']} ({row['stage']})", markup=False)
-    console.print(
-        "mean ± std over images and runs. n: values averaged, below a source its images. predicted: the map of the class predicted for each image (the "
-        "paper). fixed: of the class predicted for the clean image (for stability: of the label). kept: share of pairs "
-        "with the same predicted class. chance: the same similarity to another image of the same source and label; "
-        f"corrected = (S - chance) / (1 - chance). Every number by source, and more: {run.folder / 'summary'}",
+        say(f"quarantined: {row['num_images']} image(s), {row['kind']} ({row['stage']})")
+    say(
+        "mean ± std over n values: one for each image and run (for stability: image and pair of runs), averaged first over "
+        "the transforms of a group; std is the spread of these values. Below a source, n is its images. predicted: the map "
+        "of the class predicted for each image (the paper). fixed: of the class predicted for the clean image (for "
+        "stability: of the label). kept: share of pairs with the same predicted class; if kept, if flipped: mean over the "
+        "single values, not averaged over transforms. chance: the same similarity to another image of the same source, "
+        "label and predicted class; corrected = (S - chance) / (1 - chance). dead: share of pairs with a map that has "
+        "nothing in it; they are in no mean. AUROC: n counts the images of one run (of the one with the fewest); where a "
+        "removal leaves images out (no blur without a live clean map), the AUROC before over the same images stands below. "
+        f"Every number by source, and more: {run.folder / 'summary'}",
         style="dim",
-        markup=False,
     )
 
 
@@ -176,16 +251,21 @@ def _table(title: str) -> Table:
     return Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
+def _text(name: str) -> Text:
+    """A name from a manifest or a config: no markup, no control character."""
+    return Text(printable(name))
+
+
 def _heading(label: str, source: str) -> str:
     if source != ALL:
-        return source
-    return "total" if label == ALL else f"all {label}"
+        return printable(source)
+    return "total" if label == ALL else f"all {printable(label)}"
 
 
 def _mean_std(row: Row) -> str:
     if row["mean"] is None:
         return "-"
-    return f"{row['mean']:.3f} ± {row['std']:.3f}" if row["n"] > 1 else f"{row['mean']:.3f}"
+    return _number(row["mean"]) + ("" if row["std"] is None else f" ± {row['std']:.3f}")
 
 
 def _interval(row: Row) -> str:
@@ -194,8 +274,8 @@ def _interval(row: Row) -> str:
     return f"{row['auroc']:.3f}" + ("" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _share(value: float | None) -> str:

@@ -12,7 +12,8 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,14 @@ from explain2me.config import Config, parse_config
 from explain2me.errors import RunFolderError
 
 SCHEMA_VERSION = 1
+RESULTS_VERSION = 1
+"""Raised by every change of a number: what an older version committed is then made anew, not mixed with the new."""
+
+TEMPORARY = ".tmp-"
+"""How the names of files begin that are being written; they end in ``.tmp``, so that no pattern takes one for done."""
+
+LEFTOVER_SECONDS = 3600
+"""A temporary file not written to for so long was left by a process that was killed."""
 
 IMAGES = pa.schema(
     [
@@ -100,7 +109,7 @@ def write_json(value: Any, path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``; synced and renamed to it at the end, removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -111,6 +120,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Delete temporary files that a killed process left below a folder; how many."""
+    old = [path for path in folder.rglob(f"{TEMPORARY}*.tmp") if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -138,6 +155,9 @@ class Model:
     layer: str
     input_size: tuple[int, int]
     num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
 
     @property
     def name(self) -> str:
@@ -201,7 +221,8 @@ class Run:
             )
         self.config: Config = parse_config(self.record["config"])
         self.classes: tuple[str, ...] = tuple(self.record["classes"])
-        self.models = tuple(Model(**{**row, "input_size": tuple(row["input_size"])}) for row in self.record["models"])
+        tuples = ("input_size", "mean", "std")
+        self.models = tuple(Model(**row | {name: tuple(row[name]) for name in tuples}) for row in self.record["models"])
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {len(self.models)} models)"
@@ -233,9 +254,11 @@ class Run:
 
     def scores_dataset(self) -> ds.Dataset:
         """The same rows as :meth:`scores`, for reading a part of them."""
-        return ds.dataset(
-            [str(path) for path in sorted((self.folder / "scores").glob("*.parquet"))], schema=SCORES, format="parquet"
+        checked = ds.ParquetFileFormat(
+            default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
         )
+        paths = [str(path) for path in sorted((self.folder / "scores").glob("*.parquet"))]
+        return ds.dataset(paths, schema=SCORES, format=checked)
 
     def summary(self, table: str = "measures") -> pa.Table:
         """One summary table: ``measures``, ``performance``, ``stability_matrix``, ``precision`` or ``quarantine``."""
@@ -274,19 +297,33 @@ def read_part(path: Path) -> Part:
     """Read a part file of maps into arrays, one first-axis entry a condition."""
     table = read_parquet(path)
     height, width = (int(side) for side in table.schema.metadata[b"map_size"].decode().split("x"))
-    words = table["condition"].combine_chunks()
-    names = words.dictionary.to_pylist()
-    codes = words.indices.to_numpy()
-    order = list(dict.fromkeys(names[code] for code in codes))
-    count = len(table) // max(len(order), 1)
+    order: list[str] = json.loads(table.schema.metadata[b"conditions"])
+    count = len(table) // len(order)
+    images = table["image"].to_numpy()[:count]
+    _check_blocks(table, order, images, path)
     shape = (len(order), count, height, width)
     maps = _cells(table["map"], height * width)
     fixed = _cells(table["map_fixed"], height * width)
     same = table["map_fixed"].is_null().to_numpy()
     fixed[same] = maps[same]
     predicted = table["predicted"].fill_null(-1).to_numpy().reshape(len(order), count)
-    images = table["image"].to_numpy()[:count]
     return Part(images, tuple(order), maps.reshape(shape), fixed.reshape(shape), predicted)
+
+
+def _check_blocks(table: pa.Table, order: Sequence[str], images: np.ndarray, path: Path) -> None:
+    """A part holds the same images in the same order for each condition; anything else must not be reshaped."""
+    whole = len(table) == len(order) * len(images)
+    if whole and len(table):
+        words = table["condition"].combine_chunks()
+        codes = words.indices.to_numpy().reshape(len(order), len(images))
+        names = words.dictionary.to_pylist()
+        whole = all((codes[i] == codes[i, 0]).all() and names[codes[i, 0]] == name for i, name in enumerate(order))
+        whole = whole and bool((table["image"].to_numpy().reshape(len(order), -1) == images).all())
+    if not whole:
+        raise RunFolderError(
+            f"{path} does not hold each image once for each of its {len(order)} conditions; delete it and call the same "
+            f"command again"
+        )
 
 
 def _cells(column: pa.ChunkedArray, cells: int) -> np.ndarray:

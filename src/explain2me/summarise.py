@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,19 +16,22 @@ from explain2me.conditions import conditions_for
 from explain2me.config import Config
 from explain2me.errors import RunFolderError
 from explain2me.events import log_event
-from explain2me.measure import MapReader, score_part
-from explain2me.performance import ALL, PERFORMANCE_COLUMNS, performance_rows
+from explain2me.measure import MapReader, What, score_pair, score_part
+from explain2me.performance import ALL, PERFORMANCE_COLUMNS, performance_rows, sample_aurocs
 from explain2me.shards import plan
-from explain2me.store import Model, Run, Stretch, atomic_path, read_part, stretches_of, write_parquet
+from explain2me.store import Model, Part, Run, Stretch, atomic_path, read_part, stretches_of, write_parquet
 
 GROUPS = ("shifts", "flips", "rotations", ALL)
 MEASURE_COLUMNS = (
-    "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_images", "num_runs",
+    "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_values", "num_images", "num_runs",
     "mean", "std", "ci_low", "ci_high", "num_invalid", "num_dead", "dead_share", "kept_share", "num_kept", "mean_kept",
     "num_flipped", "mean_flipped", "chance", "corrected", "corrected_low", "corrected_high",
 )  # fmt: skip
 MATRIX_COLUMNS = ("detector", "variant", "similarity", "run", "other_run", "mean", "n")
-PRECISION_COLUMNS = ("detector", "measure", "variant", "similarity", "num_values", "max_difference", "mean_difference")
+PRECISION_COLUMNS = (
+    "detector", "measure", "variant", "similarity", "num_values", "max_difference", "mean_difference", "num_one_sided",
+)  # fmt: skip
+SAMPLE_AUROC: What = {"measure": "performance", "variant": "softmax", "similarity": None}
 WORDS = {
     "detector", "run", "other_run", "measure", "variant", "similarity", "condition", "label", "source", "score",
     "positives", "negatives", "stage", "kind",
@@ -116,7 +120,12 @@ def _names(cell: Cell, selection: Selection) -> dict[str, Any]:
 
 
 def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
-    """Estimates of one cell over some images: each image and unit weighs the same, however many conditions it has."""
+    """Estimates of one cell over some images: each image and unit weighs the same, however many conditions it has.
+
+    ``mean`` and ``std`` are over ``n`` values, one for each image and unit, averaged over the conditions of the cell (the
+    transforms of a group). ``num_values`` and every other count, the shares, and the means of kept and flipped pairs are
+    over the single values, since one image may keep its class under one transform and not under another.
+    """
     value, chance, present = cell.value[..., images], cell.chance[..., images], cell.present[..., images]
     valid = ~np.isnan(value)
     flat = _mean_over_conditions(value)
@@ -124,7 +133,8 @@ def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
     num_present = int(present.sum())
     num_dead = int((cell.dead[..., images] & present).sum())
     row: dict[str, Any] = {
-        "n": int(valid.sum()),
+        "n": len(flat),
+        "num_values": int(valid.sum()),
         "num_images": int(valid.any((0, 1)).sum()),
         "mean": _mean(flat),
         "std": float(flat.std(ddof=1)) if len(flat) > 1 else float("nan"),
@@ -256,26 +266,80 @@ def _matrix_rows(run: Run, detector: str, cells: Sequence[Cell]) -> Iterator[dic
 
 
 def _precision_rows(run: Run, config: Config) -> Iterator[dict[str, Any]]:
-    """Deviation of every measure from the same in float32, on the sample of images that stage 1 explained twice."""
-    exact = {
-        model: sorted((run.folder / "precision" / f"model={model.name}").glob("*.parquet")) for model in run.models
-    }
-    reader = MapReader(run, plan(run))
-    found: dict[tuple[Any, ...], list[np.ndarray]] = {}
-    for model, paths in exact.items():
-        for path in paths:
-            reference = read_part(path)
-            coarse = reader.take(model, reference.images)
-            conditions = conditions_for(run.config.measures, model.input_size)
-            both = (score_part(part, None, conditions, config, model.input_size) for part in (reference, coarse))
-            for (what, a), (_, b) in zip(*both, strict=True):
-                key = (model.detector, what["measure"], what["variant"], what["similarity"])
-                found.setdefault(key, []).append(np.abs(a.value - b.value))
-    for key, values in found.items():
-        difference = _drop_nan(np.concatenate(values))
-        largest = float(difference.max()) if len(difference) else float("nan")
-        numbers = {"num_values": len(difference), "max_difference": largest, "mean_difference": _mean(difference)}
-        yield dict(zip(("detector", "measure", "variant", "similarity"), key, strict=True)) | numbers
+    """Deviation of every measure from the same in float32, on the sample of images that stage 1 explained twice.
+
+    A value that one precision alone has (a map that is dead in the other) has no difference: ``num_one_sided`` counts them.
+    """
+    shards = plan(run)
+    files = {shard.model: run.folder / "precision" / f"model={shard.model.name}" / shard.file_name for shard in shards
+             if shard.part == 0}  # fmt: skip
+    files = {model: path for model, path in files.items() if path.exists()}
+    found: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+    if files:
+        for detector, what, *values in _both_precisions(run, _as_scored(run, config), MapReader(run, shards), files):
+            key = (detector, what["measure"], what["variant"], what["similarity"])
+            found.setdefault(key, []).append((values[0], values[1]))
+    for key, pairs in found.items():
+        exact, coarse = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        difference = _drop_nan(np.abs(exact - coarse))
+        yield dict(zip(PRECISION_COLUMNS, key, strict=False)) | {
+            "num_values": len(difference),
+            "max_difference": float(difference.max()) if len(difference) else float("nan"),
+            "mean_difference": _mean(difference),
+            "num_one_sided": int((np.isnan(exact) != np.isnan(coarse)).sum()),
+        }
+
+
+def _as_scored(run: Run, config: Config) -> Config:
+    """The config with the measures that the scores hold: `explain2me measure --set` may have changed them."""
+    found = run.scores_dataset().to_table(["measure", "similarity"])
+    found = found.unify_dictionaries()  # each file has dictionaries of its own
+    table = found.group_by(["measure", "similarity"]).aggregate([])
+    measures, similarities = (set(table[name].to_pylist()) for name in ("measure", "similarity"))
+    update = {name: name in measures for name in ("entropy", "stability")}
+    measured = config.measures.model_copy(update=update | {"similarity": tuple(sorted(similarities - {None}))})
+    return config.model_copy(update={"measures": measured})
+
+
+def _both_precisions(
+    run: Run, config: Config, reader: MapReader, files: dict[Model, Path]
+) -> Iterator[tuple[str, What, np.ndarray, np.ndarray]]:
+    """Detector, what the values are, and the values of the sample in float32 and in the precision of the run."""
+    parts: dict[Model, tuple[Part, Part]] = {}
+    for model, path in files.items():
+        exact = read_part(path)
+        parts[model] = both = (exact, reader.take(model, exact.images))
+        conditions = conditions_for(run.config.measures, model.input_size)
+        scored = (score_part(part, None, conditions, config, model.input_size) for part in both)
+        for (what, a), (_, b) in zip(*scored, strict=True):
+            yield model.detector, what, a.value, b.value
+        of_exact, of_coarse = (
+            sample_aurocs(run, paths, exact.images, config) for paths in ([path], run.part_paths(model))
+        )
+        if not (np.isnan(of_exact) & np.isnan(of_coarse)).all():
+            yield model.detector, SAMPLE_AUROC, of_exact, of_coarse
+    for a, b in itertools.combinations(parts, 2):
+        if config.measures.stability and a.detector == b.detector:
+            yield from _both_stabilities(run, config, a, parts[a], parts[b])
+
+
+def _both_stabilities(
+    run: Run, config: Config, model: Model, ours: tuple[Part, Part], theirs: tuple[Part, Part]
+) -> Iterator[tuple[str, What, np.ndarray, np.ndarray]]:
+    """The same for the agreement of two runs; ``ours`` and ``theirs`` are (float32, precision of the run)."""
+    labelled = run.image_table["label"].null_count < len(run.image_table)
+    images = np.intersect1d(ours[0].images, theirs[0].images)
+    scored = []
+    for pair in zip(ours, theirs, strict=True):
+        a, b = (_restrict(part, images) for part in pair)
+        scored.append(score_pair(a, b, b, config, model.input_size, labelled=labelled))  # its chance is not used
+    for (what, exact), (_, coarse) in zip(*scored, strict=True):
+        yield model.detector, what, exact.value, coarse.value
+
+
+def _restrict(part: Part, images: np.ndarray) -> Part:
+    here = np.isin(part.images, images)
+    return Part(part.images[here], part.conditions, *(array[:, here] for array in part[2:]))
 
 
 def _quarantine_rows(run: Run) -> list[dict[str, Any]]:
@@ -287,6 +351,9 @@ def _quarantine_rows(run: Run) -> list[dict[str, Any]]:
 def _write(run: Run, name: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     """summary/<name>.parquet and .csv from one frame."""
     frame = pd.DataFrame(rows, columns=list(columns))
+    for column in columns:
+        if _type_of(column) == pa.int64():
+            frame[column] = frame[column].astype("Int64")  # a null must not make floats of the counts beside it
     folder = run.folder / "summary"
     schema = pa.schema([(column, _type_of(column)) for column in columns])
     write_parquet(

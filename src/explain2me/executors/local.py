@@ -15,25 +15,33 @@ Task = TypeVar("Task")
 MAX_TRIES = 3
 
 
-def run_tasks(work: Callable[[Task], None], tasks: Sequence[Task], *, workers: int) -> Iterator[Task]:
+def run_tasks(
+    work: Callable[[Task], None], tasks: Sequence[Task], *, workers: int, threads: int | None = None
+) -> Iterator[Task]:
     """Call ``work`` on every task and yield each task when it is done, in order of completion.
 
     Args:
         work: picklable where ``workers`` > 1; safe to repeat.
         tasks: what to do.
         workers: processes; 1 works in this process.
+        threads: of torch in each process; None: as many as there are in this one, or cores / workers.
 
     Raises:
-        Explain2MeError: a task killed its worker MAX_TRIES times. What other tasks have committed stays.
+        Explain2MeError: workers died MAX_TRIES times. What other tasks have committed stays.
     """
     if workers == 1 or len(tasks) < 2:
+        before = torch.get_num_threads()
         for task in tasks:
-            work(task)
+            torch.set_num_threads(threads or before)
+            try:
+                work(task)
+            finally:
+                torch.set_num_threads(before)
             yield task
         return
     left = list(tasks)
     for _ in range(MAX_TRIES):
-        for task in _run_pool(work, left, workers=min(workers, len(left))):
+        for task in _run_pool(work, left, workers=min(workers, len(left)), threads=threads):
             left.remove(task)
             yield task
         if not left:
@@ -44,10 +52,10 @@ def run_tasks(work: Callable[[Task], None], tasks: Sequence[Task], *, workers: i
     )
 
 
-def _run_pool(work: Callable[[Task], None], tasks: list[Task], *, workers: int) -> Iterator[Task]:
+def _run_pool(work: Callable[[Task], None], tasks: list[Task], *, workers: int, threads: int | None) -> Iterator[Task]:
     """Yield tasks as they are done; stops early, without an error, when a worker dies."""
     context = multiprocessing.get_context("spawn")  # fork would inherit torch's threads and locks
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = threads or max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
     ) as pool:

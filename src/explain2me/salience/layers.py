@@ -10,7 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -59,6 +59,14 @@ class Cut:
         return self.leaf, self.grid
 
 
+class Tap(Protocol):
+    """What is done with the tensor at a place; a :class:`Cut`, or one that only keeps it."""
+
+    def at(self, features: Tensor, grid: Grid, layer: str) -> Tensor:
+        """Take the tensor, with its grid and its place in words; returns the tensor with which the pass goes on."""
+        ...
+
+
 @dataclass(frozen=True)
 class CallInput:
     """A tensor given to a function: the ``count``-th call of ``function`` with such a shape at such a position."""
@@ -70,7 +78,7 @@ class CallInput:
     grid: Grid
     layer: str
 
-    def run(self, model: nn.Module, images: Tensor, cut: Cut) -> Any:
+    def run(self, model: nn.Module, images: Tensor, cut: Tap) -> Any:
         """The model's output, the pass cut at this tensor."""
         with _CutCall(self, len(images), cut):
             return model(images)
@@ -90,7 +98,7 @@ class ModuleTensor:
         """In words."""
         return f"{self.prefix}{self.side} of {self.name}"
 
-    def run(self, model: nn.Module, images: Tensor, cut: Cut) -> Any:
+    def run(self, model: nn.Module, images: Tensor, cut: Tap) -> Any:
         """The model's output, the pass cut at this tensor; hooked only meanwhile."""
 
         def cut_at(features: object) -> Tensor:
@@ -245,7 +253,7 @@ class _Watch(TorchFunctionMode):
 class _CutCall(TorchFunctionMode):
     """Cuts at a ``CallInput``; every later call that is given the same tensor gets the cut one."""
 
-    def __init__(self, place: CallInput, num_images: int, cut: Cut) -> None:
+    def __init__(self, place: CallInput, num_images: int, cut: Tap) -> None:
         super().__init__()
         self._place = place
         self._num_images = num_images

@@ -1,0 +1,96 @@
+"""Train, run, compare: the paper's whole protocol from one config."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from explain2me.config import Config, DetectorConfig
+from explain2me.errors import ConfigError
+from explain2me.executors.local import run_tasks
+from explain2me.train.trainer import OnStep, Training, train_detector
+
+OnTrained = Callable[[Training, int, int], None]
+"""Called with a training that is done, and how many of how many are."""
+
+
+def trainings(config: Config, out: Path) -> list[Training]:
+    """Every run of every detector to train, in order: architecture x strategy, then run.
+
+    Raises:
+        ConfigError: the config trains nothing, or a detector that it trains has the name of one that it lists.
+    """
+    if config.training is None:
+        raise ConfigError(
+            "training is missing: this config has nothing to train; add a table [training], or call `explain2me run`"
+        )
+    found = [
+        Training(config, architecture, strategy, run, Path())
+        for architecture in config.training.architectures
+        for strategy in config.training.strategies
+        for run in range(config.training.runs)
+    ]
+    taken = {detector.name for detector in config.detectors} & {training.detector for training in found}
+    if taken:
+        raise ConfigError(f"detectors: {min(taken)!r} is the name of a detector to train as well; rename it")
+    return [_in_folder(training, out) for training in found]
+
+
+def train_missing(
+    config: Config,
+    out: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    on_start: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
+    on_trained: OnTrained | None = None,
+) -> list[Training]:
+    """Train what is not finished; a second call goes on where the first stopped.
+
+    Args:
+        config: with a table [training].
+        out: folder; each training gets ``training/DETECTOR/runNN`` in it.
+        shard: (i, N) takes every N-th training, from the i-th: for several machines on one folder.
+        on_start: called with the number of trainings of this shard, finished and all.
+        on_step: of :func:`train_detector`; only with one worker.
+        on_trained: called after each training.
+
+    Returns:
+        The trainings that are not finished, of all shards.
+
+    Raises:
+        Explain2MeError: wrong input; what was trained before stays.
+    """
+    every = trainings(config, out)
+    mine = every[shard[0] :: shard[1]]
+    missing = [training for training in mine if not training.done]
+    if on_start:
+        on_start(len(mine) - len(missing), len(mine))
+    assert config.training is not None
+    workers = config.training.workers
+    work = functools.partial(train_detector, on_step=on_step) if workers == 1 else train_detector
+    for count, training in enumerate(run_tasks(work, missing, workers=workers), start=len(mine) - len(missing) + 1):
+        if on_trained:
+            on_trained(training, count, len(mine))
+    return [training for training in every if not training.done]
+
+
+def evaluation(config: Config, out: Path) -> Config:
+    """The config of the run that compares what was trained, beside the detectors that the config lists."""
+    names: dict[str, list[Training]] = {}
+    for training in trainings(config, out):
+        names.setdefault(training.detector, []).append(training)
+    trained = tuple(
+        DetectorConfig(
+            name=name,
+            architecture=runs[0].architecture,
+            checkpoints=tuple(str(training.checkpoint.resolve()) for training in runs),
+            input_size=runs[0].settings.input_size,
+        )
+        for name, runs in names.items()
+    )
+    return config.model_copy(update={"detectors": (*trained, *config.detectors), "training": None})
+
+
+def _in_folder(training: Training, out: Path) -> Training:
+    folder = out / "training" / training.detector / f"run{training.run:02d}"
+    return Training(training.config, training.architecture, training.strategy, training.run, folder)

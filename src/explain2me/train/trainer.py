@@ -1,0 +1,555 @@
+"""One training, on Lightning: from random or pretrained weights to a checkpoint with a card, resumable after any epoch."""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics.classification import BinaryAUROC
+
+from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig
+from explain2me.detectors import Detector, classifier_of, load_detector
+from explain2me.errors import CheckpointError, ConfigError
+from explain2me.prepare import provenance, with_device
+from explain2me.salience import predicted_classes
+from explain2me.store import atomic_path, write_json
+from explain2me.train.cams import FeatureReader, class_activation_maps, find_features
+from explain2me.train.data import (
+    EpochSampler,
+    Example,
+    Examples,
+    HumanMaps,
+    Splits,
+    class_weights,
+    read_human_maps,
+    read_splits,
+)
+from explain2me.train.losses import cross_entropy, guided_loss
+
+CARD = "card.json"
+BEST, LAST, RESUME, METRICS = "best.safetensors", "last.safetensors", "resume.ckpt", "metrics.csv"
+HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
+
+OnStep = Callable[[int, int, str], None]
+"""Called with the steps done, of how many, and a short text about the last epoch."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of one detector: an architecture, a strategy, and a seed. Files go to ``folder``.
+
+    ``best.safetensors``, ``last.safetensors``, ``metrics.csv`` (a line an epoch), ``resume.ckpt`` while it is not
+    finished, and last of all ``card.json``: config, data, versions, metrics and curve.
+    """
+
+    config: Config
+    architecture: str
+    strategy: StrategyConfig
+    run: int
+    folder: Path
+
+    @property
+    def detector(self) -> str:
+        """Name of the detector."""
+        return f"{self.architecture.partition(':')[2]}-{self.strategy.name}"
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """The table [training]."""
+        assert self.config.training is not None
+        return self.config.training
+
+    @property
+    def seed(self) -> int:
+        """Of the weights, the order and the augmentation; the same for run i of every detector."""
+        return self.config.seed + self.run
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished."""
+        return (self.folder / CARD).exists()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights that a study evaluates."""
+        return self.folder / (BEST if self.settings.checkpoint == "best" else LAST)
+
+
+def train_detector(training: Training, on_step: OnStep | None = None) -> None:
+    """Train one detector, or go on where an interrupt left it, and write its files; does nothing when it is finished.
+
+    On a CPU an interrupted and resumed training gives the same bytes as one without a break. The global random state
+    stays as it was.
+
+    Raises:
+        Explain2MeError: wrong config, images or human maps; the loss is not finite; ``folder`` holds another training.
+    """
+    if training.done:
+        return
+    settings = training.settings
+    splits = read_splits(training.config, settings)
+    detector = _build(training, len(splits.classes))
+    human_maps = read_human_maps(training.strategy, splits.training, detector.input_size)
+    record = _record(training, splits, human_maps)
+    training.folder.mkdir(parents=True, exist_ok=True)
+    _refuse_other(training.folder, record)
+    module = _Module(training, detector, splits, human_maps)
+    files = _Files(training, detector, record, on_step=on_step)
+    device = with_device(training.config.model_copy(update={"compute": _compute(training)})).compute.device
+    kind, _, index = device.partition(":")
+    resume = training.folder / RESUME
+    with _quiet(), torch.random.fork_rng(range(torch.cuda.device_count()) if kind == "cuda" else []):
+        trainer = L.Trainer(
+            accelerator={"cuda": "gpu"}.get(kind, kind),
+            devices=[int(index)] if index and settings.devices == 1 else settings.devices,
+            strategy="auto" if settings.devices == 1 else "ddp_spawn",
+            precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
+            max_epochs=settings.epochs,
+            gradient_clip_val=settings.optimizer.gradient_clip,
+            benchmark=kind == "cuda",
+            logger=_loggers(training),
+            callbacks=[files],
+            default_root_dir=training.folder,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        _fit(trainer, module, resume if resume.exists() else None)
+
+
+def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path | None) -> None:
+    """Lightning ends the process on Ctrl-C; we stop as everything else does."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    except (RuntimeError, EOFError, OSError) as error:
+        if resume is not None and module.trainer.global_step == 0:
+            raise CheckpointError(
+                f"{resume} cannot be read ({error}); delete it to start this training again"
+            ) from None
+        raise
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, handler)
+
+
+class _Module(L.LightningModule):
+    """What Lightning needs to know: the loss of a batch, the validation, the optimiser and the batches."""
+
+    _class_weights: Tensor | None
+
+    def __init__(self, training: Training, detector: Detector, splits: Splits, human_maps: HumanMaps | None) -> None:
+        super().__init__()
+        # Lightning keeps the mode that it finds, and a detector comes in evaluation mode
+        self.model = detector.model.to(memory_format=torch.channels_last).train()
+        self._training = training
+        self._detector = detector
+        self._splits = splits
+        self._human_maps = human_maps
+        self._reader: FeatureReader | None = None
+        if training.strategy.guided:
+            self._reader = find_features(self.model, detector.input_size)
+        labels = splits.training.labels
+        weights = class_weights(labels, len(splits.classes)) if training.settings.class_balance == "weights" else None
+        self.register_buffer("_class_weights", weights, persistent=False)
+        positive = training.config.data.positive
+        self._positive = splits.classes.index(positive) if positive in splits.classes else len(splits.classes) - 1
+        self._auroc = BinaryAUROC()
+        self._sums = {"train": _Sums(), "val": _Sums()}
+        self.epoch_metrics: dict[str, float] = {}
+
+    def training_step(self, batch: Example, batch_idx: int) -> Tensor:
+        strategy = self._training.strategy
+        inputs, labels = self._detector.preprocess(batch.image), batch.label
+        if self._reader is None:
+            logits = self.model(inputs)
+            loss = cross_entropy(logits, labels, class_weights=self._class_weights)
+        else:
+            logits, features = self._reader(inputs)
+            with torch.autocast(features.device.type, enabled=False):
+                classes = labels if strategy.cam_class == "true" else predicted_classes(logits.detach())
+                loss = guided_loss(
+                    logits,
+                    labels,
+                    cams=class_activation_maps(features, classifier_of(self.model)[1].weight.flatten(1), classes),
+                    human_maps=None if self._human_maps is None else batch.human_map,
+                    alpha=strategy.alpha,
+                    entropy_weight=strategy.entropy_weight,
+                    class_weights=self._class_weights,
+                )
+        self._sums["train"].add(loss.detach(), logits.detach(), labels)
+        return loss
+
+    def validation_step(self, batch: Example, batch_idx: int) -> None:
+        logits = self.model(self._detector.preprocess(batch.image)).float()
+        self._auroc.update(logits.softmax(1)[:, self._positive], (batch.label == self._positive).long())
+        self._sums["val"].add(cross_entropy(logits, batch.label), logits, batch.label)
+
+    def on_train_epoch_start(self) -> None:
+        # dropout and the like: keyed by the epoch, so that going on after an interrupt changes nothing
+        torch.manual_seed((self._training.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank)
+        self.epoch_metrics = {"learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"])}
+
+    def on_validation_epoch_end(self) -> None:
+        found = {f"val_{name}": value for name, value in self._averages("val").items()}
+        labels = self._splits.validation.labels if self._splits.validation else torch.zeros(0)
+        both = len({bool(label == self._positive) for label in labels}) == 2
+        found["val_auroc"] = float(self._auroc.compute()) if both else math.nan
+        self._auroc.reset()
+        self.epoch_metrics |= found
+
+    def end_epoch(self) -> dict[str, float]:
+        """The metrics of the epoch that is over, for the files and the loggers."""
+        self.epoch_metrics |= {f"train_{name}": value for name, value in self._averages("train").items()}
+        self.log_dict(self.epoch_metrics)
+        return self.epoch_metrics
+
+    def configure_optimizers(self) -> Any:
+        settings = self._training.settings
+        wanted = settings.optimizer
+        optimizer: torch.optim.Optimizer
+        if wanted.name == "sgd":
+            optimizer = torch.optim.SGD(
+                self.parameters(), wanted.learning_rate, momentum=wanted.momentum, weight_decay=wanted.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), wanted.learning_rate, weight_decay=wanted.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: learning_rate_factor(wanted, epoch, settings.epochs)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def train_dataloader(self) -> DataLoader[Example]:
+        training, rows = self._training, self._splits.training
+        settings = training.settings
+        examples = self._examples(rows, self._human_maps, augmented=True)
+        balanced = rows.labels if settings.class_balance == "sampling" else None
+        sampler = EpochSampler(
+            len(rows.files), training.seed, class_of=balanced, rank=self.global_rank, world=self.trainer.world_size
+        )
+        if len(sampler) < settings.batch_size:
+            raise ConfigError(
+                f"training.batch_size = {settings.batch_size} is more than the {len(sampler)} images to train on"
+            )
+        return self._loader(examples, sampler, drop_last=True)  # batch statistics of a rest of one or two are noise
+
+    def val_dataloader(self) -> DataLoader[Example] | list[Any]:
+        rows = self._splits.validation
+        if rows is None:
+            return []
+        sampler = EpochSampler(len(rows.files), 0, shuffle=False, rank=self.global_rank, world=self.trainer.world_size)
+        return self._loader(self._examples(rows, None, augmented=False), sampler, drop_last=False)
+
+    def _examples(self, rows: Any, human_maps: HumanMaps | None, *, augmented: bool) -> Examples:
+        training, detector = self._training, self._detector
+        return Examples(
+            rows,
+            detector.input_size,
+            detector.interpolation,
+            human_maps=human_maps,
+            augmentation=training.settings.augmentation if augmented else None,
+            seed=training.seed,
+            max_pixels=training.config.data.max_pixels,
+        )
+
+    def _loader(self, examples: Examples, sampler: EpochSampler, *, drop_last: bool) -> DataLoader[Example]:
+        settings = self._training.settings
+        return DataLoader(
+            examples,
+            settings.batch_size,
+            sampler=sampler,
+            num_workers=settings.loaders,
+            persistent_workers=settings.loaders > 0,
+            multiprocessing_context="spawn" if settings.loaders else None,
+            pin_memory=self.device.type == "cuda",
+            drop_last=drop_last,
+        )
+
+    def _averages(self, stage: str) -> dict[str, float]:
+        """Over all images of all ranks."""
+        sums = self._sums[stage]
+        totals = torch.tensor(sums.values(), dtype=torch.float64, device=self.device)
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        self._sums[stage] = _Sums()
+        loss, correct, count = totals.tolist()
+        return {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1)}
+
+
+@dataclass
+class _Sums:
+    """Sums over the images of an epoch; kept on the device until the epoch is over, so that no step waits for it."""
+
+    loss: Tensor | float = 0.0
+    correct: Tensor | float = 0.0
+    count: int = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """One batch: its mean loss, its logits and labels."""
+        self.loss = self.loss + loss.double() * len(labels)
+        self.correct = self.correct + (predicted_classes(logits) == labels).sum()
+        self.count += len(labels)
+
+    def values(self) -> list[float]:
+        """loss, correct, count."""
+        return [float(self.loss), float(self.correct), float(self.count)]
+
+
+@dataclass
+class _Files(L.Callback):
+    """Writes the files of a training: after each epoch all that going on needs, at the end the card."""
+
+    training: Training
+    detector: Detector
+    record: dict[str, Any]
+    on_step: OnStep | None = None
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    seconds: float = 0.0
+    _started: float = 0.0
+    _steps: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept in resume.ckpt."""
+        return {"curve": self.curve, "best_epoch": self.best_epoch, "seconds": self._seconds(), "record": self.record}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.curve, self.best_epoch = state_dict["curve"], state_dict["best_epoch"]
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; a training that was stopped after its last epoch has nothing left to do."""
+        self._started = time.monotonic()
+        self._steps = len(self.curve) * int(trainer.num_training_batches)
+        trainer.should_stop = self._exhausted()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Tell how far it is."""
+        self._steps += 1
+        if self.on_step:
+            self.on_step(self._steps, self.training.settings.epochs * int(trainer.num_training_batches), self._text())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Commit the epoch; resume.ckpt comes last, and an epoch made again gives the same files."""
+        assert isinstance(pl_module, _Module)
+        metrics = pl_module.end_epoch()
+        if not math.isfinite(metrics["train_loss"]):
+            raise ConfigError(
+                f"{self.training.detector} run {self.training.run}: the loss is not finite in epoch "
+                f"{trainer.current_epoch + 1}; lower training.optimizer.learning_rate or set its gradient_clip"
+            )
+        self.curve.append({"epoch": trainer.current_epoch + 1} | metrics)
+        better = self._score(self.curve[-1]) > max(map(self._score, self.curve[:-1]), default=-math.inf)
+        if better or len(self.curve) == 1:
+            self.best_epoch = trainer.current_epoch + 1
+        if trainer.is_global_zero:
+            folder = self.training.folder
+            if self.best_epoch == trainer.current_epoch + 1:
+                self._save(folder / BEST, pl_module)
+            self._save(folder / LAST, pl_module)
+            _write_curve(self.curve, folder / METRICS)
+        with _committed(self.training.folder / RESUME, trainer) as path:
+            trainer.save_checkpoint(path)
+        trainer.should_stop = trainer.should_stop or self._exhausted()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the card, which says that the training is whole."""
+        if not trainer.is_global_zero or trainer.interrupted or not self.curve:
+            return
+        folder = self.training.folder
+        card = self.record | {
+            "best_epoch": self.best_epoch,
+            "metrics": self.curve[self.best_epoch - 1],
+            "epochs": len(self.curve),
+            "curve": self.curve,
+            "files": {name: _sha256(folder / name) for name in (BEST, LAST)},
+            "seconds": round(self._seconds(), 1),
+            **provenance(),
+        }
+        write_json(_without_nan(card), folder / CARD)
+        (folder / RESUME).unlink(missing_ok=True)
+
+    def _exhausted(self) -> bool:
+        settings = self.training.settings
+        waited = settings.patience is not None and len(self.curve) - self.best_epoch >= settings.patience
+        return len(self.curve) >= settings.epochs or (bool(self.curve) and waited)
+
+    def _score(self, metrics: dict[str, float]) -> float:
+        """Larger is better; without validation, or where it is undefined, the later epoch is."""
+        monitor = self.training.settings.monitor
+        value = metrics.get(f"val_{monitor}")
+        if value is None:
+            return metrics["epoch"]
+        return -math.inf if math.isnan(value) else value if HIGHER_IS_BETTER[monitor] else -value
+
+    def _seconds(self) -> float:
+        return self.seconds + (time.monotonic() - self._started if self._started else 0.0)
+
+    def _text(self) -> str:
+        if not self.curve:
+            return "epoch 1"
+        last = self.curve[-1]
+        shown = {name: last[name] for name in ("train_loss", "val_accuracy", "val_auroc") if name in last}
+        return f"epoch {len(self.curve)}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+
+    def _save(self, path: Path, module: L.LightningModule) -> None:
+        assert isinstance(module.model, nn.Module)
+        with atomic_path(path) as temporary:
+            save_file({n: v.detach().contiguous().cpu() for n, v in module.model.state_dict().items()}, temporary)
+
+
+def learning_rate_factor(config: OptimizerConfig, epoch: int, num_epochs: int) -> float:
+    """What the learning rate of an epoch (from 0) is multiplied with.
+
+    >>> [learning_rate_factor(OptimizerConfig(step_epochs=2), epoch, 6) for epoch in range(4)]
+    [1.0, 1.0, 0.1, 0.1]
+    """
+    warmup = min(1.0, (epoch + 1) / (config.warmup_epochs + 1))
+    if config.schedule == "step":
+        return warmup * config.step_factor ** (epoch // config.step_epochs)
+    if config.schedule == "cosine":
+        return warmup * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
+    return warmup
+
+
+def _build(training: Training, num_classes: int) -> Detector:
+    settings = training.settings
+    detector = load_detector(
+        training.architecture,
+        num_classes=num_classes,
+        pretrained=settings.pretrained,
+        input_size=settings.input_size,
+        seed=training.seed,
+        new_head=True,
+    )
+    if classifier_of(detector.model)[1].weight.shape[0] != num_classes:
+        raise ConfigError(f"architecture {training.architecture!r} cannot be given {num_classes} classes; take another")
+    return detector
+
+
+def _compute(training: Training) -> Any:
+    return training.config.compute.model_copy(update={"device": training.settings.device})
+
+
+def _record(training: Training, splits: Splits, human_maps: HumanMaps | None) -> dict[str, Any]:
+    """The start of the card: everything that decides the weights."""
+    settings = json.loads(training.settings.model_dump_json())
+    for name in ("architectures", "strategies", "runs", "workers", "loaders", "device", "manifest", "checkpoint"):
+        del settings[name]
+    strategy = json.loads(training.strategy.model_dump_json())
+    strategy["salience"] = training.strategy.salience.partition(":")[0]
+    record = {
+        "detector": training.detector,
+        "run": training.run,
+        "architecture": training.architecture,
+        "seed": training.seed,
+        "strategy": strategy,
+        "training": settings,
+        "data": splits.record,
+        "human_maps": None if human_maps is None else human_maps.record,
+    }
+    return json.loads(json.dumps(record))
+
+
+def _refuse_other(folder: Path, record: dict[str, Any]) -> None:
+    """A folder keeps what it was begun with, so that going on cannot mix two trainings."""
+    path = folder / "training.json"
+    if not path.exists():
+        write_json(record, path)
+        return
+    old = json.loads(path.read_text(encoding="utf-8"))
+    changed = sorted(key for key in {*old, *record} if old.get(key) != record.get(key))
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{str(folder)!r} holds a training begun with another config or other data: {key} was {old.get(key)!r}, is "
+            f"{record.get(key)!r}; give a new folder with --out, or delete the old one"
+        )
+
+
+def _loggers(training: Training) -> list[Logger]:
+    """Lightning's loggers by name; each needs its own package."""
+    made: list[Logger] = []
+    name = f"{training.detector}-run{training.run:02d}"
+    for kind in training.settings.loggers:
+        loggers = importlib.import_module("lightning.pytorch.loggers")
+        try:
+            if kind == "tensorboard":
+                made.append(loggers.TensorBoardLogger(training.folder, name="tensorboard", version=""))
+            elif kind == "wandb":
+                made.append(loggers.WandbLogger(name, save_dir=training.folder, project=training.config.name))
+            else:
+                uri = f"file:{training.folder / 'mlflow'}"
+                made.append(loggers.MLFlowLogger(training.config.name, run_name=name, tracking_uri=uri))
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"training.loggers: {kind!r} needs a package that is not installed ({error.name or error}); install it, "
+                f"or remove it from the list"
+            ) from None
+    return made
+
+
+def _write_curve(curve: list[dict[str, float]], path: Path) -> None:
+    columns = list(dict.fromkeys(name for line in curve for name in line))
+    lines = [",".join(columns)]
+    lines += [",".join("" if name not in line else f"{line[name]:.10g}" for name in columns) for line in curve]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _committed(path: Path, trainer: L.Trainer) -> Iterator[Path]:
+    """All ranks take part in saving; the first writes, under a temporary name that is renamed at the end."""
+    if trainer.is_global_zero:
+        with atomic_path(path) as temporary:
+            yield temporary
+    else:
+        yield path.with_suffix(".unused")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's hints about hardware and loaders; errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*|torch\.utils\.data.*|torchmetrics\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,154 @@
+"""Maps from disk, against values worked by hand and SciPy; and everything that can be wrong with them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from explain2me.errors import ManifestError
+from explain2me.salience.files import fixation_density, load_map, mean_map, read_fixations, resize_map
+
+VALUES = np.array([[0, 10, 20], [30, 40, 250]], dtype=np.uint8)
+
+
+def png(values, mode=None):
+    image = Image.fromarray(values)
+    stream = io.BytesIO()
+    (image if mode is None else image.convert(mode)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
+def test_png_of_8_bits(tmp_path, mode):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(VALUES, mode))
+    assert np.array_equal(load_map(path), VALUES.astype(np.float32))
+
+
+def test_png_of_16_bits_keeps_its_depth(tmp_path):
+    values = np.array([[0, 1, 2], [40000, 65535, 7]], dtype=np.uint16)
+    path = tmp_path / "a.png"
+    path.write_bytes(png(values))
+    assert np.array_equal(load_map(path), values.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "uint8", "bool"])
+def test_npy(tmp_path, dtype):
+    values = np.array([[0, 1], [1, 0]]).astype(dtype)
+    np.save(tmp_path / "a.npy", values)
+    found = load_map(tmp_path / "a.npy")
+    assert found.dtype == np.float32
+    assert np.array_equal(found, values.astype(np.float32))
+
+
+def test_fixations_are_density_of_their_durations(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("x,y,duration,who\n10.2,5.9,300,S1\n30,20,100,S2\n-4,5,900,S3\n")
+    found = load_map(path, image_size=(32, 48))
+    points = np.zeros((32, 48))
+    points[5, 10], points[20, 30] = 300, 100
+    wanted = gaussian_filter(points, 0.04 * 48, mode="constant")
+    np.testing.assert_allclose(found, wanted / wanted.sum(), atol=1e-7)
+    assert found.sum() == pytest.approx(1, abs=1e-5)
+    assert np.unravel_index(found.argmax(), found.shape) == (5, 10)
+
+
+def test_fixations_without_durations_count_alike():
+    found = read_fixations(b"y,x\n1,2\n3,4\n")
+    assert found.tolist() == [[2, 1, 1], [4, 3, 1]]
+
+
+def test_mean_of_a_folder_weighs_every_map_alike(tmp_path):
+    first, second = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.float32)
+    first[0, 0], second[3, 3] = 255, 0.001
+    (tmp_path / "a.png").write_bytes(png(first))
+    np.save(tmp_path / "b.npy", second)
+    (tmp_path / "readme.txt").write_text("no map")
+    average, count = mean_map(tmp_path, (4, 4))
+    assert count == 2
+    assert average[0, 0] == pytest.approx(0.5)
+    assert average[3, 3] == pytest.approx(0.5)
+
+
+def test_resize_does_not_swap_height_and_width():
+    values = np.zeros((4, 8), np.float32)
+    values[0] = 1
+    found = resize_map(values, (2, 16))
+    assert found.shape == (2, 16)
+    assert found[0].min() > found[1].max()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.png", None, "no such file"),
+        ("a.png", b"", "empty"),
+        ("a.png", b"text", "not a PNG"),
+        ("a.png", png(VALUES)[:40], "not a PNG"),
+        ("a.jpg", b"text", "expected a file that ends in .png, .npy, .csv"),
+        ("a.png", png(np.zeros((3, 3), np.uint8)), "some above"),
+        ("a.npy", b"text", "not an array of numpy.save"),
+        ("a.csv", b"a,b\n1,2\n", "expected the columns x, y"),
+        ("a.csv", b"x,y\n1,left\n", "must be numbers"),
+        ("a.csv", b"x,y,duration\n1,1,-5\n", "at least 0"),
+        ("a.csv", b"x,y\n900,900\n", "none of 1 lies inside"),
+        ("a.csv", b"x,y\n\xff,1\n", "UTF-8"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_wrong_files(tmp_path, name, data, message):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ManifestError, match=message):
+        load_map(tmp_path / name, image_size=(10, 10))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((2, 2), np.nan), "finite values"),
+        (np.array([[-1.0, 2.0]]), "at least 0"),
+        (np.ones(3), r"shape \(h, w\)"),
+        (np.ones((0, 3)), r"shape \(h, w\)"),
+        (np.array([["a"]]), r"numbers of shape"),
+    ],
+    ids=["nan", "negative", "1-D", "empty", "text"],
+)
+def test_wrong_arrays(tmp_path, values, message):
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(ManifestError, match=message):
+        load_map(tmp_path / "a.npy")
+
+
+def test_pickled_array_is_refused_and_not_run(tmp_path):
+    canary = tmp_path / "canary"
+
+    class Evil:
+        def __reduce__(self):
+            return (canary.write_text, ("ran",))
+
+    np.save(tmp_path / "a.npy", np.array([[Evil()]], dtype=object), allow_pickle=True)
+    with pytest.raises(ManifestError, match=r"not an array of numpy\.save"):
+        load_map(tmp_path / "a.npy")
+    assert not canary.exists()
+
+
+def test_fixations_need_the_size_of_their_image(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,1\n")
+    with pytest.raises(ManifestError, match="needs the size of its image"):
+        load_map(tmp_path / "a.csv")
+
+
+def test_mean_of_nothing(tmp_path):
+    with pytest.raises(ManifestError, match="got none"):
+        mean_map(tmp_path, (4, 4))
+    with pytest.raises(ManifestError, match="expected a folder"):
+        mean_map(tmp_path / "absent", (4, 4))
+
+
+def test_density_reference_is_not_trivial():
+    found = fixation_density(np.array([[1.0, 1.0, 1.0]]), (20, 40))
+    assert found[1, 1] == found.max()
+    assert found[19, 39] < 1e-6 * found.max()

@@ -1,0 +1,300 @@
+"""What must not be mixed, lost or counted twice when things go wrong around a run."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from explain2me.cli import main
+from explain2me.conditions import conditions_for
+from explain2me.config import load_config, parse_config
+from explain2me.errors import Explain2MeError, RunFolderError
+from explain2me.executors.local import run_tasks
+from explain2me.explain import explain_run
+from explain2me.measure import MapReader, measure_run
+from explain2me.prepare import with_device
+from explain2me.shards import partners, plan
+from explain2me.store import read_parquet, read_part, write_parquet
+from explain2me.summarise import summarise_run
+from explain2me.verify import verify_run
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        [{"levels": [0.05]}, {"levels": [0.1, 0.05]}],
+        [{"levels": [0.05, 0.0500000000000001]}],
+    ],
+    ids=["two tables", "one name"],
+)
+def test_the_same_noise_twice_is_refused(noise):
+    config = parse_config(
+        {
+            "name": "x",
+            "data": {"manifest": "m"},
+            "detectors": [{"name": "d", "architecture": "timm:x", "random_runs": 1}],
+            "measures": {"noise": noise},
+        }
+    )
+    with pytest.raises(Explain2MeError, match=r"different conditions, got 'salt_pepper@0\.05' twice"):
+        conditions_for(config.measures, (64, 64))
+
+
+def test_levels_that_differ_little_are_two_conditions():
+    config = parse_config(
+        {
+            "name": "x",
+            "data": {"manifest": "m"},
+            "detectors": [{"name": "d", "architecture": "timm:x", "random_runs": 1}],
+            "measures": {"noise": {"levels": [0.05, 0.05000001]}},
+        }
+    )
+    names = [condition.name for condition in conditions_for(config.measures, (64, 64))]
+    assert {"salt_pepper@0.05", "salt_pepper@0.05000001"} <= set(names)
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory, images, weights, detector_table):
+    folder = tmp_path_factory.mktemp("robust")
+    text = f'name = "tiny"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{images}"\n'
+    text += '[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 10\n'
+    (folder / "config.toml").write_text(text)
+    run = explain_run(load_config(folder / "config.toml"), folder / "run")
+    measure_run(run, run.config)
+    summarise_run(run, run.config)
+    return run
+
+
+@pytest.mark.parametrize("damage", ["row doubled", "row lost", "images moved", "conditions moved"])
+def test_a_part_that_is_not_whole_is_never_reshaped(explained, tmp_path, damage):
+    table = read_parquet(plan(explained)[0].path(explained.folder))
+    count = len(table)
+    rows = {
+        "row doubled": [0, *range(count)],
+        "row lost": list(range(count - 1)),
+        "images moved": [1, 0, *range(2, count)],
+        "conditions moved": [*range(count // 2, count), *range(count // 2)],
+    }[damage]
+    write_parquet(table.take(rows), tmp_path / "part.parquet")
+    with pytest.raises(RunFolderError, match="does not hold each image once for each of its 16 conditions"):
+        read_part(tmp_path / "part.parquet")
+
+
+def test_a_file_that_was_being_written_is_taken_for_nothing(explained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(explained.folder, folder)
+    model = explained.models[0].name
+    left = [folder / where / ".tmp-x.tmp" for where in ("quarantine", "scores", "summary", f"maps/model={model}", ".")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    run = explain_run(explained.config, folder)
+    measure_run(run, run.config)
+    summarise_run(run, run.config)
+    assert all(path.exists() for path in left)  # another process may be at it
+    assert verify_run(run) == [f"left over: maps/model={model}/.tmp-x.tmp"]
+    for path in left:
+        os.utime(path, (time.time() - 7200,) * 2)
+    explain_run(explained.config, folder)
+    assert not any(path.exists() for path in left)
+
+
+def test_a_shard_without_any_usable_image_is_a_part_without_rows(tmp_path, make_images, weights, detector_table):
+    manifest = make_images(tmp_path / "images", counts={("fake", "a"): 5, ("real", "b"): 4})
+    text = f'name = "tiny"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{manifest}"\n'
+    text += '[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 4\n'
+    (tmp_path / "config.toml").write_text(text)
+    config = load_config(tmp_path / "config.toml")
+    last = manifest.parent / "real" / "b" / "003.png"
+    vanished = last.read_bytes()
+
+    def on_start(*_):
+        last.unlink()
+
+    run = explain_run(config, tmp_path / "run", on_start=on_start)
+    for _ in range(2):
+        measure_run(run, run.config)
+        summarise_run(run, run.config)
+    assert verify_run(run) == []
+    assert len(run.quarantine()) == 2  # models
+    assert len(run.scores().filter(pa.compute.equal(run.scores()["image"], 8))) == 0
+    # the file comes back, the part is made anew: its quarantine goes
+    last.write_bytes(vanished)
+    for shard in plan(run):
+        if shard.part == 2:
+            shard.path(run.folder).unlink()
+    again = explain_run(config, tmp_path / "run")
+    assert len(again.quarantine()) == 0
+    assert verify_run(again) == []
+
+
+def test_chance_exposes_a_detector_with_one_map_for_each_class(explained):
+    """It predicts at random and never looks at the image: chance must be 1, whatever the labels."""
+    count = len(explained.image_table)
+    predicted = np.random.default_rng(0).integers(0, 2, count)
+    blobs = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(0))
+    partner = partners(explained.image_table, predicted, seed=1)
+    known = partner >= 0
+    assert known.sum() > count / 2
+    assert torch.equal(blobs[predicted[known]], blobs[predicted[partner[known]]])
+
+
+def test_chance_reads_the_predictions_of_the_model_whose_map_is_exchanged(explained):
+    reader = MapReader(explained, plan(explained))
+    for model in explained.models:
+        maps = explained.maps().to_pandas()
+        clean = maps[(maps.run == model.run) & (maps.condition == "clean")].sort_values("image")
+        found = reader.partners(model)
+        want = partners(explained.image_table, clean.predicted.to_numpy(), seed=explained.config.seed)
+        assert np.array_equal(found, want)
+
+
+def test_the_number_of_threads_belongs_to_the_run(explained, tmp_path):
+    config = load_config(Path(explained.folder).parent / "config.toml")
+    threads = explained.config.compute.threads
+    assert threads == max(1, torch.get_num_threads())
+    more = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": 4})})
+    assert with_device(more, explained.config).compute.threads == threads
+    seen = []
+    before = torch.get_num_threads()
+    list(run_tasks(lambda _: seen.append(torch.get_num_threads()), [1, 2], workers=1, threads=2))
+    assert seen == [2, 2]
+    assert torch.get_num_threads() == before
+
+
+def test_float32_on_cuda_is_not_tf32():
+    from explain2me.explain import _exact_convolutions
+
+    class OnCuda:
+        device = torch.device("cuda")
+
+    before = torch.backends.cudnn.allow_tf32
+    with _exact_convolutions(OnCuda()):  # type: ignore[arg-type]
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_the_same_weights_twice_are_refused(tmp_path, weights, images, detector_table):
+    for name in ("best", "last"):
+        shutil.copy(weights / "seed0.safetensors", tmp_path / f"{name}.safetensors")
+    text = f'name = "tiny"\n{detector_table("a", f"{tmp_path}/*.safetensors")}[data]\nmanifest = "{images}"\n'
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(Explain2MeError, match=r"best\.safetensors' and .*last\.safetensors' hold the same weights"):
+        explain_run(load_config(tmp_path / "config.toml"), tmp_path / "run")
+
+
+def test_a_folder_with_brackets_in_its_name_is_no_pattern(tmp_path, weights, images, detector_table):
+    folder = tmp_path / "ex[1]"
+    shutil.copytree(weights, folder / "weights")
+    for pattern in ("weights/seed*.safetensors", "weights/seed0.safetensors"):
+        text = f'name = "tiny"\n{detector_table("a", pattern)}[data]\nmanifest = "{images}"\n[measures]\nstability = false\n'
+        (folder / "config.toml").write_text(text)
+        from explain2me.prepare import check
+
+        _, record = check(load_config(folder / "config.toml"))
+        assert len(record["models"]) == (3 if "*" in pattern else 1)
+
+
+@pytest.mark.parametrize(("column", "value"), [("label", "all"), ("source", "all")])
+def test_the_word_for_totals_is_no_label_or_source(tmp_path, weights, detector_table, images, column, value):
+    old = ",gan_b," if column == "source" else ",real,"
+    manifest = images.parent / f"with-all-{column}.csv"
+    manifest.write_text(images.read_text().replace(old, f",{value},"))
+    toml = f'name = "tiny"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{manifest}"\n'
+    (tmp_path / "config.toml").write_text(toml)
+    with pytest.raises(Explain2MeError, match=f"the {column} 'all' means all of them; rename it"):
+        explain_run(load_config(tmp_path / "config.toml"), tmp_path / "run")
+
+
+def test_other_versions_that_go_on_with_a_run_are_recorded(explained, tmp_path, monkeypatch):
+    from explain2me import prepare
+
+    folder = tmp_path / "run"
+    shutil.copytree(explained.folder, folder)
+    monkeypatch.setattr(prepare, "provenance", lambda: {"versions": {"torch": "99"}})
+    for _ in range(2):
+        explain_run(explained.config, folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["later_versions"] == [{"torch": "99"}]
+    assert record["versions"] == explained.record["versions"]
+
+
+DEADLY = """
+import os, pathlib
+
+def die_once(task):
+    marker, deadly = map(pathlib.Path, task)
+    if deadly.name == "deadly" and not marker.exists():
+        marker.touch()
+        os._exit(1)
+    marker.with_suffix(".done").touch()
+
+def die(task):
+    with open(task, "a") as file:
+        file.write("tried ")
+    os._exit(1)
+"""
+
+
+@pytest.fixture
+def deadly(tmp_path, monkeypatch):
+    """A module that worker processes can import, as they cannot import a test."""
+    (tmp_path / "deadly_work.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import deadly_work
+
+    return deadly_work
+
+
+def test_a_worker_that_dies_once_costs_nothing(tmp_path, deadly):
+    tasks = [(str(tmp_path / f"task{i}"), "deadly" if i == 1 else "fine") for i in range(4)]
+    assert sorted(run_tasks(deadly.die_once, tasks, workers=2)) == sorted(tasks)
+    assert len(list(tmp_path.glob("*.done"))) == 4
+
+
+def test_workers_that_die_each_time_end_in_one_clear_error(tmp_path, deadly):
+    tasks = [str(tmp_path / "a"), str(tmp_path / "b")]
+    with pytest.raises(Explain2MeError, match="a worker process died 3 times"):
+        list(run_tasks(deadly.die, tasks, workers=2))
+    assert sum(len(path.read_text().split()) for path in tmp_path.glob("[ab]")) >= 3
+
+
+@pytest.mark.parametrize("name", ["faces.toml", "faces-study.toml", "paper.toml"])
+def test_examples_load(name):
+    path = Path(__file__).resolve().parents[1] / "examples" / name
+    assert load_config(path).name
+
+
+@pytest.mark.parametrize("what", ["below a file", "not writable"])
+def test_a_place_that_cannot_be_written_is_one_line(
+    write_config: Callable[..., Path], tmp_path, capsys, monkeypatch, what
+):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "run" if what == "below a file" else Path("/proc/explain2me")
+    monkeypatch.setattr("sys.argv", ["explain2me", "run", str(write_config()), "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("explain2me: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_truncated_score_file_is_one_line(explained, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(explained.folder, folder)
+    path = min((folder / "scores").glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-20])
+    monkeypatch.setattr("sys.argv", ["explain2me", "summarise", str(folder)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert path.name in capsys.readouterr().err

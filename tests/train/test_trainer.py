@@ -1,0 +1,413 @@
+"""Trainings of a tiny real network: the same bytes after an interrupt, the human map beside its image, clear errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from explain2me.config import AugmentationConfig, Config, OptimizerConfig, parse_config
+from explain2me.detectors import load_detector
+from explain2me.errors import Explain2MeError
+from explain2me.study import evaluation, train_missing, trainings
+from explain2me.train.augment import Move, draw_move, move_image, move_map
+from explain2me.train.cams import class_activation_maps, find_features
+from explain2me.train.data import EpochSampler, Examples, class_weights, read_human_maps, read_splits
+from explain2me.train.trainer import CARD, RESUME, learning_rate_factor, train_detector
+
+ARCHITECTURE = "timm:test_resnet"
+SIZE = 64
+LINES = "path,label,source,split,salience\n"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    """24 images to train on, 8 to validate with, 8 to test; fakes carry a bright square, which their map marks."""
+    folder = tmp_path_factory.mktemp("training")
+    rng = np.random.default_rng(0)
+    lines = LINES
+    for i in range(40):
+        label, split = ("real", "fake")[i % 2], "train" if i < 24 else "val" if i < 32 else "test"
+        pixels = rng.integers(0, 140, (SIZE, SIZE, 3), dtype=np.uint8)
+        human = np.zeros((SIZE, SIZE), np.uint8)
+        left = int(rng.integers(0, SIZE - 20))
+        human[left : left + 20, left : left + 20] = 255
+        if label == "fake":
+            pixels[human > 0] = 255
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+        Image.fromarray(human).save(folder / f"map{i:02d}.png")
+        lines += f"{i:02d}.png,{label},camera,{split},{'' if i % 5 == 0 else f'map{i:02d}.png'}\n"
+    (folder / "manifest.csv").write_text(lines)
+    return folder / "manifest.csv"
+
+
+def make_config(manifest: Path, **training: object) -> Config:
+    settings = {
+        "architectures": [ARCHITECTURE],
+        "strategies": [{"name": "plain"}, {"name": "guided", "loss": "cyborg"}],
+        "split": "train",
+        "validation_split": "val",
+        "input_size": SIZE,
+        "runs": 1,
+        "epochs": 3,
+        "batch_size": 8,
+        "device": "cpu",
+        "augmentation": {"flip": True, "crop": 0.7, "shift": 0.05},
+    }
+    data = {"manifest": str(manifest), "split": "test"}
+    return parse_config({"name": "study", "data": data, "training": settings | training})
+
+
+def one(config: Config, out: Path, index: int = 0):
+    return trainings(config, out)[index]
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def stop_after(steps: int):
+    def on_step(done: int, total: int, text: str) -> None:
+        if done == steps:
+            raise Stop
+
+    return on_step
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["plain", "guided"])
+@pytest.mark.parametrize("steps", [4, 6], ids=["within an epoch", "after an epoch"])
+def test_an_interrupt_changes_no_bit(tmp_path, manifest, index, steps):
+    config = make_config(manifest, optimizer={"schedule": "cosine"}, architectures=["timm:test_efficientnet"])
+    if index == 1:  # its head is not linear behind the pooling: no class activation map
+        config = make_config(manifest, optimizer={"name": "adamw", "learning_rate": 0.001})
+    whole, broken = one(config, tmp_path / "whole", index), one(config, tmp_path / "broken", index)
+    train_detector(whole)
+    with pytest.raises(Stop):
+        train_detector(broken, stop_after(steps))
+    assert not broken.done
+    assert (broken.folder / RESUME).exists()
+    train_detector(broken)
+    for name in ("best.safetensors", "last.safetensors", "metrics.csv"):
+        assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+    cards = [json.loads((training.folder / CARD).read_text()) for training in (whole, broken)]
+    assert len(cards[0]["curve"]) == 3
+    for card in cards:
+        del card["seconds"]
+    assert cards[0] == cards[1]
+    assert {path.name for path in broken.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
+def test_a_stop_between_the_last_epoch_and_the_card(tmp_path, manifest, monkeypatch):
+    from explain2me.train import trainer
+
+    training = one(make_config(manifest, epochs=2), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Files, "on_fit_end", lambda *_: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            train_detector(training)
+    before = (training.folder / "best.safetensors").read_bytes()
+    steps = []
+    train_detector(training, lambda *told: steps.append(told))
+    assert training.done
+    assert not steps
+    assert (training.folder / "best.safetensors").read_bytes() == before
+
+
+def test_a_finished_training_is_left_alone_and_the_random_state_too(tmp_path, manifest):
+    training = one(make_config(manifest, epochs=1), tmp_path)
+    torch.manual_seed(3)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    train_detector(training)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    times = {path: path.stat().st_mtime_ns for path in training.folder.iterdir()}
+    train_detector(training)
+    assert {path: path.stat().st_mtime_ns for path in training.folder.iterdir()} == times
+
+
+def test_runs_differ_and_strategies_start_alike(tmp_path, manifest):
+    config = make_config(manifest, runs=2, epochs=1)
+    left = train_missing(config, tmp_path)
+    assert left == []
+    digests = {
+        t.folder: json.loads((t.folder / CARD).read_text())["files"]["last.safetensors"]
+        for t in trainings(config, tmp_path)
+    }
+    assert len(set(digests.values())) == 4
+    seeds = {(t.detector, t.run): t.seed for t in trainings(config, tmp_path)}
+    assert seeds["test_resnet-plain", 1] == seeds["test_resnet-guided", 1] != seeds["test_resnet-plain", 0]
+
+
+def test_training_learns_and_its_card_tells(tmp_path, manifest):
+    config = make_config(
+        manifest, epochs=25, optimizer={"learning_rate": 0.05, "schedule": "cosine"}, augmentation={"flip": True}
+    )
+    training = one(config, tmp_path, 1)
+    train_detector(training)
+    card = json.loads((training.folder / CARD).read_text())
+    assert card["metrics"]["val_accuracy"] >= 0.75
+    assert card["metrics"] == card["curve"][card["best_epoch"] - 1]
+    assert max(line["val_accuracy"] for line in card["curve"]) == card["metrics"]["val_accuracy"]
+    assert card["curve"][-1]["train_loss"] < card["curve"][0]["train_loss"]
+    assert card["data"]["training"]["by_label_and_source"] == {"fake/camera": 12, "real/camera": 12}
+    assert card["human_maps"]["maps"] == 19
+    assert torch.__version__.startswith(card["versions"]["torch"])
+    assert str(tmp_path) not in json.dumps(card)
+    detector = load_detector(ARCHITECTURE, training.checkpoint, num_classes=2, input_size=SIZE)
+    fresh = load_detector(ARCHITECTURE, num_classes=2, input_size=SIZE, seed=training.seed).model.state_dict()
+    moved = [name for name, value in detector.model.state_dict().items() if not torch.equal(value, fresh[name])]
+    assert any(name.endswith("running_mean") for name in moved)  # it was trained in training mode
+    assert all(name in moved for name in fresh if name.endswith("weight"))
+    splits = read_splits(config, config.training)
+    assert splits.validation is not None
+    images = torch.stack([Examples(splits.validation, (SIZE, SIZE), "bilinear")[0, i].image for i in range(8)])
+    with torch.no_grad():
+        predicted = detector.model(detector.preprocess(images)).argmax(1)
+    assert (predicted == splits.validation.labels).float().mean().item() == pytest.approx(
+        card["metrics"]["val_accuracy"]
+    )
+
+
+def test_shards_share_the_trainings(tmp_path, manifest):
+    config = make_config(manifest, runs=2, epochs=1)
+    left = train_missing(config, tmp_path, shard=(1, 2))
+    assert [(t.detector, t.run) for t in left] == [("test_resnet-plain", 0), ("test_resnet-guided", 0)]
+    assert train_missing(config, tmp_path, shard=(0, 2)) == []
+
+
+def test_evaluation_lists_what_was_trained(tmp_path, manifest):
+    config = make_config(manifest, runs=2)
+    found = evaluation(config, tmp_path)
+    assert found.training is None
+    assert [detector.name for detector in found.detectors] == ["test_resnet-plain", "test_resnet-guided"]
+    assert [Path(path).parent.name for path in found.detectors[0].checkpoints] == ["run00", "run01"]
+    assert found.detectors[0].input_size == SIZE
+
+
+def test_patience_ends_a_training_early(tmp_path, manifest):
+    config = make_config(manifest, epochs=30, patience=2, optimizer={"learning_rate": 1e-9}, augmentation={})
+    training = one(config, tmp_path)
+    train_detector(training)
+    card = json.loads((training.folder / CARD).read_text())
+    assert card["epochs"] == card["best_epoch"] + 2 < 30
+
+
+def test_without_validation_the_last_epoch_is_the_best(tmp_path, manifest):
+    training = one(make_config(manifest, validation_split=None, epochs=2), tmp_path)
+    train_detector(training)
+    card = json.loads((training.folder / CARD).read_text())
+    assert card["best_epoch"] == 2
+    assert card["files"]["best.safetensors"] == card["files"]["last.safetensors"]
+
+
+def test_a_share_can_be_held_out_for_validation(manifest):
+    config = make_config(manifest, validation_split=None, validation_share=0.25)
+    splits = read_splits(config, config.training)
+    assert splits.validation is not None
+    assert (len(splits.training.files), len(splits.validation.files)) == (18, 6)
+    assert not set(splits.training.files) & set(splits.validation.files)
+    assert splits.validation.labels.bincount().tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("salience", ["manifest", "mean-of"])
+def test_human_maps_come_from_files_or_are_one_average(tmp_path, manifest, salience):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for i in range(3):
+        values = np.zeros((10, 10), np.float32)
+        values[i, i] = i + 1
+        np.save(folder / f"{i}.npy", values)
+    wanted = "manifest" if salience == "manifest" else f"mean-of:{folder}"
+    config = make_config(manifest, strategies=[{"name": "guided", "loss": "cyborg", "salience": wanted}])
+    splits = read_splits(config, config.training)
+    maps = read_human_maps(config.training.strategies[0], splits.training, (SIZE, SIZE))
+    assert maps is not None
+    examples = Examples(splits.training, (SIZE, SIZE), "bilinear", human_maps=maps)
+    if salience == "manifest":
+        assert examples[0, 0].human_map.isnan().all()  # every fifth has none
+        bright = examples[0, 1].image.float().mean(0) == 255
+        assert torch.equal(examples[0, 1].human_map == 255, bright)
+        assert maps.record["kind"] == "a map for each image"
+    else:
+        assert torch.equal(examples[0, 0].human_map, examples[0, 7].human_map)
+        assert maps.record["kind"].startswith("the mean of 3 maps, the same for every image")
+
+
+def test_the_human_map_follows_the_image():
+    config = AugmentationConfig(flip=True, crop=0.4, shift=0.1)
+    image = torch.zeros(3, 96, 96, dtype=torch.uint8)
+    image[:, 20:50, 60:80] = 200
+    changed = 0
+    for seed in range(20):
+        move = draw_move(config, np.random.default_rng(seed))
+        moved, human = move_image(image, move), move_map(image[0].float(), move)
+        assert (moved[0].float() - human).abs().max() <= 1
+        changed += not torch.equal(moved, image)
+    assert changed == 20
+
+
+def test_augmentation_by_hand():
+    image = torch.arange(16).reshape(1, 4, 4).repeat(3, 1, 1).to(torch.uint8)
+    still = Move(False, 0, 0, 1, 1, 0, 0)
+    assert torch.equal(move_image(image, still), image)
+    assert move_image(image, still._replace(flip=True))[0, 0].tolist() == [3, 2, 1, 0]
+    assert move_image(image, still._replace(right=0.25))[0, 0].tolist() == [0, 0, 1, 2]
+    assert move_image(image, still._replace(down=-0.25))[0, :, 0].tolist() == [4, 8, 12, 12]
+    assert draw_move(AugmentationConfig(), np.random.default_rng(0)) == still
+
+
+def test_crops_keep_the_share_that_was_asked_for():
+    for seed in range(50):
+        move = draw_move(AugmentationConfig(crop=0.5), np.random.default_rng(seed))
+        assert 0.49 <= move.height * move.width <= 1
+        assert move.top + move.height <= 1 + 1e-9
+        assert move.left + move.width <= 1 + 1e-9
+
+
+def test_order_depends_on_seed_and_epoch_and_ranks_share_it():
+    sampler = EpochSampler(10, seed=1)
+    first = list(sampler)
+    assert first == list(EpochSampler(10, seed=1))
+    sampler.set_epoch(1)
+    assert [i for _, i in sampler] != [i for _, i in first]
+    assert sorted(i for _, i in sampler) == list(range(10))
+    ranks = [[i for _, i in EpochSampler(11, seed=1, rank=rank, world=2)] for rank in (0, 1)]
+    assert [len(rank) for rank in ranks] == [5, 5]
+    assert not set(ranks[0]) & set(ranks[1])
+    held = [[i for _, i in EpochSampler(11, 0, shuffle=False, rank=rank, world=2)] for rank in (0, 1)]
+    assert sorted(held[0] + held[1]) == list(range(11))
+
+
+def test_class_balance_draws_classes_alike():
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    drawn = [int(labels[i]) for epoch in range(20) for _, i in EpochSampler(100, 1, class_of=labels, epoch=epoch)]
+    assert 0.45 < np.mean(drawn) < 0.55
+    weights = class_weights(labels, 3)
+    assert (weights[:2] * torch.tensor([90, 10])).tolist() == pytest.approx([50, 50])
+    assert weights[2] == 0
+
+
+@pytest.mark.parametrize("balance", ["weights", "sampling"])
+def test_class_balance_trains(tmp_path, manifest, balance):
+    training = one(make_config(manifest, class_balance=balance, epochs=1), tmp_path, 1)
+    train_detector(training)
+    assert training.done
+
+
+@pytest.mark.parametrize("architecture", ["torchvision:resnet18", "torchvision:densenet121", "timm:test_resnet"])
+def test_class_activation_maps_are_grad_cam_before_relu(architecture):
+    from explain2me import GradCAM
+
+    detector = load_detector(architecture, num_classes=3, seed=1)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    reader = find_features(detector.model, (64, 64))
+    classes = torch.tensor([2, 0])
+    with torch.no_grad():
+        logits, features = reader(images)
+        maps = class_activation_maps(
+            features,
+            detector.model.get_classifier().weight
+            if "timm" in architecture
+            else list(detector.model.modules())[-1].weight,
+            classes,
+        )
+    with GradCAM(detector.model) as cam:
+        wanted, wanted_logits = cam(images, classes)
+    torch.testing.assert_close(logits, wanted_logits)
+    torch.testing.assert_close(maps.relu() / maps[0].numel(), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_features_carry_gradients_into_the_whole_network():
+    model = load_detector(ARCHITECTURE, num_classes=2, seed=1).model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    reader = find_features(model, (SIZE, SIZE))
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    _, features = reader(torch.randn(2, 3, SIZE, SIZE))
+    (gradient,) = torch.autograd.grad(features.square().sum(), next(model.parameters()))
+    assert gradient.any()
+
+
+def test_schedules():
+    step = OptimizerConfig(warmup_epochs=2, step_epochs=3)
+    assert [learning_rate_factor(step, epoch, 9) for epoch in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 0.1, 0.1])
+    cosine = [learning_rate_factor(OptimizerConfig(schedule="cosine"), epoch, 4) for epoch in range(4)]
+    assert cosine[0] == 1
+    assert cosine == sorted(cosine, reverse=True)
+    assert learning_rate_factor(OptimizerConfig(schedule="constant"), 3, 4) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["timm:test_resnett"]}, "unknown architecture"),
+        ({"batch_size": 25}, "batch_size = 25 is more than the 24 images"),
+        ({"split": "trian"}, "did you mean 'train'"),
+        ({"validation_split": "train"}, "are in the split to train on and in the one to validate with"),
+        ({"split": "test", "validation_split": None}, "8 images would be trained on and tested"),
+        ({"split": None, "validation_split": None}, "8 images would be trained on and tested"),
+        ({"sample": 25}, "expected at least 25 images of the source 'camera', got 24"),
+        ({"sample": {"camra": 3}}, "there is no source 'camra'; did you mean 'camera'"),
+        (
+            {"strategies": [{"name": "a", "loss": "cyborg", "salience": "mean-of:/no/such"}]},
+            "expected a folder of maps",
+        ),
+        (
+            {"architectures": ["timm:test_vit"], "strategies": [{"name": "a", "loss": "cyborg"}]},
+            "needs a linear head right behind global average pooling",
+        ),
+        ({"optimizer": {"learning_rate": 1e30}}, "the loss is not finite in epoch"),
+        ({"loggers": ["mlflow"]}, "'mlflow' needs a package that is not installed"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_input(tmp_path, manifest, change, message):
+    with pytest.raises(Explain2MeError, match=message):
+        train_detector(one(make_config(manifest, **change), tmp_path))
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path, manifest):
+    train_detector(one(make_config(manifest, epochs=1), tmp_path))
+    other = one(make_config(manifest, epochs=1, batch_size=4), tmp_path)
+    (other.folder / CARD).unlink()
+    with pytest.raises(Explain2MeError, match="begun with another config or other data: training was"):
+        train_detector(other)
+
+
+def test_manifest_without_human_maps(tmp_path, manifest):
+    bare = manifest.parent / "bare.csv"
+    bare.write_text("\n".join(line.rpartition(",")[0] for line in manifest.read_text().splitlines()) + "\n")
+    with pytest.raises(Explain2MeError, match="needs human maps, and no image to train on has one"):
+        train_detector(one(make_config(bare), tmp_path, 1))
+
+
+def test_wrong_human_map_is_named_before_training(tmp_path, manifest):
+    (manifest.parent / "black.png").write_bytes(b"")
+    text = manifest.read_text().replace("map03.png", "black.png")
+    other = manifest.parent / "other.csv"
+    other.write_text(text)
+    with pytest.raises(Explain2MeError, match=r"salience map .*black\.png.*empty"):
+        train_detector(one(make_config(other), tmp_path, 1))
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_training(tmp_path, manifest):
+    training = one(make_config(manifest, devices=2, batch_size=4, epochs=2), tmp_path, 1)
+    train_detector(training)
+    card = json.loads((training.folder / CARD).read_text())
+    assert len(card["curve"]) == 2
+    assert card["metrics"]["val_accuracy"] * 8 == pytest.approx(round(card["metrics"]["val_accuracy"] * 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["timm:xception", "timm:inception_v3", "torchvision:inception_v3"])
+def test_architectures_at_299(tmp_path, manifest, architecture):
+    config = make_config(manifest, architectures=[architecture], input_size=None, epochs=1, batch_size=4, sample=None)
+    training = one(config, tmp_path, 1)
+    train_detector(training)
+    detector = load_detector(architecture, training.checkpoint, num_classes=2)
+    assert detector.input_size == (299, 299)
+    if "xception" in architecture:
+        assert detector.mean == detector.std == (0.5, 0.5, 0.5)
