@@ -101,9 +101,10 @@ def write_config(tmp_path: Path, images: Path, weights: Path) -> WriteConfig:
             "measures": "",
             "summary": "bootstrap = 50",
             "compute": 'device = "cpu"\nbatch_size = 8\nshard_size = 10',
+            "report": "after_run = false",
         } | tables
         text = parts["top"] + "\n" + parts["detectors"] + "\n"
-        text += "".join(f"[{name}]\n{parts[name]}\n" for name in ("data", "measures", "summary", "compute"))
+        text += "".join(f"[{name}]\n{parts[name]}\n" for name in ("data", "measures", "summary", "compute", "report"))
         path = tmp_path / "config.toml"
         path.write_text(text + parts.get("extra", ""))
         return path

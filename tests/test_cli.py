@@ -5,12 +5,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from explain2me import cli
+from explain2me.cli import main
 from explain2me.show import printable
 
 Call = Callable[..., tuple[int, str, str]]
@@ -346,3 +348,108 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "Usage: explain2me" in done.stdout
     assert not {"torch", "pandas", "pyarrow", "numpy", "pydantic", "rich"} & set(done.stderr.split())
+
+
+def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch, capsys):
+    manifest = make_images(tmp_path / "images", counts={("real", "camera"): 10, ("fake", "gan"): 10}, size=64)
+    rows = manifest.read_text().splitlines()
+    splits = ["train" if i % 5 < 3 else "val" if i % 5 == 3 else "test" for i in range(20)]
+    lines = [line.rpartition(",")[0] + f",{split}" for line, split in zip(rows[1:], splits, strict=True)]
+    manifest.write_text("\n".join([rows[0], *lines]) + "\n")
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "a.npy", np.eye(8))
+    (tmp_path / "study.toml").write_text(
+        'name = "study"\n[data]\nmanifest = "images/manifest.csv"\nsplit = "test"\n[training]\n'
+        'architectures = ["timm:test_resnet"]\nruns = 2\nsplit = "train"\nvalidation_split = "val"\nepochs = 1\nbatch_size = 6\n'
+        'input_size = 64\ndevice = "cpu"\n[[training.strategies]]\nname = "plain"\n[[training.strategies]]\nname = "guided"\n'
+        'loss = "cyborg"\nsalience = "mean-of:maps"\n[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\n[report]\nimages = 1\n'
+    )
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["explain2me", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, error = capsys.readouterr()
+        assert not stop.value.code, error
+        return out + error
+
+    config, out = str(tmp_path / "study.toml"), str(tmp_path / "out")
+    said = call("check", config)
+    assert "strategy guided: cyborg, 1 human maps: the mean of 1 maps, the same for every image" in said
+    assert "training: 12 images (fake/gan 6, real/camera 6)" in said
+    assert "test_resnet-guided: 2 run(s) of 1 epochs" in said
+    said = call("study", config, "--out", out, "--shard", "0/2")
+    assert "2 trainings are not finished, first test_resnet-plain run 1" in said
+    said = call("study", config, "--out", out)
+    assert "The five measures over all sources" in said
+    assert (tmp_path / "out" / "run" / "report" / "index.html").exists()
+    assert call("verify", str(tmp_path / "out" / "run")) == "whole\n"
+    monkeypatch.setattr("sys.argv", ["explain2me", "show", out])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"it has no run.json; give '{out}/run'" in capsys.readouterr().err
+
+
+def test_version(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["explain2me", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert capsys.readouterr().out.startswith("explain2me 0.")
+
+
+def test_a_stop_by_the_user_says_what_to_do(monkeypatch, capsys, write_config):
+    import explain2me.explain
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(explain2me.explain, "explain_run", interrupt)
+    monkeypatch.setattr("sys.argv", ["explain2me", "explain", str(write_config())])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    assert "what is committed stays, call the same command to go on" in capsys.readouterr().err
+
+
+def test_tables_older_than_the_scores_are_said_to_be(write_config, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "out")
+    for arguments in (
+        ("run", str(write_config()), "--out", out),
+        ("measure", out, "--set", 'measures.similarity="pearson"'),
+    ):
+        monkeypatch.setattr("sys.argv", ["explain2me", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+    assert "call `explain2me summarise" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["explain2me", "show", out, "--brief"])
+    with pytest.raises(SystemExit):
+        main()
+    out_text, error = capsys.readouterr()
+    assert "the scores are newer than these tables" in error
+    assert "By source" not in out_text
+
+
+def test_rows_of_all_splits_are_warned_of(write_config, images, tmp_path, monkeypatch, capsys):
+    text = images.read_text().splitlines()
+    mixed = images.parent / "mixed.csv"
+    mixed.write_text(
+        "\n".join([text[0], *(line.replace(",test", ",train") if i % 2 else line for i, line in enumerate(text[1:]))])
+    )
+    monkeypatch.setattr("sys.argv", ["explain2me", "check", str(write_config(data=f'manifest = "{mixed}"'))])
+    with pytest.raises(SystemExit):
+        main()
+    assert (
+        "warning: data.split is not set, so the rows of all splits are taken: 'test' (13), 'train' (13)"
+        in capsys.readouterr().out
+    )
+
+
+def test_labels_that_differ_by_case_are_refused(write_config, images, monkeypatch, capsys):
+    mixed = images.parent / "case.csv"
+    mixed.write_text(images.read_text().replace(",real,", ",Real,", 1))
+    monkeypatch.setattr("sys.argv", ["explain2me", "check", str(write_config(data=f'manifest = "{mixed}"'))])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "differ by more than case and spaces, got ['Real', 'fake', 'real']" in capsys.readouterr().err

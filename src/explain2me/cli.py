@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
@@ -23,6 +23,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Measure where image classifiers look, over whole datasets, to choose which of them to trust.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from explain2me import __version__
+
+        print(f"explain2me {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Measure where image classifiers look, over whole datasets, to choose which of them to trust."""
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/NAME.")]
@@ -65,16 +84,22 @@ def check(config: ConfigFile, sets: Sets = None) -> None:
     from explain2me.config import load_config
 
     settings = prepare.with_device(load_config(config, sets or ()))
-    images, record = prepare.check(settings)
     console = _console()
+    if settings.training is not None:
+        _check_training(settings, console)
+        if not settings.detectors:
+            return
+    images, record = prepare.check(settings)
+    for warning in prepare.warnings_of(settings):
+        console.print(_printable(f"warning: {warning}"), markup=False)
     for model in record["models"]:
         size = "x".join(str(side) for side in model["input_size"])
         name = f"{model['detector']} {model['run']}: {model['architecture']}"
         console.print(_printable(f"{name}, input {size}, layer {model['layer']}"), markup=False)
     conditions = conditions_for(settings.measures, tuple(record["models"][0]["input_size"]))
     passes = len(images) * len(conditions) * len(record["models"])
-    order = f"classes, in the order of the logits: {', '.join(record['classes'])}; positive: {settings.data.positive}"
-    console.print(_printable(order), markup=False)
+    console.print(_printable(_class_order(record["classes"], settings)), markup=False)
+    console.print("the images were not opened: `explain2me run` does that first and says which cannot be used")
     console.print(
         f"{len(images)} images x {len(conditions)} conditions x {len(record['models'])} models = {passes} forward passes "
         f"on {settings.compute.device}",
@@ -129,7 +154,13 @@ def measure(run: RunFolder, sets: Sets = None) -> None:
     config = _override(opened, "measure", sets or [])
     if config.measures.stability:
         _refuse_single_runs(opened)
-    _measure(opened, config, _console())
+    console = _console()
+    _measure(opened, config, console)
+    console.print(
+        _printable(f"scored; call `explain2me summarise {run}` to bring the tables up to date"),
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -142,12 +173,27 @@ def summarise(run: RunFolder, sets: Sets = None) -> None:
 
 
 @app.command()
-def show(run: RunFolder) -> None:
+def report(run: RunFolder, sets: Sets = None) -> None:
+    """Stage 4: write RUN/report: a page to decide from, figures and tables for a paper, model cards."""
+    from explain2me.store import open_run
+
+    opened = open_run(run)
+    _report(opened, _override(opened, "report", sets or []), _console())
+
+
+@app.command()
+def show(
+    run: RunFolder,
+    brief: Annotated[bool, typer.Option("--brief", help="Only the measures over all sources, and AUROC.")] = False,
+) -> None:
     """Print the tables of RUN in the paper's layout."""
     from explain2me.show import show_run
     from explain2me.store import open_run
 
-    show_run(open_run(run), _console())
+    opened = open_run(run)
+    if _stale(opened):
+        print("explain2me: the scores are newer than these tables; call `explain2me summarise` first", file=sys.stderr)
+    show_run(opened, _console(), brief=brief)
 
 
 @app.command()
@@ -174,6 +220,10 @@ def main() -> None:
 
     try:
         app(standalone_mode=True)
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("\nexplain2me: stopped; what is committed stays, call the same command to go on", file=sys.stderr)
+        raise
     except Explain2MeError as error:
         line = " ".join(str(error).split())
         print(f"explain2me: {_printable(line)}", file=sys.stderr)
@@ -194,20 +244,46 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("explain2me: stopped; what is committed stays, call the same command to go on", file=sys.stderr)
-        sys.exit(130)
+
+
+def _check_training(config: "Config", console: "Console") -> None:
+    """Say what a study would train; every image and human map to train on is opened."""
+    from collections import Counter
+
+    from explain2me.study import trainings
+    from explain2me.train.data import read_human_maps, read_splits
+
+    assert config.training is not None
+    splits = read_splits(config, config.training)
+    for strategy in config.training.strategies:
+        maps = read_human_maps(strategy, splits.training, (32, 32))
+        kind = "no human maps" if maps is None else f"{maps.record['maps']} human maps: {maps.record['kind']}"
+        console.print(_printable(f"strategy {strategy.name}: {strategy.loss}, {kind}"), markup=False)
+    for name in ("training", "validation"):
+        if name in splits.record:
+            found = ", ".join(f"{key} {count}" for key, count in splits.record[name]["by_label_and_source"].items())
+            console.print(_printable(f"{name}: {splits.record[name]['images']} images ({found})"), markup=False)
+    every = trainings(config, Path())
+    for detector, count in Counter(training.detector for training in every).items():
+        console.print(_printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
+
+
+def _class_order(classes: "Sequence[str]", config: "Config") -> str:
+    shown = ", ".join(classes) if len(classes) <= 12 else f"{', '.join(classes[:10])}, ... ({len(classes)})"
+    positive = f"; positive: {config.data.positive}" if config.data.positive in classes else "; no labels, so no AUROC"
+    return f"classes, in the order of the logits: {shown}{positive}"
 
 
 def _run(config: "Config", folder: Path, console: "Console") -> None:
     from explain2me.show import show_run
 
     done = _explain(config, folder, console)
-    order = f"classes, in the order of the logits: {', '.join(done.classes)}; positive: {config.data.positive}"
-    console.print(_printable(order), markup=False, soft_wrap=True)
+    console.print(_printable(_class_order(done.classes, config)), markup=False, soft_wrap=True)
     _measure(done, done.config, console)
     _summarise(done, done.config, console)
     show_run(done, console)
+    if config.report.after_run:
+        _report(done, config, console)
     _finish(done, console)
 
 
@@ -276,7 +352,8 @@ def _override(run: "Run", stage: str, sets: list[str]) -> "Config":
     from explain2me.errors import ConfigError
 
     config = override(run.config, sets)
-    own = {".".join(field): "measure" if field[0] == "measures" else "summarise" for field in MEASURING_FIELDS}
+    stages = {"measures": "measure", "summary": "summarise", "report": "report"}
+    own = {".".join(field): stages[field[0]] for field in MEASURING_FIELDS}
     for key in _changed(run.config.model_dump(), config.model_dump()):
         reader = next((own[field] for field in own if f"{key}.".startswith(f"{field}.")), None)
         if reader == stage:
@@ -329,6 +406,22 @@ def _summarise(run: "Run", config: "Config", console: "Console") -> None:
     with _progress(console) as progress:
         task = progress.add_task("summarise", total=None)
         summarise_run(run, config, on_done=lambda done, total: progress.update(task, total=total, completed=done))
+
+
+def _stale(run: "Run") -> bool:
+    """Whether scores are newer than the summary."""
+    summary = run.folder / "summary" / "measures.parquet"
+    newest = max((path.stat().st_mtime_ns for path in (run.folder / "scores").glob("*.parquet")), default=0)
+    return summary.exists() and newest > summary.stat().st_mtime_ns
+
+
+def _report(run: "Run", config: "Config", console: "Console") -> None:
+    from explain2me.report import write_report
+
+    with _progress(console) as progress:
+        task = progress.add_task("report", total=None)
+        page = write_report(run, config, on_done=lambda done, total: progress.update(task, total=total, completed=done))
+    console.print(_printable(f"report: {page}"), markup=False, soft_wrap=True)
 
 
 def _finish(run: "Run", console: "Console") -> None:

@@ -153,6 +153,17 @@ class SummaryConfig(Section):
     """Resamples behind each 95 % interval; 0 leaves the intervals out."""
 
 
+class ReportConfig(Section):
+    """What the report shows."""
+
+    after_run: bool = True
+    """Whether `run`, `study` and `demo` end with it; `explain2me report` writes it at any time."""
+    images: int = Field(default=4, ge=1, le=50)
+    """Telling images of each score: so many lowest, highest, and most different between detectors."""
+    colormap: Literal["viridis", "cividis", "magma", "inferno", "plasma", "jet", "turbo"] = "viridis"
+    """Of maps; jet is the paper's rainbow, which misleads the eye and colour-blind readers."""
+
+
 class ComputeConfig(Section):
     """Where and how the forward passes run."""
 
@@ -311,6 +322,7 @@ class Config(Section):
     measures: MeasuresConfig = MeasuresConfig()
     summary: SummaryConfig = SummaryConfig()
     compute: ComputeConfig = ComputeConfig()
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -322,7 +334,13 @@ class Config(Section):
         return self
 
 
-MEASURING_FIELDS = (("measures", "similarity"), ("measures", "entropy"), ("measures", "stability"), ("summary",))
+MEASURING_FIELDS = (
+    ("measures", "similarity"),
+    ("measures", "entropy"),
+    ("measures", "stability"),
+    ("summary",),
+    ("report",),
+)
 """Fields that stage 1 does not read: they may change between two calls on one run folder."""
 FREE_FIELDS = (*MEASURING_FIELDS, ("compute", "workers"), ("data", "allowed_quarantine"), ("name",), ("training",))
 
@@ -341,6 +359,8 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"config {str(path)!r} does not exist; give the path of a TOML file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"config {str(path)!r} is a folder; give a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {str(path)!r} cannot be read as UTF-8 text: {error}") from None
     try:
@@ -379,7 +399,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
         for parent in parents:
             node = node[parent]
         del node[last]
-    return _flat(tree)
+    return flat(tree)
 
 
 def digest(value: Any) -> str:
@@ -388,14 +408,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of dicts and lists as ``{"a.0.b": value}``."""
     if not isinstance(tree, dict | list):
         return {prefix: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in items:
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _tuples(tree: Any) -> Any:
@@ -482,6 +503,7 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
         "measures": MeasuresConfig,
         "noise": NoiseConfig,
         "summary": SummaryConfig,
+        "report": ReportConfig,
         "compute": ComputeConfig,
     }
     names = [part for part in path if isinstance(part, str)]

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,8 +162,8 @@ def _read_pickle(data: bytes, where: str) -> Any:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(
-                f"{where} holds Python objects besides tensors and is refused, because loading it could run code "
-                f"({_line(error)}); load it where you trust it and save its state_dict() as safetensors"
+                f"{where} holds Python objects besides tensors and is refused, because loading it could run code"
+                f"{_refused_object(error)}; load it where you trust it and save its state_dict() as safetensors"
             ) from None
         raise CheckpointError(f"{where} is not a checkpoint of torch.save or safetensors ({_line(error)})") from None
     except Exception as error:  # hostile bytes make the reader raise anything
@@ -357,6 +358,12 @@ def _sha256_of_tensors(model: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _refused_object(error: Exception) -> str:
+    """The name of the object that torch refused, in brackets."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _first(names: list[str]) -> str:

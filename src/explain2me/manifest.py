@@ -79,8 +79,8 @@ def sample_images(table: pa.Table, sample: int | Mapping[str, int] | None, *, se
             raise ManifestError(f"sample: there is no source {source!r}; {nearest(source, sorted(set(sources)))}")
         if len(rows) < count:
             raise ManifestError(
-                f"sample: expected at least {count} images of the source {source!r}, got {len(rows)}; ask for fewer, or "
-                f"name the sources to draw from, such as sample = {{{next(iter(wanted))!r} = 1000}}"
+                f"sample: expected at least {count} images of the source {source!r}, got {len(rows)}; ask for fewer, or give "
+                f"a number for each larger source (others are taken whole), such as sample = {{{source} = {len(rows)}}}"
             )
         key = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
         drawn = np.random.default_rng([seed, key]).choice(len(rows), count, replace=False)
@@ -257,6 +257,14 @@ def _rows_of_split(rows: list[_Row], split: str | None, where: str) -> list[_Row
         known = nearest(split, counts)
         raise ManifestError(f"{where}: no rows of the split {split!r}; there are {there} rows; {known}")
     return [row for row in rows if row.cells["split"] == split]
+
+
+def splits_of(source: Path) -> dict[str, int]:
+    """Rows by split of a manifest; empty for a folder, and where there is no column ``split``."""
+    if _is_folder(source):
+        return {}
+    rows = _read_rows(source, repr(str(source)), extra=())
+    return dict(Counter(row.cells["split"] for row in rows)) if "split" in rows[0].cells else {}
 
 
 def _filled(rows: Sequence[_Row], column: str, where: str) -> list[str] | None:

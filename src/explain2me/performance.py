@@ -61,7 +61,7 @@ def performance_rows(run: Run, detector: str, config: Config) -> list[dict[str, 
     truth = np.array([run.classes.index(label) for label in labels])
     models = run.models_of(detector)
     stretches = stretches_of(images)
-    predictions = _predictions(len(images), [run.part_paths(model) for model in models])
+    predictions = read_predictions(len(images), [run.part_paths(model) for model in models])
     contrasts = list(_contrasts(stretches, positive, config.data.positive))
     rows: list[dict[str, Any]] = []
     for (c, condition), name in itertools.product(enumerate(predictions.conditions), SCORES):
@@ -91,7 +91,7 @@ def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray, config: C
     positive = np.array([label == config.data.positive for label in run.image_table["label"].to_pylist()])
     if positive.all() or not positive.any():
         return np.empty(0)
-    predictions = _predictions(len(positive), [paths])
+    predictions = read_predictions(len(positive), [paths])
     inside = Contrast(ALL, ALL, np.isin(np.arange(len(positive)), sample))
     index = run.classes.index(config.data.positive)
     scores = (_scores(predictions, c, index, "softmax")[0][0] for c in range(len(predictions.conditions)))
@@ -121,7 +121,7 @@ def _used(predictions: Predictions, c: int) -> np.ndarray:
     return (predictions.predicted[:, c] >= 0) & (predictions.predicted[:, 0] >= 0)
 
 
-def _predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predictions:
+def read_predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predictions:
     """Read logits and predictions alone, part by part; ``paths`` holds the part files of each run."""
     conditions: list[str] = []
     logits, predicted = np.empty((len(paths), 0, num_images, 1)), np.empty((len(paths), 0, num_images), np.int64)

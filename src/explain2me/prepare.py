@@ -19,7 +19,7 @@ from explain2me.config import Config, DetectorConfig, digest, fingerprint
 from explain2me.detectors import Detector, load_detector
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, ManifestError, RunFolderError, nearest
 from explain2me.images import index_images
-from explain2me.manifest import check_labels, image_root, list_images, sample_images
+from explain2me.manifest import check_labels, image_root, list_images, sample_images, splits_of
 from explain2me.salience import GradCAM
 from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, open_run, write_json, write_parquet
 
@@ -109,6 +109,16 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
     return images, record
 
 
+def warnings_of(config: Config) -> list[str]:
+    """What is allowed and probably not meant."""
+    found = []
+    splits = splits_of(Path(config.data.manifest))
+    if config.data.split is None and len(splits) > 1:
+        named = ", ".join(f"{name!r} ({count})" for name, count in sorted(splits.items()))
+        found.append(f"data.split is not set, so the rows of all splits are taken: {named}")
+    return found
+
+
 def class_names(config: Config, images: pa.Table) -> tuple[str, ...]:
     """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
 
@@ -118,6 +128,12 @@ def class_names(config: Config, images: pa.Table) -> tuple[str, ...]:
     """
     found = sorted(set(images["label"].drop_null().to_pylist()))
     classes, positive = config.data.classes, config.data.positive
+    folded = {label.casefold().strip() for label in found}
+    if len(folded) < len(found):
+        raise ManifestError(
+            f"{config.data.manifest!r}: expected labels that differ by more than case and spaces, got {found}; write each "
+            f"class in one way"
+        )
     if classes is not None:
         check_labels(images, classes)
     elif len(found) == 1:
@@ -248,8 +264,8 @@ def with_device(config: Config, old: Config | None = None) -> Config:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     elif device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"compute.device = {device!r}: {torch.cuda.device_count() or 'no'} CUDA devices are visible here; use 'auto', "
-            f"'cpu' or a number below that"
+            f"compute.device = {device!r}: {torch.cuda.device_count() or 'no'} CUDA devices are visible here; use 'auto' or "
+            f"'cpu'" + (", or a smaller number" if torch.cuda.device_count() else "")
         )
     elif device == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("compute.device = 'mps': there is none here; use 'auto' or 'cpu'")
@@ -292,7 +308,8 @@ def _open_old(folder: Path) -> Run | None:
         raise RunFolderError(f"{str(folder)!r} is a file; give a new folder with --out")
     ours = {"images.parquet", "quarantine", "events.jsonl"}  # an earlier call was stopped before run.json
     if folder.exists() and any(p.name not in ours and not p.name.startswith(".tmp-") for p in folder.iterdir()):
-        raise RunFolderError(f"{str(folder)!r} is not empty and not a run; give a new folder with --out")
+        todo = "call `explain2me study`, or give" if (folder / "training").exists() else "give"
+        raise RunFolderError(f"{str(folder)!r} is not empty and not a run; {todo} a new folder with --out")
     return None
 
 

@@ -24,6 +24,8 @@ NAMES = {
 }
 VARIANTS = ("spatial", "intensity", "predicted", "fixed")
 CELL_WIDTH = 16
+MOST_REFUSED = 5
+LARGE_DEAD_SHARE = 0.1
 
 
 def printable(text: str) -> str:
@@ -35,8 +37,14 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def show_run(run: "Run", console: Console) -> None:
-    """Print every table of a run to a terminal of any width; wide ones are cut into several by source."""
+def show_run(run: "Run", console: Console, *, brief: bool = False) -> None:
+    """Print every table of a run to a terminal of any width; wide ones are cut into several by source.
+
+    Args:
+        run: with its summary.
+        console: to print to.
+        brief: only the measures over all sources, AUROC, and the notes.
+    """
     measures: list[Row] = run.summary("measures").to_pylist()
     performance: list[Row] = run.summary("performance").to_pylist()
     wanted = [row for row in measures if row["measure"] != "resilience" or row["condition"] == ALL]
@@ -45,13 +53,13 @@ def show_run(run: "Run", console: Console) -> None:
     if blocks:
         for table in _overview_tables(blocks, console.width):
             console.print(table)
-        for table in _source_tables(blocks, _images_of(run), console.width):
+        for table in () if brief else _source_tables(blocks, _images_of(run), console.width):
             console.print(table)
     else:
         console.print("No measures: all five are switched off in this run.")
     for variant in ("predicted", "fixed"):
         transforms = [row for row in measures if row["measure"] == "resilience" and row["variant"] == variant]
-        if transforms:
+        if transforms and not brief:
             console.print(_transform_table(transforms, variant))
     if performance:
         console.print(_auroc_table(performance))
@@ -219,6 +227,18 @@ def _print_notes(run: "Run", console: Console) -> None:
         say(f"{run.config.compute.precision} against float32, {row['detector']}, {name}: {numbers}")
     for row in run.summary("quarantine").to_pylist():
         say(f"quarantined: {row['num_images']} image(s), {row['kind']} ({row['stage']})")
+    refused = run.quarantine().to_pylist()
+    for row in refused[:MOST_REFUSED]:
+        say(f"  {row['path']}: {row['message']}")
+    if len(refused) > MOST_REFUSED:
+        say(f"  and {len(refused) - MOST_REFUSED} more: {run.folder / 'quarantine'}")
+    for row in run.summary("measures").to_pylist():
+        whole = row["label"] == row["source"] == ALL and row["variant"] == "spatial"
+        if whole and row["dead_share"] is not None and row["dead_share"] >= LARGE_DEAD_SHARE:
+            say(
+                f"warning: {_share(row['dead_share'])} of the clean maps of {row['detector']} are dead (nothing speaks for the "
+                f"class): its scores are those of the rest and do not compare with those of other detectors"
+            )
     say(
         "mean ± std over n values: one for each image and run (for stability: image and pair of runs), averaged first over "
         "the transforms of a group; std is the spread of these values. Below a source, n is its images. predicted: the map "

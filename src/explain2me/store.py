@@ -182,6 +182,17 @@ class Part(NamedTuple):
         """Index of a condition on the first axis."""
         return self.conditions.index(condition)
 
+    def take(self, row: int) -> "Part":
+        """The part of one image, as a copy."""
+        one = slice(row, row + 1)
+        return Part(
+            self.images[one].copy(),
+            self.conditions,
+            self.maps[:, one].copy(),
+            self.fixed[:, one].copy(),
+            self.predicted[:, one].copy(),
+        )
+
 
 class Stretch(NamedTuple):
     """Images ``start`` to ``stop`` of images.parquet: one label and one source."""
@@ -209,9 +220,15 @@ class Run:
         try:
             self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RunFolderError(
-                f"{str(folder)!r} is not a run folder: it has no run.json; give the folder that `explain2me run` made"
-            ) from None
+            inner = folder / "run"
+            todo = (
+                f"give {str(inner)!r}"
+                if (inner / "run.json").exists()
+                else "give the folder that `explain2me run` made"
+            )
+            raise RunFolderError(f"{str(folder)!r} is not a run folder: it has no run.json; {todo}") from None
+        except NotADirectoryError:
+            raise RunFolderError(f"{str(folder)!r} is a file; give the folder that `explain2me run` made") from None
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{path} cannot be read: {error}") from None
         version = self.record.get("schema")

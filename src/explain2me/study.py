@@ -7,7 +7,7 @@ from pathlib import Path
 from explain2me.config import Config, DetectorConfig
 from explain2me.errors import ConfigError
 from explain2me.executors.local import run_tasks
-from explain2me.train.trainer import OnStep, Training, train_detector
+from explain2me.train.trainer import OnStep, Training, refuse_other_settings, train_detector
 
 OnTrained = Callable[[Training, int, int], None]
 """Called with a training that is done, and how many of how many are."""
@@ -61,6 +61,8 @@ def train_missing(
         Explain2MeError: wrong input; what was trained before stays.
     """
     every = trainings(config, out)
+    for training in every:
+        refuse_other_settings(training)
     mine = every[shard[0] :: shard[1]]
     missing = [training for training in mine if not training.done]
     if on_start:

@@ -372,8 +372,18 @@ def test_a_folder_of_another_training_is_refused(tmp_path, manifest):
     train_detector(one(make_config(manifest, epochs=1), tmp_path))
     other = one(make_config(manifest, epochs=1, batch_size=4), tmp_path)
     (other.folder / CARD).unlink()
-    with pytest.raises(Explain2MeError, match="begun with another config or other data: training was"):
+    with pytest.raises(
+        Explain2MeError, match=r"begun with another config or other data: training\.batch_size was 8, is 4"
+    ):
         train_detector(other)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 2}, {"optimizer": {"learning_rate": 0.5}}, {"batch_size": 4}], ids=str)
+def test_a_finished_training_of_another_config_is_no_result_of_this_one(tmp_path, manifest, change):
+    train_missing(make_config(manifest, epochs=1), tmp_path)
+    with pytest.raises(Explain2MeError, match="begun with another config"):
+        train_missing(make_config(manifest, **({"epochs": 1} | change)), tmp_path)
+    assert train_missing(make_config(manifest, epochs=1, runs=2), tmp_path) == []  # more runs are no other config
 
 
 def test_manifest_without_human_maps(tmp_path, manifest):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
-from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig
+from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat
 from explain2me.detectors import Detector, classifier_of, load_detector
 from explain2me.errors import CheckpointError, ConfigError
 from explain2me.prepare import provenance, with_device
@@ -99,8 +99,6 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
     Raises:
         Explain2MeError: wrong config, images or human maps; the loss is not finite; ``folder`` holds another training.
     """
-    if training.done:
-        return
     settings = training.settings
     splits = read_splits(training.config, settings)
     detector = _build(training, len(splits.classes))
@@ -108,6 +106,8 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
     record = _record(training, splits, human_maps)
     training.folder.mkdir(parents=True, exist_ok=True)
     _refuse_other(training.folder, record)
+    if training.done:
+        return
     module = _Module(training, detector, splits, human_maps)
     files = _Files(training, detector, record, on_step=on_step)
     device = with_device(training.config.model_copy(update={"compute": _compute(training)})).compute.device
@@ -453,22 +453,34 @@ def _compute(training: Training) -> Any:
 
 def _record(training: Training, splits: Splits, human_maps: HumanMaps | None) -> dict[str, Any]:
     """The start of the card: everything that decides the weights."""
+    data = {"data": splits.record, "human_maps": None if human_maps is None else human_maps.record}
+    return json.loads(json.dumps(_settings_record(training) | data))
+
+
+def _settings_record(training: Training) -> dict[str, Any]:
+    """The part of it that the config alone decides."""
     settings = json.loads(training.settings.model_dump_json())
     for name in ("architectures", "strategies", "runs", "workers", "loaders", "device", "manifest", "checkpoint"):
         del settings[name]
     strategy = json.loads(training.strategy.model_dump_json())
     strategy["salience"] = training.strategy.salience.partition(":")[0]
-    record = {
+    return {
         "detector": training.detector,
         "run": training.run,
         "architecture": training.architecture,
         "seed": training.seed,
         "strategy": strategy,
         "training": settings,
-        "data": splits.record,
-        "human_maps": None if human_maps is None else human_maps.record,
     }
-    return json.loads(json.dumps(record))
+
+
+def refuse_other_settings(training: Training) -> None:
+    """Raise where a training that is begun or finished has other settings than the config; reads no data."""
+    path = training.folder / "training.json"
+    if path.exists():
+        record = json.loads(json.dumps(_settings_record(training)))
+        old = json.loads(path.read_text(encoding="utf-8"))
+        _refuse_changed(training.folder, {key: old.get(key) for key in record}, record)
 
 
 def _refuse_other(folder: Path, record: dict[str, Any]) -> None:
@@ -478,12 +490,17 @@ def _refuse_other(folder: Path, record: dict[str, Any]) -> None:
         write_json(record, path)
         return
     old = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(key for key in {*old, *record} if old.get(key) != record.get(key))
+    _refuse_changed(folder, old, record)
+
+
+def _refuse_changed(folder: Path, old: dict[str, Any], record: dict[str, Any]) -> None:
+    before, after = flat(old), flat(record)
+    changed = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
     if changed:
         key = changed[0]
         raise ConfigError(
-            f"{str(folder)!r} holds a training begun with another config or other data: {key} was {old.get(key)!r}, is "
-            f"{record.get(key)!r}; give a new folder with --out, or delete the old one"
+            f"{str(folder)!r} holds a training begun with another config or other data: {key} was {before.get(key)!r}, is "
+            f"{after.get(key)!r}; give a new folder with --out, or delete the old one"
         )
 
 

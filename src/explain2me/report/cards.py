@@ -1,0 +1,84 @@
+"""A model card of each detector in the format of the Hugging Face Hub, with the measures as metadata."""
+
+import json
+from typing import Any
+
+from explain2me.decode import printable_line
+from explain2me.report.findings import auroc_rows, findings
+from explain2me.report.material import ALL, Material
+from explain2me.report.tables import interval, number
+
+
+def model_card(material: Material, detector: str) -> str:
+    """The card as Markdown with YAML metadata; every value from the data is quoted as JSON, which YAML reads."""
+    metrics = list(_metrics(material, detector))
+    wanted = next(d for d in material.run.config.detectors if d.name == detector)
+    name = printable_line(detector)
+    head = {
+        "library_name": wanted.architecture.partition(":")[0],
+        "pipeline_tag": "image-classification",
+        "tags": ["explainability", "salience", "explain2me"],
+        "model-index": [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"name": printable_line(material.run.config.name), "type": "image-folder"},
+                        "metrics": [
+                            {"type": kind, "name": title, "value": round(value, 6)} for kind, title, value, _ in metrics
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=True)}" for key, value in head.items()), "---", ""]
+    runs = material.run.models_of(detector)
+    lines += [f"# {_markdown(name)}", ""]
+    lines += [f"An image classifier ({_markdown(wanted.architecture)}), {len(runs)} training run(s), classes in the order of the "
+              f"logits: {', '.join(_markdown(printable_line(c)) for c in material.run.classes)}.", ""]  # fmt: skip
+    lines += ["## Where it looks", "", "| measure | value | 95 % interval |", "|---|---|---|"]
+    lines += [f"| {title} | {number(value)} | {limits} |" for _, title, value, limits in metrics]
+    said = [finding.text for finding in findings(material) if _is_about(finding.text, detector)]
+    lines += [
+        "",
+        "## What to know",
+        "",
+        *(f"- {_markdown(printable_line(text))}" for text in said or ["Nothing stands out."]),
+    ]
+    lines += ["", "## Data and weights", ""]
+    counts = [f"{_markdown(printable_line(s.source))} ({s.stop - s.start})" for s in material.stretches]
+    lines += [f"Measured on {len(material.run.image_table)} images: {', '.join(counts)}.", ""]
+    lines += [f"- run {_markdown(printable_line(model.run))}: sha256 `{model.weights_sha256}`" for model in runs]
+    lines += ["", "Measures: *Explain To Me* (arXiv 2303.11969), by explain2me "
+              f"{material.run.record.get('versions', {}).get('explain2me', '')}.", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _metrics(material: Material, detector: str) -> list[tuple[str, str, float, str]]:
+    """(type, title, value, interval as text) of AUROC and of each measure."""
+    found: list[tuple[str, str, float, str]] = []
+    row: dict[str, Any] | None = auroc_rows(material).get(detector)
+    if row:
+        found.append(("roc_auc", "AUROC", row["auroc"], interval(row["ci_low"], row["ci_high"])))
+    for score in material.columns:
+        row = material.totals(score.measure, score.variant, score.condition or ALL).get(detector)
+        if row and number(row["mean"]) != "-":
+            found.append((f"explain2me_{score.key}", score.name, row["mean"], interval(row["ci_low"], row["ci_high"])))
+            if number(row["corrected"]) != "-":
+                limits = interval(row["corrected_low"], row["corrected_high"])
+                found.append(
+                    (f"explain2me_{score.key}_corrected", f"{score.name}, above chance", row["corrected"], limits)
+                )
+    return found
+
+
+def _is_about(text: str, detector: str) -> bool:
+    return detector in text
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown and HTML leave alone."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{mark}" if mark in "\\`*_[]|#!" else mark for mark in text)

@@ -1,0 +1,283 @@
+"""What a report is made from, read once: summary tables, scores by image, the most telling images and their maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt8
+from scipy.special import softmax
+
+from explain2me.conditions import Condition, conditions_for
+from explain2me.decode import load_array, printable_line
+from explain2me.errors import ImageError
+from explain2me.manifest import image_root, resolve
+from explain2me.performance import read_predictions
+from explain2me.store import Part, Run, Stretch, read_part, stretches_of
+
+ALL = "all"
+MEASURES = ("entropy", "noise", "resilience", "focus", "stability")
+BLURS = ("focus_salient", "focus_nonsalient")
+
+
+class Score(NamedTuple):
+    """A column of scores by image: ``name`` in words, and how it is found in the tables."""
+
+    key: str
+    name: str
+    measure: str
+    variant: str
+    condition: str | None
+    higher_is_better: bool
+
+
+class Telling(NamedTuple):
+    """An image worth looking at, and why: ``lowest``, ``highest`` or ``most different`` in a score."""
+
+    image: int
+    score: str
+    why: str
+    detector: str
+    value: float
+
+
+@dataclass
+class Material:
+    """Everything that figures, tables and the page are drawn from.
+
+    Attributes:
+        run: opened.
+        measures, performance, matrix: the summary tables as frames; names as they are, not made printable.
+        scores: one row an image and detector: mean over runs of each score in ``columns``, and what was predicted.
+        columns: the scores of ``scores``.
+        clean: mean clean map (h, w) by (detector, label, source), each map scaled to the sum 1.
+        logits: (detector, condition) -> (R, N, K), for the ROC curves; clean and both blurs.
+        telling: the images to show, and why.
+        maps: (detector, run, image) -> Part of that one image, for images that are shown.
+    """
+
+    run: Run
+    measures: pd.DataFrame
+    performance: pd.DataFrame
+    matrix: pd.DataFrame
+    quarantine: pd.DataFrame
+    precision: pd.DataFrame
+    scores: pd.DataFrame
+    columns: list[Score]
+    clean: dict[tuple[str, str | None, str], np.ndarray] = field(default_factory=dict)
+    logits: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    telling: list[Telling] = field(default_factory=list)
+    maps: dict[tuple[str, str, int], Part] = field(default_factory=dict)
+
+    @property
+    def detectors(self) -> list[str]:
+        """Names, in the order of the config."""
+        return [detector.name for detector in self.run.config.detectors]
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """Sources, in the order of the images."""
+        return stretches_of(self.run.image_table)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images have labels."""
+        return self.run.image_table["label"].null_count < len(self.run.image_table)
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Of the run."""
+        return conditions_for(self.run.config.measures, self.run.models[0].input_size)
+
+    def totals(self, measure: str, variant: str, condition: str | None = None) -> dict[str, dict[str, Any]]:
+        """The row over all images of each detector; SSIM where there are several similarities."""
+        rows = self.measures
+        rows = rows[(rows.measure == measure) & (rows.variant == variant)]
+        rows = rows[(rows.label == ALL) & (rows.source == ALL) & self.main_similarity(rows)]
+        if condition is not None:
+            rows = rows[rows.condition == condition]
+        return {row["detector"]: row for row in records(rows)}
+
+    def main_similarity(self, rows: pd.DataFrame) -> "pd.Series[bool]":
+        """Rows of the similarity that stands in the text: SSIM, or else the first that was taken."""
+        known = list(rows.similarity.dropna().unique())
+        main = "ssim" if "ssim" in known or not known else known[0]
+        return rows.similarity.isna() | (rows.similarity == main)
+
+    def image_name(self, image: int) -> str:
+        """image_id, fit to be shown."""
+        return printable_line(self.run.image_table["image_id"][image].as_py())
+
+    def pixels(self, image: int, size: tuple[int, int]) -> UInt8[np.ndarray, "3 H W"] | None:
+        """An image at a size; None where its file is not there any more or has changed."""
+        row = self.run.image_table.slice(image, 1).to_pylist()[0]
+        data = self.run.config.data
+        file = resolve(image_root(Path(data.manifest)), row["path"])
+        interpolation = self.run.models[0].interpolation
+        try:
+            return load_array(file, size, interpolation, max_pixels=data.max_pixels, expected_sha256=row["sha256"])
+        except ImageError:
+            return None
+
+    def part(self, detector: str, image: int, run: int = 0) -> Part | None:
+        """The maps of one image that is shown, by one run of a detector."""
+        return self.maps.get((detector, self.run.models_of(detector)[run].run, image))
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table."""
+    found: Any = frame.to_dict("records")
+    return found
+
+
+def gather(run: Run, *, images_per_measure: int) -> Material:
+    """Read a run for its report.
+
+    Raises:
+        RunFolderError: there is no summary yet, or a file is damaged.
+    """
+    frames = {
+        name: run.summary(name).to_pandas()
+        for name in ("measures", "performance", "stability_matrix", "quarantine", "precision")
+    }
+    columns = _columns(run, frames["measures"])
+    scores = _scores_by_image(run, columns)
+    material = Material(
+        run,
+        frames["measures"],
+        frames["performance"],
+        frames["stability_matrix"],
+        frames["quarantine"],
+        frames["precision"],
+        scores,
+        columns,
+    )
+    material.telling = _telling(material, images_per_measure)
+    _read_maps(material)
+    return material
+
+
+def _columns(run: Run, measures: pd.DataFrame) -> list[Score]:
+    """Scores that this run has, one a measure as the paper takes it."""
+    found: list[Score] = []
+    have = set(zip(measures.measure, measures.variant, strict=True))
+    if ("entropy", "spatial") in have:
+        found.append(Score("entropy", "entropy", "entropy", "spatial", "clean", False))
+    if ("noise", "predicted") in have:
+        condition = next(
+            c.name for c in conditions_for(run.config.measures, run.models[0].input_size) if c.measure == "noise"
+        )
+        found.append(Score("noise", f"noise ({condition})", "noise", "predicted", condition, True))
+    if ("resilience", "predicted") in have:
+        found.append(Score("resilience", "resilience", "resilience", "predicted", None, True))
+    if ("focus", "predicted") in have:
+        found.append(Score("focus_salient", "focus, salient blurred", "focus", "predicted", "focus_salient", False))
+        found.append(Score("focus_nonsalient", "focus, rest blurred", "focus", "predicted", "focus_nonsalient", True))
+    if ("stability", "predicted") in have:
+        found.append(Score("stability", "stability", "stability", "predicted", "clean", True))
+    return found
+
+
+def _scores_by_image(run: Run, columns: Sequence[Score]) -> pd.DataFrame:
+    """Mean over runs (pairs of runs, transforms) of each score, one row an image and detector."""
+    table = run.scores_dataset().to_table(
+        ["image", "detector", "measure", "variant", "similarity", "condition", "value", "kept"]
+    )
+    frame = table.unify_dictionaries().to_pandas() if len(table) else table.to_pandas()
+    base = pd.MultiIndex.from_product(
+        [[detector.name for detector in run.config.detectors], range(len(run.image_table))], names=["detector", "image"]
+    )
+    result = pd.DataFrame(index=base)
+    if len(frame):
+        known = list(frame.similarity.dropna().unique())
+        main = "ssim" if "ssim" in known or not known else known[0]
+        frame = frame[frame.similarity.isna() | (frame.similarity == main)]
+    for column in columns:
+        rows = frame[(frame.measure == column.measure) & (frame.variant == column.variant)]
+        if column.condition is not None:
+            rows = rows[rows.condition == column.condition]
+        means = rows.groupby(["detector", "image"], observed=True)["value"].mean()
+        result[column.key] = means.reindex(base)
+    rows = frame[(frame.variant == "predicted") & (frame.measure != "stability")] if len(frame) else frame
+    kept = rows.assign(kept=rows.kept.astype("boolean").astype("Float64")).groupby(["detector", "image"], observed=True)
+    result["kept"] = kept["kept"].mean().reindex(base).astype("float64") if len(rows) else np.nan
+    return result.reset_index()
+
+
+def _telling(material: Material, count: int) -> list[Telling]:
+    """For each score the images where it is lowest and highest, and where detectors differ most."""
+    found: list[Telling] = []
+    for column in material.columns:
+        wide = material.scores.pivot(index="image", columns="detector", values=column.key)[material.detectors]
+        mean = wide.mean(axis=1).dropna()
+        for why, images in (("lowest", mean.nsmallest(count)), ("highest", mean.nlargest(count))):
+            found += [Telling(image, column.key, why, ALL, value) for image, value in _items(images)]
+        if wide.shape[1] > 1:
+            spread = (wide.max(axis=1) - wide.min(axis=1)).dropna().nlargest(count)
+            found += [Telling(image, column.key, "most different", ALL, value) for image, value in _items(spread)]
+    if not found:  # no measure at all: the first image of each source
+        found = [Telling(s.start, "", "first of its source", ALL, float("nan")) for s in material.stretches][
+            : 3 * count
+        ]
+    return found
+
+
+def _items(series: Any) -> list[tuple[int, float]]:
+    return [(int(image), float(value)) for image, value in series.items()]
+
+
+def _read_maps(material: Material) -> None:
+    """One pass over all part files: mean maps, logits, and the maps of the images that are shown."""
+    run = material.run
+    shown = np.unique([telling.image for telling in material.telling])
+    for detector in material.detectors:
+        models = run.models_of(detector)
+        found = read_predictions(len(run.image_table), [run.part_paths(model) for model in models])
+        for name in ("clean", *BLURS):
+            if name in found.conditions:
+                material.logits[detector, name] = found.logits[:, found.conditions.index(name)]
+        sums: dict[int, np.ndarray] = {}
+        counts = np.zeros(len(material.stretches))
+        for model, path in [(one, path) for one in models for path in run.part_paths(one)]:
+            part = read_part(path)
+            _add_clean(part, material.stretches, sums, counts)
+            for i in np.flatnonzero(np.isin(part.images, shown)):
+                material.maps[detector, model.run, int(part.images[i])] = part.take(int(i))
+        for index, stretch in enumerate(material.stretches):
+            if counts[index]:
+                material.clean[detector, stretch.label, stretch.source] = sums[index] / counts[index]
+    _add_predictions(material)
+
+
+def _add_clean(part: Part, stretches: Sequence[Stretch], sums: dict[int, np.ndarray], counts: np.ndarray) -> None:
+    clean = part.maps[part.of("clean")].astype(np.float64)
+    total = clean.sum((1, 2), keepdims=True)
+    live = np.isfinite(total[:, 0, 0]) & (total[:, 0, 0] > 1e-12)
+    for index, stretch in enumerate(stretches):
+        inside = live & (part.images >= stretch.start) & (part.images < stretch.stop)
+        if inside.any():
+            added = (clean[inside] / total[inside]).sum(0)
+            sums[index] = sums[index] + added if index in sums else added
+            counts[index] += inside.sum()
+
+
+def _add_predictions(material: Material) -> None:
+    """Mean over runs of the positive class's probability, and the class that most runs predict."""
+    run, frame = material.run, material.scores
+    positive = (
+        run.classes.index(run.config.data.positive) if run.config.data.positive in run.classes else len(run.classes) - 1
+    )
+    probability, predicted = [], []
+    for detector in material.detectors:
+        logits = material.logits[detector, "clean"]
+        if logits.shape[-1] == 1:
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+        shares = softmax(logits, axis=-1)
+        known = np.all(np.isfinite(shares), axis=-1)
+        weights = known.sum(0)
+        mean = np.where(known[..., None], shares, 0).sum(0) / np.maximum(weights, 1)[:, None]
+        probability.append(np.where(weights > 0, mean[:, positive], np.nan))
+        predicted.append(np.where(weights > 0, mean.argmax(1), -1))
+    frame["probability"] = np.concatenate(probability)
+    frame["predicted"] = np.concatenate(predicted)

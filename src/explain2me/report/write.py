@@ -1,0 +1,146 @@
+"""Draw everything and write it into the folder ``report`` of a run."""
+
+import base64
+import functools
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from PIL import Image
+
+from explain2me.config import Config
+from explain2me.events import log_event
+from explain2me.report.cards import model_card
+from explain2me.report.figures import DRAWS, STYLE, Drawn, all_figures
+from explain2me.report.material import Material, gather
+from explain2me.report.page import render
+from explain2me.report.tables import sheets, to_csv, to_latex
+from explain2me.store import Run, atomic_path
+
+MOST_SVG_BYTES = 150_000
+"""A picture that is larger as SVG (it holds photographs or many points) stands in the page as WebP."""
+DOTS_PER_INCH = 130
+
+
+def write_report(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> Path:
+    """Write ``report/``: index.html, figures/*.pdf, *.svg, *.png, tables/*.csv, *.tex, model-cards/DETECTOR/model-card.md.
+
+    Args:
+        run: with its summary.
+        config: of the run, possibly with another table [report].
+        on_done: called with the number of figures drawn and to draw.
+
+    Returns:
+        ``report/index.html``.
+
+    Raises:
+        RunFolderError: there is no summary, or a file is damaged.
+    """
+    started = time.monotonic()
+    folder = run.folder / "report"
+    material = gather(run, images_per_measure=config.report.images)
+    colormap = matplotlib.colormaps[config.report.colormap]
+    drawn: dict[str, list[tuple[Drawn, str]]] = {}
+    wanted = all_figures(material)
+    with matplotlib.rc_context(STYLE):
+        for number, (section, draw) in enumerate(wanted, start=1):
+            found = draw(material, colormap)
+            if found is not None:
+                drawn.setdefault(section, []).append((found, _save(found, folder / "figures")))
+            if on_done:
+                on_done(number, len(wanted))
+    tables = list(sheets(material))
+    for _, sheet in tables:
+        _write(folder / "tables" / f"{sheet.name}.csv", to_csv(sheet))
+        _write(folder / "tables" / f"{sheet.name}.tex", to_latex(sheet))
+    for detector in material.detectors:
+        _write(folder / "model-cards" / detector / "model-card.md", model_card(material, detector))
+    page = folder / "index.html"
+    _write(page, render(material, drawn, tables, colormap))
+    log_event(run.folder, "report", "done", seconds=round(time.monotonic() - started, 3))
+    return page
+
+
+class Plots:
+    """Figures of a run for notebooks: ``run.plot.radar()``, ``run.plot.roc()`` and so on return matplotlib figures.
+
+    Methods: radar, roc, noise_curve, chance_bars, mean_maps, scatter, stability_matrices, samples, and the galleries
+    entropy_gallery, noise_gallery, transform_gallery, focus_gallery, runs_gallery.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @functools.cached_property
+    def _material(self) -> Material:
+        return gather(self._run, images_per_measure=self._run.config.report.images)
+
+    def __getattr__(self, name: str) -> Callable[[], Figure]:
+        if name not in DRAWS:
+            raise AttributeError(f"no figure {name!r}; there are {', '.join(DRAWS)}")
+        draw = DRAWS[name]
+
+        def draw_it() -> Figure:
+            colormap: Colormap = matplotlib.colormaps[self._run.config.report.colormap]
+            with matplotlib.rc_context(STYLE):
+                found = draw(self._material, colormap)
+            if found is None:
+                raise ValueError(f"{name}: this run has no data for it (the measure is off, or there are no labels)")
+            return found.figure
+
+        return draw_it
+
+    def __dir__(self) -> list[str]:
+        return list(DRAWS)
+
+
+def _save(drawn: Drawn, folder: Path) -> str:
+    """PDF, SVG and PNG; returns the picture for the page as a data URI."""
+    figure = drawn.figure
+    figure.dpi = DOTS_PER_INCH
+    figure.draw_without_rendering()  # lays it out once; savefig would do it again for each format, and draw it twice
+    figure.set_layout_engine("none")
+    found: dict[str, bytes] = {}
+    for kind, write in (("pdf", _pdf), ("svg", _svg), ("png", _png)):
+        stream = io.BytesIO()
+        write(figure, stream)
+        found[kind] = stream.getvalue()
+        with atomic_path(folder / f"{drawn.name}.{kind}") as temporary:
+            temporary.write_bytes(found[kind])
+    if len(found["svg"]) <= MOST_SVG_BYTES:
+        return _uri("image/svg+xml", found["svg"])
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(found["png"])).convert("RGB").save(stream, "WEBP", quality=72, method=4)
+    return _uri("image/webp", stream.getvalue())
+
+
+def _pdf(figure: Figure, stream: io.BytesIO) -> None:
+    canvas: Any = FigureCanvasPdf(figure)
+    canvas.print_pdf(stream, metadata={"CreationDate": None})  # no time: the same bytes again
+
+
+def _svg(figure: Figure, stream: io.BytesIO) -> None:
+    canvas: Any = FigureCanvasSVG(figure)
+    canvas.print_svg(stream, metadata={"Date": None})
+
+
+def _png(figure: Figure, stream: io.BytesIO) -> None:
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(stream)
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

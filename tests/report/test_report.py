@@ -1,0 +1,298 @@
+"""The report of small runs: one set of numbers everywhere, hostile names as text, parts that are absent said to be."""
+
+import csv
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from explain2me import open_run
+from explain2me.errors import Explain2MeError
+from explain2me.report import Plots, write_report
+from explain2me.report.figures import all_figures, radar_values, safe, wrapped
+from explain2me.report.findings import findings, overlaps
+from explain2me.report.material import gather
+from explain2me.report.page import _cells, _json
+from explain2me.report.tables import latex
+from explain2me.show import show_run
+
+
+def test_every_kind_of_file_is_there(reported):
+    folder = reported.folder / "report"
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    wanted = "fig2-entropy fig3-noise fig4-noise fig5-transforms fig6-runs fig7-focus fig8-samples fig9-roc fig10-radar"
+    wanted += (
+        " stability-matrix chance mean-maps scatter violin-entropy violin-noise violin-resilience violin-stability"
+    )
+    assert set(wanted.split()) <= names
+    for name in names:
+        for kind, start in (("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")):
+            assert (folder / "figures" / f"{name}.{kind}").read_bytes().startswith(start)
+    assert (folder / "model-cards" / "second" / "model-card.md").exists()
+    assert (folder / "tables" / "table1-noise.tex").exists()
+
+
+def test_the_page_loads_nothing_and_says_so_in_its_policy(reported):
+    page = (reported.folder / "report" / "index.html").read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy[1].startswith("default-src &#39;none&#39;; img-src data:")
+    assert "unsafe" not in policy[1]
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert not re.search(r"\son\w+=", re.sub(r"<script.*?</script>", "", page, flags=re.S))
+    assert not re.search(r'\sstyle="', page)
+
+
+def test_numbers_are_those_of_the_summary_everywhere(reported, capsys):
+    from rich.console import Console
+
+    rows = reported.summary().to_pandas()
+    rows = rows[(rows.measure == "noise") & (rows.variant == "predicted") & (rows.similarity == "ssim")]
+    rows = rows[(rows.condition == "salt_pepper@0.05") & (rows.label == "all") & (rows.source == "all")]
+    page = (reported.folder / "report" / "index.html").read_text()
+    console = Console(record=True, width=300)
+    show_run(reported, console)
+    terminal = console.export_text()
+    with (reported.folder / "report" / "tables" / "table1-noise.csv").open() as file:
+        table = list(csv.DictReader(file))
+    card = {
+        name: (reported.folder / "report" / "model-cards" / name / "model-card.md").read_text()
+        for name in ("first-detector", "second")
+    }
+    assert len(rows) == 2
+    for row in rows.to_dict("records"):
+        cell = f"{row['mean']:.3f} ± {row['std']:.3f}"
+        found = [r for r in table if r["detector"] == row["detector"] and r["variant"] == "predicted"]
+        assert found[0]["total"] == cell
+        assert cell in page
+        assert cell in terminal
+        assert f"{row['mean']:.3f}</strong>" in page
+        assert str(round(row["mean"], 6)) in card[row["detector"]]
+        tex = (reported.folder / "report" / "tables" / "table1-noise.tex").read_text()
+        assert cell.replace("±", "$\\pm$") in tex
+    auroc = reported.summary("performance").to_pandas()
+    auroc = auroc[(auroc.run == "all") & (auroc.score == "softmax") & (auroc.condition == "clean")]
+    for row in auroc[(auroc.positives == "all") & (auroc.negatives == "all")].to_dict("records"):
+        assert f"{row['auroc']:.3f}</strong>" in page
+
+
+def test_the_viewer_has_the_maps_that_the_run_has(reported):
+    import base64
+
+    page = (reported.folder / "report" / "index.html").read_text()
+    data = json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.S)[1])
+    assert data["detectors"] == ["first-detector", "second"]
+    assert len(data["images"]["id"]) == 26
+    item = data["shown"][0]
+    maps = reported.maps().to_pandas()
+    model = reported.models_of("second")[0]
+    rows = maps[(maps.detector == "second") & (maps.run == model.run) & (maps.image == item["image"])]
+    found = item["maps"][1][0]
+    cells = np.frombuffer(base64.b64decode(found["cells"]), np.uint8).reshape(len(data["conditions"]), -1)
+    assert len(cells) == len(rows)
+    for quantised, row in zip(cells, rows["map"], strict=True):
+        if row is not None and row.max() > 0:
+            scaled = (row - row.min()) / max(np.ptp(row), 1e-12)
+            assert np.abs((quantised - 1) / 254 - scaled).max() < 0.01
+
+
+def test_telling_images_are_the_extremes(reported):
+    material = gather(reported, images_per_measure=2)
+    scores = reported.scores().to_pandas()
+    rows = scores[(scores.measure == "entropy") & (scores.variant == "spatial")]
+    means = rows.groupby(["image", "detector"], observed=True)["value"].mean().groupby("image").mean()
+    lowest = {t.image for t in material.telling if t.score == "entropy" and t.why == "lowest"}
+    assert lowest == set(means.nsmallest(2).index)
+
+
+def test_mean_maps_are_means_of_shares(reported):
+    material = gather(reported, images_per_measure=1)
+    maps = reported.maps().to_pandas()
+    images = reported.image_table.to_pandas()
+    of_source = images[(images.source == "gan_a") & (images.label == "fake")].image
+    rows = maps[(maps.detector == "second") & (maps.condition == "clean") & maps.image.isin(of_source)]
+    stack = np.stack(rows["map"]).astype(np.float64)
+    stack = stack[stack.sum(1) > 1e-12]
+    wanted = (stack / stack.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(material.clean["second", "fake", "gan_a"].ravel(), wanted, atol=1e-9)
+
+
+def test_radar_turns_every_axis_so_that_the_rim_is_good(reported):
+    material = gather(reported, images_per_measure=1)
+    values = radar_values(material)["second"]
+    entropy = material.totals("entropy", "spatial", "clean")["second"]["mean"]
+    focus = [
+        material.totals("focus", "predicted", name)["second"]["mean"] for name in ("focus_salient", "focus_nonsalient")
+    ]
+    assert values["1 - entropy"] == pytest.approx(1 - entropy)
+    assert values["focus"] == pytest.approx((1 - focus[0] + focus[1]) / 2)
+    assert list(values) == ["1 - entropy", "noise", "resilience", "focus", "stability"]
+
+
+def test_findings_follow_from_intervals(reported):
+    material = gather(reported, images_per_measure=1)
+    said = " ".join(finding.text for finding in findings(material))
+    rows = material.totals("resilience", "predicted", "all")
+    apart = not overlaps(rows["first-detector"], rows["second"])
+    assert ("does better than" in said and "in resilience" in said) or not apart
+    frame = material.measures
+    where = (frame.measure == "resilience") & (frame.label == "all") & (frame.source == "all")
+    for name, mean in (("first-detector", 0.2), ("second", 0.9)):
+        rows = where & (frame.detector == name)
+        frame.loc[rows, ["mean", "ci_low", "ci_high"]] = [mean, mean - 0.05, mean + 0.05]
+        frame.loc[rows, ["chance", "corrected_low"]] = [0.95, -0.1]
+    texts = [finding.text for finding in findings(material)]
+    assert any(
+        t.startswith("second does better than first-detector in resilience (higher is better): 0.900") for t in texts
+    )
+    assert any(t.startswith("In resilience, second is no better than chance: 0.900") for t in texts)
+    frame.loc[where & (frame.detector == "second"), ["ci_low", "ci_high"]] = [0.1, 1.0]
+    texts = [finding.text for finding in findings(material)]
+    assert any(t.startswith("Not told apart in resilience: first-detector and second") for t in texts)
+    assert not any("better than" in t and "in resilience" in t for t in texts if t.startswith("second does"))
+
+
+def test_hostile_names_are_text_everywhere(hostile):
+    folder = hostile.folder / "report"
+    page = (folder / "index.html").read_text()
+    assert "<img src=x" not in page
+    assert page.count("<script") == 2
+    assert page.count("</script") == 2
+    assert "&lt;img src=x onerror=evil()&gt;" in page
+    for path in (folder / "tables").glob("*.csv"):
+        with path.open(newline="") as file:
+            assert not any(cell.startswith(("=", "+", "@")) for row in csv.reader(file) for cell in row)
+    for path in (folder / "tables").glob("*.tex"):
+        assert "a$b$" not in path.read_text()
+    card = next((folder / "model-cards").glob("*/model-card.md")).read_text()
+    body = card.split("---", 2)[2]
+    assert "<img" not in body
+    head = card.split("---")[1]
+    for line in head.strip().splitlines():
+        json.loads(line.partition(": ")[2])  # YAML that is JSON: nothing can break out of it
+
+
+def test_json_cannot_end_its_element():
+    text = _json({"a": "</script><!-- & \u2028"})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"a": "</script><!-- & \u2028"}
+
+
+@pytest.mark.parametrize(
+    ("what", "absent", "present"),
+    [
+        ("one measure", ["Not measured in this run: noise, resilience, focus, stability"], ["Entropy"]),
+        ("one detector", ["There is one detector, so nothing is compared"], ["Resilience to transforms"]),
+        ("no labels", ["The images have no labels"], ["Stability across training runs"]),
+        ("one source", ["All images come from one source"], ["Focus"]),
+        ("nothing but AUROC", ["Not measured in this run: entropy, noise"], ["AUROC"]),
+    ],
+)
+def test_a_partial_run_has_a_whole_report(
+    tmp_path, make_run, make_images, weights, detector_table, what, absent, present
+):
+    counts = {("fake", "a"): 6, ("real", "b"): 6}
+    manifest = make_images(tmp_path / "images", counts={("x", "a"): 8} if what == "one source" else counts)
+    if what in ("no labels", "one source"):
+        lines = [line.split(",") for line in manifest.read_text().splitlines()]
+        manifest.write_text(
+            "\n".join(f"{path},{source if what == 'no labels' else 's'}" for path, _, source, _ in lines).replace(
+                "path,s\n", "path,source\n"
+            )
+            + "\n"
+        )
+    text = f'name = "part"\n{detector_table("a", f"{weights}/seed[01].safetensors")}'
+    if what != "one detector":
+        text += detector_table("b", f"{weights}/seed[12].safetensors")
+    text += (
+        f'[data]\nmanifest = "{manifest}"\n[summary]\nbootstrap = 20\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
+    )
+    if what in ("one measure", "nothing but AUROC"):
+        off = "noise = false\nresilience = false\nfocus = false\nstability = false\n"
+        text += "[measures]\n" + off + ("entropy = false\n" if what == "nothing but AUROC" else "")
+    if what in ("no labels", "one source"):
+        text = text.replace("[data]\n", '[data]\npositive = "1"\n')
+    run = make_run(tmp_path, text)
+    page = (run.folder / "report" / "index.html").read_text()
+    for words in (*absent, *present):
+        assert words in page, words
+
+
+def test_a_vanished_image_leaves_a_report_without_its_picture(tmp_path, make_run, make_images, weights, detector_table):
+    manifest = make_images(tmp_path / "images", counts={("fake", "a"): 4, ("real", "b"): 4})
+    text = f'name = "gone"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{manifest}"\n'
+    run = make_run(tmp_path, text + '[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n')
+    for path in manifest.parent.rglob("*.png"):
+        path.unlink()
+    page = write_report(run, run.config)
+    data = json.loads(re.search(r'id="report-data">(.*?)</script>', page.read_text(), re.S)[1])
+    assert all(item["picture"] is None for item in data["shown"])
+
+
+def test_without_a_summary_the_error_says_what_to_do(reported, tmp_path):
+    import shutil
+
+    shutil.copytree(reported.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "summary")
+    with pytest.raises(Explain2MeError, match="call `explain2me summarise"):
+        write_report(open_run(tmp_path / "run"), reported.config)
+
+
+def test_figures_for_notebooks(reported):
+    plots = Plots(reported)
+    assert isinstance(plots.radar(), Figure)
+    assert isinstance(plots.roc(), Figure)
+    assert "mean_maps" in dir(plots)
+    with pytest.raises(AttributeError, match="no figure 'raddar'"):
+        plots.raddar()
+
+
+def test_every_figure_is_told_in_words(reported):
+    material = gather(reported, images_per_measure=2)
+    import matplotlib
+
+    for _, draw in all_figures(material):
+        drawn = draw(material, matplotlib.colormaps["viridis"])
+        assert drawn is not None
+        assert len(drawn.text) > 30
+        assert "nan" not in drawn.text
+
+
+def test_cells_of_a_dead_map_are_zero_and_large_maps_are_averaged():
+    assert _cells(np.zeros((3, 3)))[0] == bytes(9)
+    assert _cells(np.full((3, 3), np.nan))[0] == bytes(9)
+    data, size = _cells(np.random.default_rng(0).random((56, 28)))
+    assert size == (14, 14)
+    assert min(data) == 1
+    assert max(data) == 255
+
+
+def test_names_in_figures_are_no_formulas():
+    assert "\\$" in safe("a$b$")
+    assert wrapped("resnet50-cross-entropy-guided") == "resnet50-cross-\nentropy-guided"
+    assert latex("\\input{x}") == "\\textbackslash{}input\\{x\\}"
+
+
+@pytest.mark.slow
+def test_latex_compiles_where_there_is_one(reported, tmp_path):
+    import shutil
+
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex here")
+    table = reported.folder / "report" / "tables" / "table1-noise.tex"
+    (tmp_path / "a.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + table.read_text() + "\\end{document}"
+    )
+    subprocess.run(["pdflatex", "-halt-on-error", "a.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_torch_is_left_alone(reported):
+    state = torch.get_rng_state()
+    gather(reported, images_per_measure=1)
+    assert torch.equal(state, torch.get_rng_state())
+    assert Path(reported.folder / "report" / "index.html").stat().st_size < 5_000_000
