@@ -50,7 +50,7 @@ LAYERS = (
         "store",
     },
     {"explain", "measure", "performance", "prepare", "report", "summarise", "train", "verify"},
-    {"demo", "study"},
+    {"demo", "notebook", "study"},
     {"cli", "show", "__main__"},
 )
 """Modules and packages from the bottom to the top: each imports from its own layer and from those before it."""

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from explain2me.detectors import Detector, load_detector
     from explain2me.errors import Explain2MeError
+    from explain2me.notebook import open_run
     from explain2me.salience.gradcam import GradCAM
-    from explain2me.store import Run, open_run
+    from explain2me.store import Run
 
 __version__ = "0.1.0.dev0"
 __all__ = ["Detector", "Explain2MeError", "GradCAM", "Run", "__version__", "load_detector", "open_run"]
@@ -18,7 +19,7 @@ _HOMES = {
     "GradCAM": "salience.gradcam",
     "Run": "store",
     "load_detector": "detectors",
-    "open_run": "store",
+    "open_run": "notebook",
 }
 
 

@@ -4,15 +4,19 @@ import csv
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from explain2me import open_run
 from explain2me.errors import Explain2MeError
+from explain2me.notebook import as_html
 from explain2me.report import Plots, write_report
 from explain2me.report.figures import all_figures, radar_values, safe, wrapped
 from explain2me.report.findings import findings, overlaps
@@ -250,6 +254,30 @@ def test_figures_for_notebooks(reported):
     assert "mean_maps" in dir(plots)
     with pytest.raises(AttributeError, match="no figure 'raddar'"):
         plots.raddar()
+
+
+def test_a_run_in_a_notebook(reported, monkeypatch):
+    shown = {}
+
+    class Shell:
+        class display_formatter:
+            formatters = {"text/html": SimpleNamespace(for_type=shown.__setitem__)}
+
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=Shell))
+    run = open_run(reported.folder)
+    summary = run.summary()
+    assert isinstance(summary, pa.Table)
+    assert summary.equals(reported.summary())
+    html = shown[pa.Table](summary)
+    assert 10 < html.count("<tr>") < len(summary)
+    assert shown[pa.Table](run.scores()) is None
+    assert isinstance(run.plot.radar(), Figure)
+
+
+def test_a_hostile_run_in_a_notebook(hostile):
+    html = as_html(open_run(hostile.folder).summary())
+    assert html is not None
+    assert "<img" not in html
 
 
 def test_every_figure_is_told_in_words(reported):
