@@ -19,8 +19,8 @@ from explain2me.errors import Explain2MeError
 from explain2me.notebook import as_html
 from explain2me.report import Plots, write_report
 from explain2me.report.figures import all_figures, radar_values, safe, wrapped
-from explain2me.report.findings import findings, overlaps
-from explain2me.report.material import gather
+from explain2me.report.findings import against_chance, against_fixed, compare, findings
+from explain2me.report.material import Score, gather, main_similarity
 from explain2me.report.page import _cells, _json
 from explain2me.report.tables import latex
 from explain2me.show import show_run
@@ -138,27 +138,132 @@ def test_radar_turns_every_axis_so_that_the_rim_is_good(reported):
     assert list(values) == ["1 - entropy", "noise", "resilience", "focus", "stability"]
 
 
-def test_findings_follow_from_intervals(reported):
-    material = gather(reported, images_per_measure=1)
-    said = " ".join(finding.text for finding in findings(material))
-    rows = material.totals("resilience", "predicted", "all")
-    apart = not overlaps(rows["first-detector"], rows["second"])
-    assert ("does better than" in said and "in resilience" in said) or not apart
-    frame = material.measures
-    where = (frame.measure == "resilience") & (frame.label == "all") & (frame.source == "all")
-    for name, mean in (("first-detector", 0.2), ("second", 0.9)):
-        rows = where & (frame.detector == name)
-        frame.loc[rows, ["mean", "ci_low", "ci_high"]] = [mean, mean - 0.05, mean + 0.05]
-        frame.loc[rows, ["chance", "corrected_low"]] = [0.95, -0.1]
-    texts = [finding.text for finding in findings(material)]
-    assert any(
-        t.startswith("second does better than first-detector in resilience (higher is better): 0.900") for t in texts
+UP = Score("x", "x", "noise", "predicted", None, True)
+DOWN = UP._replace(higher_is_better=False)
+
+
+def row(mean, low, high, **more):
+    return {"mean": mean, "ci_low": low, "ci_high": high, "kept_share": 0.8} | more
+
+
+def texts(found):
+    return [finding.text for finding in found]
+
+
+def test_detectors_differ_where_their_intervals_do_not_overlap():
+    apart = {"a": row(0.2, 0.1, 0.3), "b": row(0.6, 0.5, 0.7)}
+    assert texts(compare(UP, apart, {})) == [
+        "b does better than a in x (higher is better): 0.600 [0.500, 0.700] against 0.200 [0.100, 0.300]."
+    ]
+    assert texts(compare(DOWN, apart, {}))[0].startswith("a does better than b in x (lower is better)")
+    touching = apart | {"a": row(0.2, 0.1, 0.5)}
+    assert texts(compare(UP, touching, {})) == ["Not told apart in x: a and b."]
+    assert texts(compare(UP, {"a": apart["a"], "b": row(float("nan"), None, None)}, {})) == []
+
+
+def test_a_difference_of_decisions_is_called_one():
+    apart = {"a": row(0.2, 0.1, 0.3), "b": row(0.6, 0.5, 0.7)}
+    gone = {"a": row(0.8, 0.7, 0.9), "b": row(0.85, 0.8, 0.9)}
+    turned = {"a": row(0.95, 0.93, 0.97), "b": row(0.85, 0.8, 0.9)}
+    assert "Not told apart once the class is held fixed (0.850" in texts(compare(UP, apart, gone))[0]
+    assert "The other way round once the class is held fixed" in texts(compare(UP, apart, turned))[0]
+    assert "fixed" not in texts(compare(UP, apart, apart))[0]
+
+
+def test_no_better_than_chance_is_stuck_or_unlike_anything():
+    stuck = {"a": row(0.9, 0.8, 1.0, chance=0.9, corrected_low=-0.1)}
+    unlike = {"a": row(0.03, 0.0, 0.1, chance=0.02, corrected_low=-0.1)}
+    better = {"a": row(0.9, 0.8, 1.0, chance=0.9, corrected_low=0.01)}
+    assert "It looks at the same place whatever the image." in texts(against_chance(UP, stuck))[0]
+    assert "agree no more than those of unrelated images" in texts(against_chance(UP, unlike))[0]
+    assert texts(against_chance(UP, better)) == []
+    assert texts(against_chance(DOWN, stuck)) == []
+
+
+def test_variants_that_disagree_are_told():
+    predicted = {"a": row(0.494, 0.373, 0.639)}
+    found = texts(against_fixed(UP, predicted, {"a": row(0.699, 0.579, 0.873)}))  # intervals overlap, means lie outside
+    assert found[0].endswith(
+        "0.494 for the predicted class, 0.699 for the class predicted on the clean image. 20% of the decisions changed."
     )
-    assert any(t.startswith("In resilience, second is no better than chance: 0.900") for t in texts)
-    frame.loc[where & (frame.detector == "second"), ["ci_low", "ci_high"]] = [0.1, 1.0]
-    texts = [finding.text for finding in findings(material)]
-    assert any(t.startswith("Not told apart in resilience: first-detector and second") for t in texts)
-    assert not any("better than" in t and "in resilience" in t for t in texts if t.startswith("second does"))
+    assert texts(against_fixed(UP, predicted, {"a": row(0.6, 0.5, 0.7)})) == []
+    stability = texts(against_fixed(UP._replace(measure="stability"), predicted, {"a": row(0.699, 0.579, 0.873)}))
+    assert stability[0].endswith("0.699 for the true class. 20% of the pairs of runs disagree.")
+
+
+def test_dead_maps_are_counted_from_the_maps(tmp_path, make_run, make_images, weights, detector_table):
+    from safetensors.torch import load_file, save_file
+
+    for i in range(2):
+        state = load_file(weights / f"seed{i}.safetensors")
+        if i == 0:
+            state["fc.weight"] = -state["fc.weight"].abs()
+        save_file(state, tmp_path / f"run{i}.safetensors")
+    manifest = make_images(tmp_path / "images", counts={("fake", "a"): 5, ("real", "b"): 4})
+    text = f'name = "dead"\n{detector_table("d", f"{tmp_path}/run*.safetensors")}[data]\nmanifest = "{manifest}"\n[measures]\n'
+    run = make_run(
+        tmp_path, text + 'entropy = false\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
+    )
+    maps = run.maps().to_pandas()
+    clean = maps[maps.condition == "clean"]
+    dead = sum(one is None or one.sum() <= 1e-12 for one in clean["map"])
+    assert dead >= 9
+    said = [t for t in texts(findings(gather(run, images_per_measure=1))) if "are dead" in t]
+    assert said[0].startswith(f"{dead} of d's 18 clean maps")
+
+
+@pytest.mark.parametrize(
+    ("levels", "wanted"), [("[0.0, 0.01, 0.05, 0.1]", "0.05"), ("[0.0, 0.02, 0.2]", "0.02"), ("[0.0]", "0")]
+)
+def test_the_noise_of_the_headline_is_the_papers(tmp_path, levels, wanted):
+    from explain2me.config import parse_config
+    from explain2me.report.material import _main_noise
+
+    table = {"name": "d", "architecture": "timm:x", "random_runs": 1}
+    config = parse_config(
+        {
+            "name": "x",
+            "data": {"manifest": "m"},
+            "detectors": [table],
+            "measures": {"noise": {"levels": json.loads(levels)}},
+        }
+    )
+    assert (
+        _main_noise(SimpleNamespace(config=config, models=[SimpleNamespace(input_size=(64, 64))]))
+        == f"salt_pepper@{wanted}"
+    )
+
+
+def test_the_main_similarity_is_one_everywhere():
+    import pandas as pd
+
+    assert main_similarity(pd.Series(["top_k_iou", None, "spearman"])) == "spearman"
+    assert main_similarity(pd.Series(["top_k_iou", "ssim"])) == "ssim"
+
+
+def test_detectors_of_two_input_sizes_and_a_source_of_two_labels(
+    tmp_path, make_run, make_images, weights, detector_table
+):
+    manifest = make_images(tmp_path / "images", counts={("fake", "a"): 5, ("real", "a"): 5})
+    text = f'name = "sizes"\n{detector_table("NAME", f"{weights}/seed[01].safetensors")}'.replace("NAME", "[small] 😀")
+    text += detector_table("large", f"{weights}/seed[12].safetensors", size=128)
+    text += (
+        f'[data]\nmanifest = "{manifest}"\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
+    )
+    run = make_run(tmp_path, text)
+    folder = run.folder / "report"
+    with (folder / "tables" / "table2-transforms.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["shift_DR"] for row in rows}.isdisjoint({"-"})
+    with (folder / "tables" / "table1-entropy.csv").open() as file:
+        assert {"fake a", "real a"} <= set(next(csv.reader(file)))
+    tex = (folder / "tables" / "table2-transforms.tex").read_text()
+    assert "\\\\relax\n[small]" in tex
+    card = (folder / "model-cards" / "[small] 😀" / "model-card.md").read_text()
+    assert "😀" in card.split("---")[1]
+    assert "large" not in card.split("## What to know")[1].split("## Data")[0].replace(
+        "does better than large", ""
+    ).replace("large does", "").replace("and large", "")
 
 
 def test_hostile_names_are_text_everywhere(hostile):

@@ -348,6 +348,7 @@ def test_schedules():
         ({"validation_split": "train"}, "are in the split to train on and in the one to validate with"),
         ({"split": "test", "validation_split": None}, "8 images would be trained on and tested"),
         ({"split": None, "validation_split": None}, "8 images would be trained on and tested"),
+        ({"validation_split": "test"}, "8 images would be validated with and tested"),
         ({"sample": 25}, "expected at least 25 images of the source 'camera', got 24"),
         ({"sample": {"camra": 3}}, "there is no source 'camra'; did you mean 'camera'"),
         (
@@ -358,7 +359,10 @@ def test_schedules():
             {"architectures": ["timm:test_vit"], "strategies": [{"name": "a", "loss": "cyborg"}]},
             "needs a linear head right behind global average pooling",
         ),
-        ({"optimizer": {"learning_rate": 1e30}}, "the loss is not finite in epoch"),
+        (
+            {"optimizer": {"learning_rate": 1e30}},
+            "the loss is not finite in epoch 1, at or up to 9 steps before step 3",
+        ),
         ({"loggers": ["mlflow"]}, "'mlflow' needs a package that is not installed"),
     ],
     ids=lambda value: str(value)[:40],
@@ -384,6 +388,42 @@ def test_a_finished_training_of_another_config_is_no_result_of_this_one(tmp_path
     with pytest.raises(Explain2MeError, match="begun with another config"):
         train_missing(make_config(manifest, **({"epochs": 1} | change)), tmp_path)
     assert train_missing(make_config(manifest, epochs=1, runs=2), tmp_path) == []  # more runs are no other config
+
+
+def test_a_training_that_diverges_keeps_its_last_whole_epoch(tmp_path, manifest):
+    config = make_config(manifest, epochs=3, optimizer={"schedule": "step", "step_epochs": 1, "step_factor": 1.0})
+    training = one(config, tmp_path)
+
+    def on_step(done, total, text):
+        if done == 4:  # in the second epoch: weights that give no finite loss
+            import gc
+
+            for thing in gc.get_objects():
+                if type(thing).__name__ == "_Module":
+                    next(thing.model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(Explain2MeError, match="not finite in epoch 2"):
+        train_detector(training, on_step)
+    assert not training.done
+    kept = load_detector(ARCHITECTURE, training.folder / "last.safetensors", num_classes=2, input_size=SIZE)
+    assert all(value.isfinite().all() for value in kept.model.state_dict().values())
+
+
+def test_a_class_of_one_image_is_not_held_out(tmp_path, manifest):
+    lines = manifest.read_text().splitlines()
+    train = [line for line in lines[1:] if ",train," in line]
+    odd = manifest.parent / "odd.csv"
+    odd.write_text("\n".join([lines[0], *train, "39.png,other,camera,train,"]) + "\n")
+    config = make_config(odd, split=None, validation_split=None, validation_share=0.25)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"manifest": str(manifest)})})
+    training = config.training.model_copy(update={"manifest": str(odd)})
+    splits = read_splits(config.model_copy(update={"data": config.data.model_copy(update={"split": "val"})}), training)
+    assert splits.training.labels.bincount().tolist() == [9, 1, 9]
+    with pytest.raises(Explain2MeError, match="got none of 'fake'"):
+        only = manifest.parent / "only.csv"
+        only.write_text("\n".join([lines[0], *(line for line in train if ",real," in line)]) + "\n")
+        both = config.data.model_copy(update={"classes": ("real", "fake"), "split": "val"})
+        read_splits(config.model_copy(update={"data": both}), training.model_copy(update={"manifest": str(only)}))
 
 
 def test_manifest_without_human_maps(tmp_path, manifest):

@@ -6,7 +6,7 @@ from typing import Any
 from explain2me.decode import printable_line
 from explain2me.report.findings import auroc_rows, findings
 from explain2me.report.material import ALL, Material
-from explain2me.report.tables import interval, number
+from explain2me.report.tables import interval, number, share
 
 
 def model_card(material: Material, detector: str) -> str:
@@ -33,14 +33,19 @@ def model_card(material: Material, detector: str) -> str:
             }
         ],
     }
-    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=True)}" for key, value in head.items()), "---", ""]
+    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
     runs = material.run.models_of(detector)
     lines += [f"# {_markdown(name)}", ""]
     lines += [f"An image classifier ({_markdown(wanted.architecture)}), {len(runs)} training run(s), classes in the order of the "
               f"logits: {', '.join(_markdown(printable_line(c)) for c in material.run.classes)}.", ""]  # fmt: skip
-    lines += ["## Where it looks", "", "| measure | value | 95 % interval |", "|---|---|---|"]
-    lines += [f"| {title} | {number(value)} | {limits} |" for _, title, value, limits in metrics]
-    said = [finding.text for finding in findings(material) if _is_about(finding.text, detector)]
+    lines += [
+        "## Where it looks",
+        "",
+        "| measure | better | value | 95 % interval | chance | same class held fixed | n | dead |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += ["| " + " | ".join(line) + " |" for line in _rows(material, detector)]
+    said = [finding.text for finding in findings(material) if detector in finding.detectors]
     lines += [
         "",
         "## What to know",
@@ -54,6 +59,35 @@ def model_card(material: Material, detector: str) -> str:
     lines += ["", "Measures: *Explain To Me* (arXiv 2303.11969), by explain2me "
               f"{material.run.record.get('versions', {}).get('explain2me', '')}.", ""]  # fmt: skip
     return "\n".join(lines)
+
+
+def _rows(material: Material, detector: str) -> list[tuple[str, ...]]:
+    """A line of the table for AUROC and each measure."""
+    lines: list[tuple[str, ...]] = []
+    found = auroc_rows(material).get(detector)
+    if found:
+        limits = interval(found["ci_low"], found["ci_high"])
+        lines.append(("AUROC", "higher", number(found["auroc"]), limits, "0.500", "-", str(found["n"]), "-"))
+    for score in material.columns:
+        row = material.totals(score.measure, score.variant, score.condition or ALL).get(detector)
+        fixed = material.totals(score.measure, "fixed", score.condition or ALL).get(detector)
+        if row:
+            better = "higher" if score.higher_is_better else "lower"
+            held = number(fixed["mean"]) if fixed else "-"
+            limits = interval(row["ci_low"], row["ci_high"])
+            lines.append(
+                (
+                    score.name,
+                    better,
+                    number(row["mean"]),
+                    limits,
+                    number(row["chance"]),
+                    held,
+                    str(row["n"]),
+                    share(row["dead_share"]),
+                )
+            )
+    return lines
 
 
 def _metrics(material: Material, detector: str) -> list[tuple[str, str, float, str]]:
@@ -72,10 +106,6 @@ def _metrics(material: Material, detector: str) -> list[tuple[str, str, float, s
                     (f"explain2me_{score.key}_corrected", f"{score.name}, above chance", row["corrected"], limits)
                 )
     return found
-
-
-def _is_about(text: str, detector: str) -> bool:
-    return detector in text
 
 
 def _markdown(text: str) -> str:

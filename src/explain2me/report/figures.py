@@ -83,7 +83,8 @@ def radar(material: Material, colormap: Colormap) -> Drawn | None:
     ax.tick_params(axis="x", pad=8)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     said = "; ".join(
-        f"{printable_line(detector)}: " + ", ".join(f"{name} {value:.2f}" for name, value in axes[detector].items())
+        f"{printable_line(detector)}: "
+        + ", ".join(f"{name} {value:.2f}" for name, value in axes[detector].items() if not math.isnan(value))
         for detector in material.detectors
     )
     return Drawn("fig10-radar", "The five measures, the rim is good", f"Radar chart. {said}.", figure)
@@ -154,7 +155,9 @@ def noise_curve(material: Material, colormap: Colormap) -> Drawn | None:
         for i, detector in enumerate(material.detectors):
             for variant, width in (("predicted", 1.6), ("fixed", 0.8)):
                 found = rows[(rows.detector == detector) & (rows.variant == variant)]
-                found = found[found.condition.str.startswith(f"{kind}@")]
+                found = found[found.condition.str.startswith(f"{kind}@") & found["mean"].notna()]
+                if not len(found):
+                    continue
                 found = found.assign(level=found.condition.str.partition("@")[2].astype(float)).sort_values("level")
                 style = {"color": _colour(i), "marker": MARKERS[i % 10], "markersize": 4, "linewidth": width}
                 ax.plot(found.level, found["mean"], linestyle="-" if variant == "predicted" else "--", **style)
@@ -199,7 +202,7 @@ def violins(material: Material, score: Score, colormap: Colormap) -> Drawn | Non
             drawn = True
     if not drawn:
         return None
-    ax.set_xticks(range(len(groups)), [safe(stretch.source) for stretch, _ in groups], rotation=20, ha="right")
+    ax.set_xticks(range(len(groups)), [safe(name) for name in material.source_names()], rotation=20, ha="right")
     arrow = "higher is better" if score.higher_is_better else "lower is better"
     ax.set_ylabel(f"{score.name}\n({arrow})")
     _legend(figure, material.detectors)
@@ -279,6 +282,7 @@ def stability_matrices(material: Material, colormap: Colormap) -> Drawn | None:
 def mean_maps(material: Material, colormap: Colormap) -> Drawn | None:
     """Mean clean map by detector and source: each map scaled to the sum 1 first; one scale for all."""
     keys = [(stretch.label, stretch.source) for stretch in material.stretches]
+    names = material.source_names()
     if not material.clean:
         return None
     figure = Figure(figsize=(1.25 * len(keys) + 1.6, 1.3 * len(material.detectors) + 0.5))
@@ -300,7 +304,7 @@ def mean_maps(material: Material, colormap: Colormap) -> Drawn | None:
                     f"column {column + 1} of {found.shape[1]}"
                 )
             if d == 0:
-                ax.set_title(safe(source, 14), fontsize=8)
+                ax.set_title(wrapped(names[k], 12), fontsize=8)
         panels[d, 0].set_ylabel(wrapped(detector), fontsize=8)
     if shown is not None:
         figure.colorbar(shown, ax=panels.ravel().tolist(), shrink=0.8, label="times an even share")
@@ -425,7 +429,7 @@ def samples(material: Material, colormap: Colormap) -> Drawn | None:
     per_source = 6
     figure = Figure(figsize=(1.05 * per_source + 1.2, 1.1 * len(material.stretches) + 0.2))
     panels = figure.subplots(len(material.stretches), per_source, squeeze=False)
-    for line, stretch in zip(panels, material.stretches, strict=True):
+    for line, stretch, name in zip(panels, material.stretches, material.source_names(), strict=True):
         for ax in line:
             _bare(ax)
             ax.set_frame_on(False)
@@ -434,7 +438,7 @@ def samples(material: Material, colormap: Colormap) -> Drawn | None:
             pixels = _inputs(material, int(image))
             if pixels is not None:
                 _show(ax, pixels, None, colormap)
-        line[0].set_ylabel(wrapped(stretch.source), fontsize=8)
+        line[0].set_ylabel(wrapped(name), fontsize=8)
     names = ", ".join(f"{printable_line(s.source)} ({s.stop - s.start})" for s in material.stretches)
     return Drawn("fig8-samples", "Images of each source", f"Sample images of each source: {names}.", figure)
 

@@ -9,19 +9,23 @@ from explain2me.report.material import Material, Score, records
 
 Kind = Literal["differs", "alike", "chance", "decision", "dead", "absent", "note"]
 LARGE_DEAD_SHARE = 0.05
+STUCK_CHANCE = 0.5
+"""From this chance level on the maps of different images are much alike."""
 RULES = (
     "Two detectors differ where their 95 % intervals do not overlap; where they overlap, the data do not tell them apart. "
     "A score is no better than chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
-    "reflects changed decisions where the variants predicted and fixed lie outside each other's intervals."
+    "reflects changed decisions where the mean of each variant, predicted and fixed, lies outside the interval of the other; a "
+    "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus."
 )
 
 
 class Finding(NamedTuple):
-    """One sentence, and of what kind it is."""
+    """One sentence, of what kind it is, and which detectors it is about."""
 
     kind: Kind
     measure: str
     text: str
+    detectors: tuple[str, ...] = ()
 
 
 def findings(material: Material) -> list[Finding]:
@@ -29,11 +33,11 @@ def findings(material: Material) -> list[Finding]:
     found = [*_performance(material)]
     for score in material.columns:
         rows = material.totals(score.measure, score.variant, score.condition or "all")
-        found += _compare(score, rows)
+        fixed = material.totals(score.measure, "fixed", score.condition or "all")
+        found += compare(score, rows, fixed)
         if score.measure != "entropy":
-            found += _against_chance(score, rows)
-            fixed = material.totals(score.measure, "fixed", score.condition or "all")
-            found += _against_fixed(score, rows, fixed)
+            found += against_chance(score, rows)
+            found += against_fixed(score, rows, fixed)
     found += _dead(material)
     found += _absent(material)
     order = ("differs", "chance", "decision", "dead", "absent", "alike", "note")
@@ -57,7 +61,7 @@ def _performance(material: Material) -> Iterator[Finding]:
     if not rows:
         return
     score = Score("auroc", "AUROC", "auroc", "", None, True)
-    yield from _compare(score, {name: row | {"mean": row["auroc"]} for name, row in rows.items()})
+    yield from compare(score, {name: row | {"mean": row["auroc"]} for name, row in rows.items()}, {})
     for name, row in rows.items():
         if not math.isnan(row["ci_high"]) and row["ci_high"] < 0.5:
             yield Finding(
@@ -65,6 +69,7 @@ def _performance(material: Material) -> Iterator[Finding]:
                 "auroc",
                 f"The AUROC of {name} is below 0.5 ({_interval(row | {'mean': row['auroc']})}): its classes may be in "
                 f"another order than its logits (data.classes).",
+                (name,),
             )
         elif not math.isnan(row["ci_low"]) and row["ci_low"] <= 0.5:
             yield Finding(
@@ -84,8 +89,10 @@ def auroc_rows(material: Material) -> dict[str, dict[str, Any]]:
     return {row["detector"]: row for row in records(rows) if not math.isnan(row["auroc"])}
 
 
-def _compare(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Each pair of detectors in one score: better beyond the intervals, or not told apart."""
+def compare(
+    score: Score, rows: Mapping[str, Mapping[str, Any]], fixed: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Finding]:
+    """Each pair of detectors in one score: better beyond the intervals, or not told apart; and whether that holds in `fixed`."""
     known = {name: row for name, row in rows.items() if not math.isnan(row["mean"])}
     alike: list[str] = []
     for a, b in itertools.combinations(known, 2):
@@ -101,54 +108,83 @@ def _compare(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Fi
             "differs",
             score.measure,
             f"{better} does better than {worse} in {score.name} ({direction} is better): {_interval(known[better])} "
-            f"against {_interval(known[worse])}.",
+            f"against {_interval(known[worse])}.{_held_fixed(better, worse, fixed, score)}",
+            (better, worse),
         )
     if alike:
-        yield Finding("alike", score.measure, f"Not told apart in {score.name}: {_listed(alike)}.")
+        yield Finding("alike", score.measure, f"Not told apart in {score.name}: {_listed(alike)}.", tuple(known))
 
 
-def _against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+def _held_fixed(better: str, worse: str, fixed: Mapping[str, Mapping[str, Any]], score: Score) -> str:
+    """What becomes of a difference when the same class is explained throughout; nothing where it stays."""
+    if better not in fixed or worse not in fixed:
+        return ""
+    a, b = fixed[better], fixed[worse]
+    if overlaps(a, b) is not False:
+        return f" Not told apart once the class is held fixed ({_interval(a)} against {_interval(b)}): a difference of decisions."
+    if (a["mean"] > b["mean"]) != score.higher_is_better:
+        return f" The other way round once the class is held fixed ({_interval(a)} against {_interval(b)})."
+    return ""
+
+
+def against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Detectors whose chance-corrected value may be 0: stuck on one place, or unlike anything."""
     for name, row in rows.items():
         low = row["corrected_low"]
         if score.higher_is_better and low is not None and not math.isnan(low) and low <= 0:
+            why = (
+                "It looks at the same place whatever the image."
+                if row["chance"] >= STUCK_CHANCE
+                else "Its maps agree no more than those of unrelated images."
+            )
             yield Finding(
                 "chance",
                 score.measure,
                 f"In {score.name}, {name} is no better than chance: {row['mean']:.3f} where maps of other images of the same "
-                f"class reach {row['chance']:.3f}. It looks at the same place whatever the image.",
+                f"class reach {row['chance']:.3f}. {why}",
+                (name,),
             )
 
 
-def _against_fixed(
+def against_fixed(
     score: Score, rows: Mapping[str, Mapping[str, Any]], fixed: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Finding]:
+    """Detectors whose two variants disagree."""
     for name, row in rows.items():
         other = fixed.get(name)
-        if other is None or overlaps(row, other) is not False:
+        if other is None or not (_outside(row["mean"], other) and _outside(other["mean"], row)):
             continue
         kept = row["kept_share"]
-        share = "" if kept is None or math.isnan(kept) else f" {1 - kept:.0%} of the decisions changed."
+        what = "pairs of runs disagree" if score.measure == "stability" else "decisions changed"
+        share = "" if kept is None or math.isnan(kept) else f" {1 - kept:.0%} of the {what}."
         asks = "the true class" if score.measure == "stability" else "the class predicted on the clean image"
         yield Finding(
             "decision",
             score.measure,
             f"In {score.name}, the value of {name} reflects changed decisions, not only changed focus: {row['mean']:.3f} for the "
             f"predicted class, {other['mean']:.3f} for {asks}.{share}",
+            (name,),
         )
 
 
+def _outside(value: float, row: Mapping[str, Any]) -> bool:
+    """Whether a value lies outside a known interval."""
+    low, high = row["ci_low"], row["ci_high"]
+    return low is not None and not math.isnan(low) and not low <= value <= high
+
+
 def _dead(material: Material) -> Iterator[Finding]:
-    rows = material.totals("entropy", "spatial", "clean")
-    for name, row in rows.items():
-        share = row["dead_share"]
-        if share and not math.isnan(share):
-            weight = "many" if share >= LARGE_DEAD_SHARE else "few"
-            text = (
-                f"{row['num_dead']} of {name}'s {row['num_dead'] + row['n']} clean maps ({share:.1%}) are dead: nothing speaks for "
-                f"the class. They are in no mean"
-            )
+    for name in material.detectors:
+        counts = material.dead[name]  # by image: runs whose clean map is dead
+        total, dead = material.num_clean[name], int(counts.sum())
+        if dead:
+            share = dead / max(total, 1)
+            text = f"{dead} of {name}'s {total} clean maps ({share:.1%}) are dead: nothing speaks for the class. They are in no mean"
             yield Finding(
-                "dead", "entropy", text + ("; its scores are those of the rest." if weight == "many" else ".")
+                "dead",
+                "",
+                text + ("; its scores are those of the rest." if share >= LARGE_DEAD_SHARE else "."),
+                (name,),
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import UInt8
 from scipy.special import softmax
 
@@ -14,11 +15,13 @@ from explain2me.conditions import Condition, conditions_for
 from explain2me.decode import load_array, printable_line
 from explain2me.errors import ImageError
 from explain2me.manifest import image_root, resolve
+from explain2me.measures import is_dead
 from explain2me.performance import read_predictions
 from explain2me.store import Part, Run, Stretch, read_part, stretches_of
 
 ALL = "all"
 MEASURES = ("entropy", "noise", "resilience", "focus", "stability")
+PAPERS_NOISE = "salt_pepper@0.05"
 BLURS = ("focus_salient", "focus_nonsalient")
 
 
@@ -56,6 +59,7 @@ class Material:
         logits: (detector, condition) -> (R, N, K), for the ROC curves; clean and both blurs.
         telling: the images to show, and why.
         maps: (detector, run, image) -> Part of that one image, for images that are shown.
+        dead: by detector, for each image the number of runs whose clean map is dead; ``num_clean``: clean maps in all.
     """
 
     run: Run
@@ -70,6 +74,8 @@ class Material:
     logits: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     telling: list[Telling] = field(default_factory=list)
     maps: dict[tuple[str, str, int], Part] = field(default_factory=dict)
+    dead: dict[str, np.ndarray] = field(default_factory=dict)
+    num_clean: dict[str, int] = field(default_factory=dict)
 
     @property
     def detectors(self) -> list[str]:
@@ -86,6 +92,20 @@ class Material:
         """Whether images have labels."""
         return self.run.image_table["label"].null_count < len(self.run.image_table)
 
+    @property
+    def positive_class(self) -> int:
+        """Position of the positive class; the last one where none has its name."""
+        classes, positive = self.run.classes, self.run.config.data.positive
+        return classes.index(positive) if positive in classes else len(classes) - 1
+
+    def source_names(self) -> list[str]:
+        """A name for each stretch: its source, with its label in front where two labels share one."""
+        sources = [stretch.source for stretch in self.stretches]
+        return [
+            f"{stretch.label} {stretch.source}" if sources.count(stretch.source) > 1 else stretch.source
+            for stretch in self.stretches
+        ]
+
     def conditions(self) -> tuple[Condition, ...]:
         """Of the run."""
         return conditions_for(self.run.config.measures, self.run.models[0].input_size)
@@ -101,9 +121,7 @@ class Material:
 
     def main_similarity(self, rows: pd.DataFrame) -> "pd.Series[bool]":
         """Rows of the similarity that stands in the text: SSIM, or else the first that was taken."""
-        known = list(rows.similarity.dropna().unique())
-        main = "ssim" if "ssim" in known or not known else known[0]
-        return rows.similarity.isna() | (rows.similarity == main)
+        return rows.similarity.isna() | (rows.similarity == main_similarity(rows.similarity))
 
     def image_name(self, image: int) -> str:
         """image_id, fit to be shown."""
@@ -123,6 +141,12 @@ class Material:
     def part(self, detector: str, image: int, run: int = 0) -> Part | None:
         """The maps of one image that is shown, by one run of a detector."""
         return self.maps.get((detector, self.run.models_of(detector)[run].run, image))
+
+
+def main_similarity(names: Any) -> str:
+    """The similarity that stands in the text: SSIM, or else the first of the alphabet that was taken."""
+    known = sorted(set(names.dropna()))
+    return "ssim" if "ssim" in known or not known else known[0]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -158,6 +182,14 @@ def gather(run: Run, *, images_per_measure: int) -> Material:
     return material
 
 
+def _main_noise(run: Run) -> str:
+    """Salt and pepper at 0.05, which the paper's tables take (MEASURES 3.2), or else the smallest level above 0."""
+    noises = [c for c in conditions_for(run.config.measures, run.models[0].input_size) if c.measure == "noise"]
+    above = [c for c in noises if c.level] or noises
+    known = [c.name for c in above if c.name == PAPERS_NOISE]
+    return known[0] if known else min(above, key=lambda c: c.level or 0.0).name
+
+
 def _columns(run: Run, measures: pd.DataFrame) -> list[Score]:
     """Scores that this run has, one a measure as the paper takes it."""
     found: list[Score] = []
@@ -165,9 +197,7 @@ def _columns(run: Run, measures: pd.DataFrame) -> list[Score]:
     if ("entropy", "spatial") in have:
         found.append(Score("entropy", "entropy", "entropy", "spatial", "clean", False))
     if ("noise", "predicted") in have:
-        condition = next(
-            c.name for c in conditions_for(run.config.measures, run.models[0].input_size) if c.measure == "noise"
-        )
+        condition = _main_noise(run)
         found.append(Score("noise", f"noise ({condition})", "noise", "predicted", condition, True))
     if ("resilience", "predicted") in have:
         found.append(Score("resilience", "resilience", "resilience", "predicted", None, True))
@@ -190,9 +220,7 @@ def _scores_by_image(run: Run, columns: Sequence[Score]) -> pd.DataFrame:
     )
     result = pd.DataFrame(index=base)
     if len(frame):
-        known = list(frame.similarity.dropna().unique())
-        main = "ssim" if "ssim" in known or not known else known[0]
-        frame = frame[frame.similarity.isna() | (frame.similarity == main)]
+        frame = frame[frame.similarity.isna() | (frame.similarity == main_similarity(frame.similarity))]
     for column in columns:
         rows = frame[(frame.measure == column.measure) & (frame.variant == column.variant)]
         if column.condition is not None:
@@ -239,9 +267,13 @@ def _read_maps(material: Material) -> None:
                 material.logits[detector, name] = found.logits[:, found.conditions.index(name)]
         sums: dict[int, np.ndarray] = {}
         counts = np.zeros(len(material.stretches))
+        material.dead[detector], material.num_clean[detector] = np.zeros(len(run.image_table), int), 0
         for model, path in [(one, path) for one in models for path in run.part_paths(one)]:
             part = read_part(path)
             _add_clean(part, material.stretches, sums, counts)
+            dead = is_dead(torch.from_numpy(part.maps[part.of("clean")])).numpy()
+            material.dead[detector][part.images] += dead
+            material.num_clean[detector] += len(dead)
             for i in np.flatnonzero(np.isin(part.images, shown)):
                 material.maps[detector, model.run, int(part.images[i])] = part.take(int(i))
         for index, stretch in enumerate(material.stretches):
@@ -264,10 +296,7 @@ def _add_clean(part: Part, stretches: Sequence[Stretch], sums: dict[int, np.ndar
 
 def _add_predictions(material: Material) -> None:
     """Mean over runs of the positive class's probability, and the class that most runs predict."""
-    run, frame = material.run, material.scores
-    positive = (
-        run.classes.index(run.config.data.positive) if run.config.data.positive in run.classes else len(run.classes) - 1
-    )
+    frame, positive = material.scores, material.positive_class
     probability, predicted = [], []
     for detector in material.detectors:
         logits = material.logits[detector, "clean"]

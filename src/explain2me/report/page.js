@@ -11,6 +11,9 @@
   const shown = (value) => (value === null || value === undefined ? "-" : value.toFixed(3));
   const fill = (select, options) => options.forEach(([value, text]) => select.append(make("option", text, { value })));
 
+  // a button that is disabled while it has the focus would swallow the arrow keys
+  const able = (button, can) => button.setAttribute("aria-disabled", String(!can));
+
   // ---------------------------------------------------------------- viewer
   const byImage = new Map(data.shown.map((item) => [item.image, item]));
   const names = new Map(data.columns.map((column) => [column.key, column.name]));
@@ -96,8 +99,8 @@
       });
     });
     $("viewer-condition").value = String(state.condition);
-    $("viewer-previous").disabled = state.position === 0;
-    $("viewer-next").disabled = state.position === state.images.length - 1;
+    able($("viewer-previous"), state.position > 0);
+    able($("viewer-next"), state.position < state.images.length - 1);
   };
   const move = (images, conditions) => {
     state.position = Math.min(state.images.length - 1, Math.max(0, state.position + images));
@@ -138,9 +141,10 @@
     { name: "label", of: (i) => data.images.label[i] },
     { name: "source", of: (i) => data.images.source[i] },
     { name: "decision", of: (i, v) => data.classes[v.predicted[i]] ?? "-" },
-    { name: `probability of ${data.positive}`, of: (i, v) => v.probability[i], number: true },
+    { name: `probability of ${data.probable}`, of: (i, v) => v.probability[i], number: true },
     ...data.columns.map((column, k) => ({ name: column.name, of: (i, v) => v.scores[k][i], number: true })),
     { name: "decisions kept", of: (i, v) => v.kept[i], number: true },
+    { name: "runs with a dead map", of: (i, v) => v.dead[i], number: true, whole: true },
   ];
   fill($("table-detector"), data.detectors.map((name, i) => [String(i), name]));
   const heads = columns.map((column, k) => {
@@ -163,12 +167,11 @@
     const values = data.values[listing.detector];
     const text = $("table-find").value.trim().toLowerCase();
     const which = $("table-which").value;
-    const entropy = data.columns.findIndex((column) => column.key === "entropy");
     const wanted = {
       all: () => true,
-      wrong: (i) => data.images.label[i] !== (data.classes[values.predicted[i]] ?? "-"),
+      wrong: (i) => data.labelled && data.images.label[i] !== (data.classes[values.predicted[i]] ?? "-"),
       flipped: (i) => values.kept[i] !== null && values.kept[i] < 1,
-      dead: (i) => entropy >= 0 && values.scores[entropy][i] === null,
+      dead: (i) => values.dead[i] > 0,
     }[which];
     const found = [];
     for (let i = 0; i < data.images.id.length; i += 1) {
@@ -201,7 +204,7 @@
         const row = document.createElement("tr");
         columns.forEach((column, k) => {
           const value = column.of(i, values);
-          const cell = make(k === 0 ? "th" : "td", column.number ? shown(value) : value);
+          const cell = make(k === 0 ? "th" : "td", column.number && !column.whole ? shown(value) : value);
           if (k === 0) cell.setAttribute("scope", "row");
           if (column.number) cell.className = "n";
           if (k === 0 && byImage.has(i)) {
@@ -218,8 +221,8 @@
     $("table-status").textContent =
       `${listing.rows.length} of ${data.images.id.length} images, page ${listing.page + 1} of ${pages}. ` +
       "Names that are buttons open in the viewer.";
-    $("table-previous").disabled = listing.page === 0;
-    $("table-next").disabled = listing.page >= pages - 1;
+    able($("table-previous"), listing.page > 0);
+    able($("table-next"), listing.page < pages - 1);
   };
   $("table-detector").addEventListener("change", (event) => {
     listing.detector = Number(event.target.value);
@@ -227,8 +230,14 @@
   });
   $("table-find").addEventListener("input", select);
   $("table-which").addEventListener("change", select);
-  $("table-previous").addEventListener("click", () => { listing.page -= 1; page(); });
-  $("table-next").addEventListener("click", () => { listing.page += 1; page(); });
+  const turn = (pages) => {
+    const last = Math.max(0, Math.ceil(listing.rows.length / perPage) - 1);
+    listing.page = Math.min(last, Math.max(0, listing.page + pages));
+    page();
+  };
+  $("table-previous").addEventListener("click", () => turn(-1));
+  $("table-next").addEventListener("click", () => turn(1));
+  if (!data.labelled) $("table-which").querySelector("[value=wrong]").remove();
   view();
   select();
 })();

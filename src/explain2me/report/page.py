@@ -156,13 +156,15 @@ def viewer_data(material: Material, colormap: Colormap) -> dict[str, Any]:
                 "predicted": [int(v) for v in rows.predicted],
                 "probability": _rounded(rows.probability),
                 "kept": _rounded(rows.kept),
+                "dead": [int(v) for v in material.dead[detector][: len(table)]],
                 "scores": [_rounded(rows[score.key]) for score in material.columns],
             }
         )
     return {
         "detectors": [printable_line(name) for name in material.detectors],
         "classes": [printable_line(name) for name in run.classes],
-        "positive": printable_line(run.config.data.positive),
+        "labelled": material.labelled,
+        "probable": printable_line(run.classes[material.positive_class]),
         "columns": columns,
         "images": {
             "id": [printable_line(v) for v in table["image_id"].to_pylist()],

@@ -59,7 +59,8 @@ def by_source(material: Material, measure: str) -> Sheet:
                 if by_key:
                     cells = [mean_std(by_key[key]) if key in by_key else "-" for key in keys]
                     lines.append((_condition(condition), printable_line(detector), variant, *cells))
-    names = tuple("total" if key == (ALL, ALL) else _heading(key) for key in keys)
+    headings = _headings(material)
+    names = tuple(headings[key] for key in keys)
     return Sheet(
         f"table1-{measure}",
         f"{measure.capitalize()} by source: mean ± standard deviation",
@@ -114,6 +115,9 @@ def by_transform(material: Material) -> Sheet:
     rows = rows[
         (rows.measure == "resilience") & (rows.label == ALL) & (rows.source == ALL) & material.main_similarity(rows)
     ]
+    rows = (
+        rows.assign(condition=rows.condition.str.partition("@")[0]) if len(rows) else rows
+    )  # pixels depend on the input
     conditions = list(dict.fromkeys(rows.condition))
     groups = [name for name in ("shifts", "flips", "rotations", ALL) if name in conditions]
     conditions = [*groups, *(name for name in conditions if name not in groups)]
@@ -124,7 +128,11 @@ def by_transform(material: Material) -> Sheet:
             by_condition = {row["condition"]: row for row in records(found)}
             if by_condition:
                 lines.append(
-                    (printable_line(detector), variant, *(mean_std(by_condition[name]) for name in conditions))
+                    (
+                        printable_line(detector),
+                        variant,
+                        *(mean_std(by_condition[name]) if name in by_condition else "-" for name in conditions),
+                    )
                 )
     names = tuple("all transforms" if name == ALL else name for name in conditions)
     return Sheet(
@@ -182,7 +190,7 @@ def to_latex(sheet: Sheet) -> str:
         "\\toprule",
         " & ".join(map(latex, sheet.columns)) + " \\\\",
         "\\midrule",
-        *(" & ".join(map(latex, row)) + " \\\\" for row in sheet.rows),
+        *(" & ".join(map(latex, row)) + " \\\\\\relax" for row in sheet.rows),
         "\\bottomrule",
         "\\end{tabular}",
     ]
@@ -234,8 +242,16 @@ def _sources(material: Material) -> list[tuple[str, str]]:
     return [(ALL, ALL), *several, *stretches]
 
 
-def _heading(key: tuple[str, str]) -> str:
-    return f"all {printable_line(key[0])}" if key[1] == ALL else printable_line(key[1])
+def _headings(material: Material) -> dict[tuple[str, str], str]:
+    """Name of each column of :func:`_sources`."""
+    names = {
+        (s.label or ALL, s.source): printable_line(n)
+        for s, n in zip(material.stretches, material.source_names(), strict=True)
+    }
+    return {
+        key: names.get(key, "total" if key == (ALL, ALL) else f"all {printable_line(key[0])}")
+        for key in _sources(material)
+    }
 
 
 def _condition(name: str) -> str:

@@ -60,11 +60,12 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
         raise ManifestError(f"{str(source)!r}: training needs labels, and this manifest has none; add a column 'label'")
     table = sample_images(table, training.sample, seed=config.seed)
     classes = class_names(config, table)
-    _refuse_tested(config, source, table)
+    _refuse_tested(config, source, table, "trained on")
     validation = None
     if training.validation_split is not None:
         validation = list_images(source, split=training.validation_split, extra=("salience",))
         class_names(config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})}), validation)
+        _refuse_tested(config, source, validation, "validated with")
     elif training.validation_share:
         table, validation = _hold_out(table, training.validation_share, seed=config.seed)
     both = set(table["path"].to_pylist()) & set([] if validation is None else validation["path"].to_pylist())
@@ -73,6 +74,13 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
             f"training: {len(both)} images are in the split to train on and in the one to validate with, first "
             f"{min(both)!r}; give training.split and training.validation_split different ones"
         )
+    for name, part in (("train on", table), ("validate with", validation)):
+        missing = set() if part is None else set(classes) - set(part["label"].to_pylist())
+        if missing and (name == "train on" or training.monitor == "auroc"):
+            raise ConfigError(
+                f"training: expected images of every class to {name}, got none of {min(missing)!r}; add some, or leave that "
+                f"class out"
+            )
     found = [part if part is None else _read_rows(part, source, classes, config) for part in (table, validation)]
     assert found[0] is not None
     record: dict[str, Any] = {"manifest": source.name, "classes": list(classes)}
@@ -104,7 +112,7 @@ def _read_rows(table: pa.Table, source: Path, classes: Sequence[str], config: Co
     return Rows(files, labels, sizes, maps, rows["sha256"].to_pylist())
 
 
-def _refuse_tested(config: Config, source: Path, table: pa.Table) -> None:
+def _refuse_tested(config: Config, source: Path, table: pa.Table, what: str) -> None:
     """An image that was trained on tells nothing about how a detector does."""
     if not Path(config.data.manifest).exists():
         return
@@ -116,13 +124,13 @@ def _refuse_tested(config: Config, source: Path, table: pa.Table) -> None:
     both = names[0] & names[1]
     if both:
         raise ConfigError(
-            f"training: {len(both)} images would be trained on and tested; give data.split and training.split, or "
-            f"training.manifest, so that they differ"
+            f"training: {len(both)} images would be {what} and tested; give data.split, training.split and "
+            f"training.validation_split, or training.manifest, so that they differ"
         )
 
 
 def _hold_out(table: pa.Table, share: float, *, seed: int) -> tuple[pa.Table, pa.Table]:
-    """Split off a share of each label and source, at least one image."""
+    """Split off a share of each label and source, at least one image of those that have two."""
     groups: dict[tuple[str, str], list[int]] = {}
     for i, group in enumerate(zip(table["label"].to_pylist(), table["source"].to_pylist(), strict=True)):
         groups.setdefault(group, []).append(i)
@@ -130,11 +138,9 @@ def _hold_out(table: pa.Table, share: float, *, seed: int) -> tuple[pa.Table, pa
     held = [
         rows[i]
         for _, rows in sorted(groups.items())
-        for i in rng.choice(len(rows), max(1, round(share * len(rows))), replace=False)
+        for i in rng.choice(len(rows), min(len(rows) - 1, max(1, round(share * len(rows)))), replace=False)
     ]
     kept = sorted(set(range(len(table))) - set(held))
-    if not kept:
-        raise ConfigError(f"training.validation_share = {share} leaves no image to train on; lower it")
     return table.take(kept), table.take(sorted(held))
 
 

@@ -45,6 +45,9 @@ CARD = "card.json"
 BEST, LAST, RESUME, METRICS = "best.safetensors", "last.safetensors", "resume.ckpt", "metrics.csv"
 HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
 
+CHECK_STEPS = 10
+"""Steps between two looks at whether the loss is finite."""
+
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, of how many, and a short text about the last epoch."""
 
@@ -197,7 +200,18 @@ class _Module(L.LightningModule):
                     class_weights=self._class_weights,
                 )
         self._sums["train"].add(loss.detach(), logits.detach(), labels)
+        if batch_idx % CHECK_STEPS == CHECK_STEPS - 1:
+            self._check_finite(batch_idx)
         return loss
+
+    def _check_finite(self, step: int) -> None:
+        """Stop a training that has diverged; looked at now and then, since looking waits for the device."""
+        if not math.isfinite(float(self._sums["train"].loss)):
+            raise ConfigError(
+                f"{self._training.detector} run {self._training.run}: the loss is not finite in epoch {self.current_epoch + 1}, at "
+                f"or up to {CHECK_STEPS - 1} steps before step {step + 1}; lower training.optimizer.learning_rate or set its "
+                f"gradient_clip. The last whole epoch is kept"
+            )
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         logits = self.model(self._detector.preprocess(batch.image)).float()
@@ -352,12 +366,8 @@ class _Files(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Commit the epoch; resume.ckpt comes last, and an epoch made again gives the same files."""
         assert isinstance(pl_module, _Module)
+        pl_module._check_finite(int(trainer.num_training_batches) - 1)
         metrics = pl_module.end_epoch()
-        if not math.isfinite(metrics["train_loss"]):
-            raise ConfigError(
-                f"{self.training.detector} run {self.training.run}: the loss is not finite in epoch "
-                f"{trainer.current_epoch + 1}; lower training.optimizer.learning_rate or set its gradient_clip"
-            )
         self.curve.append({"epoch": trainer.current_epoch + 1} | metrics)
         better = self._score(self.curve[-1]) > max(map(self._score, self.curve[:-1]), default=-math.inf)
         if better or len(self.curve) == 1:
@@ -398,9 +408,9 @@ class _Files(L.Callback):
         """Larger is better; without validation, or where it is undefined, the later epoch is."""
         monitor = self.training.settings.monitor
         value = metrics.get(f"val_{monitor}")
-        if value is None:
+        if value is None or math.isnan(value):
             return metrics["epoch"]
-        return -math.inf if math.isnan(value) else value if HIGHER_IS_BETTER[monitor] else -value
+        return value if HIGHER_IS_BETTER[monitor] else -value
 
     def _seconds(self) -> float:
         return self.seconds + (time.monotonic() - self._started if self._started else 0.0)
