@@ -189,6 +189,7 @@ def test_variants_that_disagree_are_told():
     assert texts(against_fixed(UP, predicted, {"a": row(0.6, 0.5, 0.7)})) == []
     stability = texts(against_fixed(UP._replace(measure="stability"), predicted, {"a": row(0.699, 0.579, 0.873)}))
     assert stability[0].endswith("0.699 for the true class. 20% of the pairs of runs disagree.")
+    assert "decisions" not in stability[0]
 
 
 def test_dead_maps_are_counted_from_the_maps(tmp_path, make_run, make_images, weights, detector_table):

@@ -452,7 +452,7 @@ def test_two_processes_share_one_training(tmp_path, manifest):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["timm:xception", "timm:inception_v3", "torchvision:inception_v3"])
+@pytest.mark.parametrize("architecture", ["timm:legacy_xception", "timm:inception_v3", "torchvision:inception_v3"])
 def test_architectures_at_299(tmp_path, manifest, architecture):
     config = make_config(manifest, architectures=[architecture], input_size=None, epochs=1, batch_size=4, sample=None)
     training = one(config, tmp_path, 1)

@@ -162,8 +162,12 @@ def noise_curve(material: Material, colormap: Colormap) -> Drawn | None:
                 style = {"color": _colour(i), "marker": MARKERS[i % 10], "markersize": 4, "linewidth": width}
                 ax.plot(found.level, found["mean"], linestyle="-" if variant == "predicted" else "--", **style)
                 if variant == "predicted":
-                    ax.fill_between(found.level, found.ci_low, found.ci_high, color=_colour(i), alpha=0.15)
-                    ax.plot(found.level, found.chance, color=_colour(i), linestyle=":", linewidth=0.8)
+                    if len(found) > 1:
+                        ax.fill_between(found.level, found.ci_low, found.ci_high, color=_colour(i), alpha=0.15)
+                    else:  # one level has no band: a bar, and a short line for chance
+                        ax.vlines(found.level, found.ci_low, found.ci_high, color=_colour(i))
+                    marker = {"marker": "_", "markersize": 14} if len(found) == 1 else {}
+                    ax.plot(found.level, found.chance, color=_colour(i), linestyle=":", linewidth=0.8, **marker)
                     values = ", ".join(
                         f"{level:g}: {mean:.2f}" for level, mean in zip(found.level, found["mean"], strict=True)
                     )

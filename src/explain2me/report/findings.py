@@ -120,10 +120,12 @@ def _held_fixed(better: str, worse: str, fixed: Mapping[str, Mapping[str, Any]],
     if better not in fixed or worse not in fixed:
         return ""
     a, b = fixed[better], fixed[worse]
+    held = "the true class is explained" if score.measure == "stability" else "the class is held fixed"
     if overlaps(a, b) is not False:
-        return f" Not told apart once the class is held fixed ({_interval(a)} against {_interval(b)}): a difference of decisions."
+        why = "" if score.measure == "stability" else ": a difference of decisions"
+        return f" Not told apart once {held} ({_interval(a)} against {_interval(b)}){why}."
     if (a["mean"] > b["mean"]) != score.higher_is_better:
-        return f" The other way round once the class is held fixed ({_interval(a)} against {_interval(b)})."
+        return f" The other way round once {held} ({_interval(a)} against {_interval(b)})."
     return ""
 
 
@@ -155,14 +157,18 @@ def against_fixed(
         if other is None or not (_outside(row["mean"], other) and _outside(other["mean"], row)):
             continue
         kept = row["kept_share"]
-        what = "pairs of runs disagree" if score.measure == "stability" else "decisions changed"
+        pairs = score.measure == "stability"
+        what = "pairs of runs disagree" if pairs else "decisions changed"
         share = "" if kept is None or math.isnan(kept) else f" {1 - kept:.0%} of the {what}."
-        asks = "the true class" if score.measure == "stability" else "the class predicted on the clean image"
+        says = (
+            "depends on the class that is explained" if pairs else "reflects changed decisions, not only changed focus"
+        )
+        asks = "the true class" if pairs else "the class predicted on the clean image"
         yield Finding(
             "decision",
             score.measure,
-            f"In {score.name}, the value of {name} reflects changed decisions, not only changed focus: {row['mean']:.3f} for the "
-            f"predicted class, {other['mean']:.3f} for {asks}.{share}",
+            f"In {score.name}, the value of {name} {says}: {row['mean']:.3f} for the predicted class, {other['mean']:.3f} for "
+            f"{asks}.{share}",
             (name,),
         )
 

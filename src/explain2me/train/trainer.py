@@ -301,7 +301,7 @@ class _Module(L.LightningModule):
     def _averages(self, stage: str) -> dict[str, float]:
         """Over all images of all ranks."""
         sums = self._sums[stage]
-        totals = torch.tensor(sums.values(), dtype=torch.float64, device=self.device)
+        totals = torch.tensor(sums.values(), dtype=_widest(self.device), device=self.device)
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
         self._sums[stage] = _Sums()
@@ -319,13 +319,18 @@ class _Sums:
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """One batch: its mean loss, its logits and labels."""
-        self.loss = self.loss + loss.double() * len(labels)
+        self.loss = self.loss + loss.to(_widest(loss.device)) * len(labels)
         self.correct = self.correct + (predicted_classes(logits) == labels).sum()
         self.count += len(labels)
 
     def values(self) -> list[float]:
         """loss, correct, count."""
         return [float(self.loss), float(self.correct), float(self.count)]
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass
