@@ -49,9 +49,9 @@ LAYERS = (
         "shards",
         "store",
     },
-    {"explain", "measure", "performance", "prepare", "report", "summarise", "train", "verify"},
+    {"crashes", "explain", "index", "measure", "performance", "prepare", "report", "summarise", "train", "verify"},
     {"demo", "notebook", "study"},
-    {"cli", "show", "__main__"},
+    {"cli", "progress", "show", "__main__"},
 )
 """Modules and packages from the bottom to the top: each imports from its own layer and from those before it."""
 

@@ -16,7 +16,7 @@ from explain2me.cli import main
 from explain2me.conditions import conditions_for
 from explain2me.config import load_config, parse_config
 from explain2me.errors import Explain2MeError, RunFolderError
-from explain2me.executors.local import run_tasks
+from explain2me.executors import Engine, run_tasks
 from explain2me.explain import explain_run
 from explain2me.measure import MapReader, measure_run
 from explain2me.prepare import with_device
@@ -164,7 +164,7 @@ def test_the_number_of_threads_belongs_to_the_run(explained, tmp_path):
     assert with_device(more, explained.config).compute.threads == threads
     seen = []
     before = torch.get_num_threads()
-    list(run_tasks(lambda _: seen.append(torch.get_num_threads()), [1, 2], workers=1, threads=2))
+    list(run_tasks(lambda _: seen.append(torch.get_num_threads()), [1, 2], Engine(threads=2)))
     assert seen == [2, 2]
     assert torch.get_num_threads() == before
 
@@ -225,46 +225,6 @@ def test_other_versions_that_go_on_with_a_run_are_recorded(explained, tmp_path, 
     record = json.loads((folder / "run.json").read_text())
     assert record["later_versions"] == [{"torch": "99"}]
     assert record["versions"] == explained.record["versions"]
-
-
-DEADLY = """
-import os, pathlib
-
-def die_once(task):
-    marker, deadly = map(pathlib.Path, task)
-    if deadly.name == "deadly" and not marker.exists():
-        marker.touch()
-        os._exit(1)
-    marker.with_suffix(".done").touch()
-
-def die(task):
-    with open(task, "a") as file:
-        file.write("tried ")
-    os._exit(1)
-"""
-
-
-@pytest.fixture
-def deadly(tmp_path, monkeypatch):
-    """A module that worker processes can import, as they cannot import a test."""
-    (tmp_path / "deadly_work.py").write_text(DEADLY)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import deadly_work
-
-    return deadly_work
-
-
-def test_a_worker_that_dies_once_costs_nothing(tmp_path, deadly):
-    tasks = [(str(tmp_path / f"task{i}"), "deadly" if i == 1 else "fine") for i in range(4)]
-    assert sorted(run_tasks(deadly.die_once, tasks, workers=2)) == sorted(tasks)
-    assert len(list(tmp_path.glob("*.done"))) == 4
-
-
-def test_workers_that_die_each_time_end_in_one_clear_error(tmp_path, deadly):
-    tasks = [str(tmp_path / "a"), str(tmp_path / "b")]
-    with pytest.raises(Explain2MeError, match="a worker process died 3 times"):
-        list(run_tasks(deadly.die, tasks, workers=2))
-    assert sum(len(path.read_text().split()) for path in tmp_path.glob("[ab]")) >= 3
 
 
 @pytest.mark.parametrize("name", ["faces.toml", "faces-study.toml", "paper.toml"])

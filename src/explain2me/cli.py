@@ -1,19 +1,20 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
 
     from explain2me.config import Config
-    from explain2me.store import Run
+    from explain2me.store import Model, Run
 
 app = typer.Typer(
     name="explain2me",
@@ -46,7 +47,8 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/NAME.")]
 ShardOf = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Train every N-th run, from the I-th (from 0).")
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Do the I-th (from 0) of N shares; N machines work in one folder."),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -108,12 +110,15 @@ def check(config: ConfigFile, sets: Sets = None) -> None:
 
 
 @app.command()
-def run(config: ConfigFile, out: Out = None, sets: Sets = None) -> None:
-    """Explain, measure, summarise and show; a second call does only what is missing."""
+def run(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
+    """Explain, measure, summarise and show; a second call does only what is missing.
+
+    With --shard make a share of the maps; the machine that finds every map there goes on with the tables.
+    """
     from explain2me.config import load_config
 
     settings = load_config(config, sets or ())
-    _run(settings, out or Path("runs") / settings.name, _console())
+    _run(settings, out or Path("runs") / settings.name, shard, _console())
 
 
 @app.command()
@@ -135,14 +140,15 @@ def study(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets
 
 
 @app.command()
-def explain(config: ConfigFile, out: Out = None, sets: Sets = None) -> None:
+def explain(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
     """Stage 1: make every map that is not there yet."""
     from explain2me.config import load_config
 
     settings = load_config(config, sets or ())
     console = _console()
-    done = _explain(settings, out or Path("runs") / settings.name, console)
-    _finish(done, console)
+    done = _explain(settings, out or Path("runs") / settings.name, shard, console)
+    if _is_whole(done, console):
+        _finish(done, console)
 
 
 @app.command()
@@ -274,17 +280,54 @@ def _class_order(classes: "Sequence[str]", config: "Config") -> str:
     return f"classes, in the order of the logits: {shown}{positive}"
 
 
-def _run(config: "Config", folder: Path, console: "Console") -> None:
+def _run(config: "Config", folder: Path, shard: str | None, console: "Console") -> None:
     from explain2me.show import show_run
 
-    done = _explain(config, folder, console)
+    clock = time.monotonic()
+    done = _explain(config, folder, shard, console)
     console.print(_printable(_class_order(done.classes, config)), markup=False, soft_wrap=True)
+    if not _is_whole(done, console):
+        return
+    explained = time.monotonic()
     _measure(done, done.config, console)
+    measured = time.monotonic()
     _summarise(done, done.config, console)
+    summarised = time.monotonic()
     show_run(done, console)
     if config.report.after_run:
         _report(done, config, console)
+    ends = {"explain": explained, "measure": measured, "summarise": summarised, "show and report": time.monotonic()}
+    parts = []
+    for stage, end in ends.items():
+        parts.append(f"{stage} {_duration(end - clock)}")
+        clock = end
+    console.print(f"time: {', '.join(parts)}", markup=False)
     _finish(done, console)
+
+
+def _is_whole(run: "Run", console: "Console") -> bool:
+    """Whether every shard is there, of all machines; says how many are not."""
+    from explain2me.explain import num_missing
+
+    missing = num_missing(run)
+    if missing:
+        console.print(
+            _printable(
+                f"{missing} shards of other machines are not there yet; the last one goes on, or call the same command "
+                f"without --shard. run: {run.folder}"
+            ),
+            markup=False,
+            soft_wrap=True,
+        )
+    return not missing
+
+
+def _duration(seconds: float) -> str:
+    """As ``1 h 02 min``, ``3 min 20 s`` or ``4.5 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds) // 60
+    return f"{minutes} min {int(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _train(config: "Config", folder: Path, shard: str | None, console: "Console") -> bool:
@@ -316,10 +359,12 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
 
 
 def _study(config: "Config", folder: Path, shard: str | None, console: "Console") -> None:
-    from explain2me.study import evaluation
+    from explain2me.study import evaluation, trainings
 
+    # trainings are shared first; once they are all there, the next call shares the run
+    trained = shard is not None and all(training.done for training in trainings(config, folder))
     if _train(config, folder, shard, console):
-        _run(evaluation(config, folder), folder / "run", console)
+        _run(evaluation(config, folder), folder / "run", shard if trained else None, console)
 
 
 def _parse_shard(shard: str | None) -> tuple[int, int]:
@@ -334,16 +379,34 @@ def _parse_shard(shard: str | None) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _explain(config: "Config", folder: Path, console: "Console") -> "Run":
+def _explain(config: "Config", folder: Path, shard: str | None, console: "Console") -> "Run":
     from explain2me.explain import explain_run
+    from explain2me.progress import TimeLeft
 
-    with _progress(console) as progress:
-        task = progress.add_task("explain", total=None)
+    with _progress(console) as bars:
+        index = bars.add_task("index", total=None)
+        task = bars.add_task("explain", total=None, visible=False)
+        clock: TimeLeft[Model] | None = None
 
-        def start(_: "Run", total: int, missing: int) -> None:
-            progress.update(task, total=total, completed=total - missing)
+        def start(run: "Run", total: int, left: "Mapping[Model, int]") -> None:
+            nonlocal clock
+            clock = TimeLeft(left, workers=run.config.compute.workers)
+            bars.update(index, total=1, completed=1, visible=False)
+            bars.update(task, total=total, completed=total - sum(left.values()), visible=True)
 
-        return explain_run(config, folder, on_start=start, on_done=lambda count: progress.advance(task, count))
+        def done(model: "Model", count: int, seconds: float) -> None:
+            assert clock is not None
+            clock.add(model, count, seconds)
+            bars.update(task, advance=count, seconds_left=clock.seconds())
+
+        return explain_run(
+            config,
+            folder,
+            share=_parse_shard(shard),
+            on_indexed=lambda done, total: bars.update(index, completed=done, total=total),
+            on_start=start,
+            on_done=done,
+        )
 
 
 def _override(run: "Run", stage: str, sets: list[str]) -> "Config":
@@ -447,21 +510,22 @@ def _console() -> "Console":
 
 
 def _progress(console: "Console") -> "Progress":
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class TimeLeftColumn(ProgressColumn):
+        """What is left by our own count, where there is one: models differ in speed."""
+
+        def render(self, task: "Task") -> Text:
+            seconds = task.fields.get("seconds_left", task.time_remaining)
+            return Text("" if seconds is None or task.finished else f"{_duration(seconds)} left")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeLeftColumn(),
     )
     return Progress(*columns, console=console, transient=False, disable=not console.is_terminal)
 

@@ -175,6 +175,12 @@ class ComputeConfig(Section):
     """Images per part file."""
     workers: int = Field(default=1, ge=1, le=1024)
     """Processes; each takes whole shards."""
+    executor: Literal["local", "ray"] = "local"
+    """local: this process, or with workers > 1 processes of this machine; ray: a Ray cluster (extra ``ray``)."""
+    ray_address: str | None = None
+    """ray: ``auto``, or ``ray://HOST:PORT`` of a cluster; None starts one on this machine."""
+    gpus_per_worker: float = Field(default=1.0, ge=0, le=64)
+    """ray, on cuda: share of a GPU that each worker asks for."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of each process on a CPU. The last bits of a forward pass depend on it, so it belongs to the run: None
     takes cores / workers when the run begins, and that number ever after."""
@@ -342,7 +348,9 @@ MEASURING_FIELDS = (
     ("report",),
 )
 """Fields that stage 1 does not read: they may change between two calls on one run folder."""
-FREE_FIELDS = (*MEASURING_FIELDS, ("compute", "workers"), ("data", "allowed_quarantine"), ("name",), ("training",))
+ENGINE_FIELDS = tuple(("compute", name) for name in ("workers", "executor", "ray_address", "gpus_per_worker"))
+"""Who carries the shards; no result depends on it."""
+FREE_FIELDS = (*MEASURING_FIELDS, *ENGINE_FIELDS, ("data", "allowed_quarantine"), ("name",), ("training",))
 
 
 def load_config(path: Path, sets: Sequence[str] = ()) -> Config:

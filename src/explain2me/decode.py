@@ -30,6 +30,7 @@ Kinds of :class:`~explain2me.errors.ImageError`:
 ``animated``              several frames or pages: which one is meant is undefined
 ``unknown_range``         32-bit integers or floats: which value is white is undefined
 ``hash_mismatch``         not the bytes that the manifest or the index names
+``crash``                 the process that read it ended, twice
 ========================= ============================================================================================
 
 Messages name a file by its last part only, quoted: they are the same on every machine and hold no control character.

@@ -4,7 +4,8 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +16,17 @@ from torch import Tensor
 
 from explain2me.conditions import CLEAN, Condition, conditions_for, perturb
 from explain2me.config import Config
+from explain2me.crashes import Attempt, CrashSearch, Whole, marked, suspected
 from explain2me.detectors import Detector
 from explain2me.errors import CheckpointError
 from explain2me.events import log_event
-from explain2me.executors.local import run_tasks
-from explain2me.images import batches
+from explain2me.executors import report_progress, run_tasks
+from explain2me.images import CRASHED, batches
 from explain2me.manifest import image_root, resolve
 from explain2me.measures import is_dead, is_flat
-from explain2me.prepare import load_model, prepare
+from explain2me.prepare import engine_of, load_model, prepare
 from explain2me.salience import GradCAM, predicted_classes
-from explain2me.shards import Shard, plan
+from explain2me.shards import Shard, plan, share_of
 from explain2me.store import (
     QUARANTINE,
     SCHEMA_VERSION,
@@ -32,6 +34,7 @@ from explain2me.store import (
     Run,
     maps_schema,
     open_run,
+    read_parquet,
     remove_leftovers,
     write_parquet,
 )
@@ -89,43 +92,97 @@ def explain_run(
     config: Config,
     folder: Path,
     *,
-    on_start: Callable[[Run, int, int], None] | None = None,
-    on_done: Callable[[int], None] | None = None,
+    share: tuple[int, int] = (0, 1),
+    on_indexed: Callable[[int, int], None] | None = None,
+    on_start: Callable[[Run, int, Mapping[Model, int]], None] | None = None,
+    on_done: Callable[[Model, int, float], None] | None = None,
 ) -> Run:
     """Make every map of a run that is not there yet.
 
     Args:
         config: of the run.
         folder: of the run; made if missing.
-        on_start: called once with the run and the number of image x model pairs, all and still to do.
-        on_done: called with the number of image x model pairs after each shard.
+        share: (i, N): the i-th of N machines that work in one folder makes its share of the shards.
+        on_indexed: called with the images that were read and all of them.
+        on_start: called once with the run, the number of image x model pairs of this share, and of each model still to
+            do.
+        on_done: called with a model, how many more of its images are explained, and the seconds that they took a worker;
+            from any thread, also within a shard, and with a negative number where a shard is begun again.
 
     Raises:
         Explain2MeError: wrong input, or the folder belongs to another config.
     """
-    run = prepare(config, folder)
+    log = functools.partial(log_event, folder, share)
+    started = time.monotonic()
+    run = prepare(config, folder, share=share, on_indexed=on_indexed)
+    log("index", "done", images=len(run.image_table), seconds=round(time.monotonic() - started, 3))
     started = time.monotonic()
     shards = plan(run)
-    missing = [shard for shard in shards if not shard.path(folder).exists()]
+    mine = share_of(shards, share)
+    missing = [shard for shard in mine if not shard.path(folder).exists()]
     if on_start:
-        on_start(run, *(sum(shard.stop - shard.start for shard in some) for some in (shards, missing)))
-    log_event(folder, "explain", "start", shards=len(shards), missing=len(missing))
+        left: Counter[Model] = Counter()
+        for shard in missing:
+            left[shard.model] += shard.stop - shard.start
+        on_start(run, sum(shard.stop - shard.start for shard in mine), left)
+    log("explain", "start", shards=len(mine), missing=len(missing))
     remove_leftovers(folder)
-    compute = run.config.compute
-    work = functools.partial(commit_shard, folder)
-    for shard in run_tasks(work, missing, workers=compute.workers, threads=compute.threads):
-        if on_done:
-            on_done(shard.stop - shard.start)
-    log_event(folder, "explain", "done", shards=len(missing), seconds=round(time.monotonic() - started, 3))
+    attempts = [Attempt.at(shard) for shard in missing]
+
+    counted: Counter[Attempt] = Counter()
+
+    def begin(attempt: Attempt) -> None:
+        if counted[attempt]:  # of a try that ended in the middle
+            tell(attempt, -counted[attempt], 0.0)
+        log("explain", "probe" if attempt.probe else "begin", shard=attempt.whole.title, images=attempt[1:3])
+
+    def tell(attempt: Attempt, count: int, seconds: float) -> None:
+        assert isinstance(attempt.whole, Shard)
+        counted[attempt] += count
+        if on_done and not attempt.probe:
+            on_done(attempt.whole.model, count, seconds)
+
+    for attempt in run_tasks(
+        functools.partial(commit_shard, folder),
+        attempts,
+        engine_of(run.config),
+        recovery=CrashSearch(functools.partial(_record_crash, run)),
+        suspects=suspected(folder, attempts),
+        on_start=begin,
+        on_progress=tell,
+    ):
+        log("explain", "probed" if attempt.probe else "end", shard=attempt.whole.title, images=attempt[1:3])
+    log("explain", "done", shards=len(missing), seconds=round(time.monotonic() - started, 3))
     return run
 
 
-def commit_shard(folder: Path, shard: Shard) -> None:
-    """Explain one shard and commit its part file; images that cannot be read go to the quarantine first."""
-    run = _open(folder)
+def num_missing(run: Run) -> int:
+    """Shards of all models whose part file is not there yet."""
+    return sum(not shard.path(run.folder).exists() for shard in plan(run))
+
+
+def commit_shard(folder: Path, attempt: Attempt) -> None:
+    """Explain one shard and commit its part file; images that cannot be read go to the quarantine first.
+
+    A probe explains some of its images and commits nothing.
+    """
+    run, shard = _open(folder), attempt.whole
+    assert isinstance(shard, Shard)
     precision = run.config.compute.precision
-    table, refused = _explain_rows(run, shard.model, range(shard.start, shard.stop), precision=precision)
-    quarantine = folder / "quarantine" / f"explain-{shard.model.name}-{shard.file_name}"
+    crashed = _crash_file(run, shard)
+    crashing = set(read_parquet(crashed)["image"].to_pylist()) if crashed.exists() else set()
+    with marked(folder, attempt):
+        table, refused = _explain_rows(
+            run,
+            shard.model,
+            range(attempt.start, attempt.stop),
+            precision=precision,
+            crashing=crashing,
+            on_batch=report_progress,
+        )
+    if attempt.probe:
+        return
+    quarantine = folder / "quarantine" / f"explain-{shard.title}"
     if refused:
         write_parquet(pa.Table.from_pylist(refused, schema=QUARANTINE), quarantine)
     else:
@@ -133,9 +190,24 @@ def commit_shard(folder: Path, shard: Shard) -> None:
     if precision != "float32" and shard.part == 0:
         count = len(run.image_table)
         sample = sorted({i * count // PRECISION_IMAGES for i in range(PRECISION_IMAGES)})
-        exact, _ = _explain_rows(run, shard.model, sample, precision="float32")
+        exact, _ = _explain_rows(run, shard.model, sample, precision="float32", crashing=crashing)
         write_parquet(exact, folder / "precision" / f"model={shard.model.name}" / shard.file_name)
     write_parquet(table, shard.path(folder))
+
+
+def _record_crash(run: Run, whole: Whole, image: int) -> None:
+    """Into the quarantine, where the next try of the shard finds it."""
+    assert isinstance(whole, Shard)
+    path = _crash_file(run, whole)
+    rows = read_parquet(path).to_pylist() if path.exists() else []
+    found = run.image_table.slice(image, 1).to_pylist()[0]
+    row = {name: found[name] for name in ("image", "image_id", "path")} | {"model": whole.model.name}
+    rows.append(row | {"stage": "explain", "kind": "crash", "message": CRASHED})
+    write_parquet(pa.Table.from_pylist(sorted(rows, key=lambda row: row["image"]), schema=QUARANTINE), path)
+
+
+def _crash_file(run: Run, shard: Shard) -> Path:
+    return run.folder / "quarantine" / f"crash-{shard.title}"
 
 
 def _open(folder: Path) -> Run:
@@ -160,8 +232,15 @@ def _load(run: Run, model: Model) -> Detector:
 
 
 def _explain_rows(
-    run: Run, model: Model, rows: Sequence[int], *, precision: str
+    run: Run,
+    model: Model,
+    rows: Sequence[int],
+    *,
+    precision: str,
+    crashing: Collection[int],
+    on_batch: Callable[[int, float], None] | None = None,
 ) -> tuple[pa.Table, list[dict[str, object]]]:
+    started = time.monotonic()
     detector = _load(run, model)
     wanted = next(d for d in run.config.detectors if d.name == model.detector)
     conditions = conditions_for(run.config.measures, detector.input_size)
@@ -170,9 +249,13 @@ def _explain_rows(
     with GradCAM(detector.model, layer=wanted.layer) as cam:
         explain = functools.partial(_explain, detector, cam, run, precision)
         for condition, batch, result in explain_batches(
-            _read(run, model, detector, rows, refused), explain, conditions, seed=run.config.seed
+            _read(run, model, detector, rows, refused, crashing), explain, conditions, seed=run.config.seed
         ):
             kept = result._replace(valid=result.valid.cpu() & batch.usable)
+            if condition == conditions[-1] and on_batch:
+                now = time.monotonic()
+                on_batch(len(batch.rows), now - started)
+                started = now
             # a slice would keep all pixels alive
             results[condition].append((batch._replace(pixels=batch.pixels.new_empty(0)), kept))
     return _table(model, results), refused
@@ -213,7 +296,12 @@ def _exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[Non
 
 
 def _read(
-    run: Run, model: Model, detector: Detector, rows: Sequence[int], refused: list[dict[str, object]]
+    run: Run,
+    model: Model,
+    detector: Detector,
+    rows: Sequence[int],
+    refused: list[dict[str, object]],
+    crashing: Collection[int],
 ) -> Iterator[Batch]:
     """Decode the images of a shard ahead of the model; what fails is added to ``refused``."""
     data, compute = run.config.data, run.config.compute
@@ -230,12 +318,15 @@ def _read(
         interpolation=detector.interpolation,
         max_pixels=data.max_pixels,
         expected_sha256=table["sha256"].to_pylist(),
+        crashing={position for position, row in enumerate(rows) if row in crashing},
     ):
         start = min([*batch.positions, *(failure.position for failure in batch.failures)])
         usable = torch.ones(len(batch.positions) + len(batch.failures), dtype=torch.bool)
         pixels = batch.images
         for position, error in batch.failures:
             usable[position - start] = False
+            if error.kind == "crash":  # in the quarantine since it was found
+                continue
             where = {"image": rows[position], "image_id": ids[position], "path": paths[position], "model": model.name}
             refused.append(where | {"stage": "explain", "kind": error.kind, "message": error.message})
         if batch.failures:

@@ -9,7 +9,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -27,6 +27,7 @@ from explain2me.errors import ImageError
 from explain2me.manifest import resolve
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("image_id", "path", "stage", "kind", "message")])
+CRASHED = "the process that read this image ended, twice, and not at the images beside it"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -58,6 +59,7 @@ def index_images(
     root: Path,
     *,
     max_pixels: int = MAX_PIXELS,
+    crashing: Collection[int] = (),
     num_threads: int | None = None,
     on_done: Callable[[int], None] | None = None,
 ) -> Indexed:
@@ -67,6 +69,7 @@ def index_images(
         table: rows of :func:`list_images`; with a column expected_sha256 the bytes are compared before decoding.
         root: the folder to which the paths are relative, see :func:`image_root`.
         max_pixels: images with more pixels are not decoded.
+        crashing: rows that are not opened, because processes have ended at them; their kind is ``crash``.
         num_threads: decoding threads; None takes one for each processor core, at most 8.
         on_done: called in the caller's thread with the number of images done so far.
 
@@ -76,7 +79,10 @@ def index_images(
     """
     rows = table.to_pylist()
 
-    def examine(row: dict[str, str | None]) -> tuple[int, int, str] | ImageError:
+    def examine(position: int) -> tuple[int, int, str] | ImageError:
+        row = rows[position]
+        if position in crashing:
+            return ImageError("crash", CRASHED)
         path = resolve(root, str(row["path"]))
         try:
             return examine_file(path, max_pixels=max_pixels, expected_sha256=row.get("expected_sha256"))
@@ -86,7 +92,7 @@ def index_images(
     found: list[tuple[int, int, str]] = []
     usable: list[int] = []
     bad: list[dict[str, str | None]] = []
-    with closing(_in_order(examine, rows, num_threads=num_threads, ahead=64)) as results:
+    with closing(_in_order(examine, range(len(rows)), num_threads=num_threads, ahead=64)) as results:
         for position, result in enumerate(results):
             if isinstance(result, ImageError):
                 bad.append(_quarantined(rows[position], result))
@@ -139,6 +145,7 @@ def batches(
     interpolation: str = "bilinear",
     max_pixels: int = MAX_PIXELS,
     expected_sha256: Sequence[str | None] | None = None,
+    crashing: Collection[int] = (),
     num_threads: int | None = None,
     prefetch: int = 2,
 ) -> Generator[Batch, None, None]:
@@ -155,6 +162,7 @@ def batches(
         interpolation: one of :data:`INTERPOLATIONS`.
         max_pixels: images with more pixels fail.
         expected_sha256: per path; other bytes fail as ``hash_mismatch``, so a file swapped after the index is noticed.
+        crashing: positions that are not opened, because processes have ended at them; they fail as ``crash``.
         num_threads: decoding threads; None takes one for each processor core, at most 8.
         prefetch: batches decoded ahead of the one in use, at least 1.
 
@@ -168,6 +176,8 @@ def batches(
         raise ValueError(f"expected one sha256 per path, got {len(expected_sha256)} for {len(paths)} paths")
 
     def load(position: int) -> UInt8[np.ndarray, "3 H W"] | ImageError:
+        if position in crashing:
+            return ImageError("crash", CRASHED)
         sha256 = None if expected_sha256 is None else expected_sha256[position]
         try:
             return load_array(paths[position], size, interpolation, max_pixels=max_pixels, expected_sha256=sha256)

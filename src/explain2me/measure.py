@@ -2,8 +2,10 @@
 
 import functools
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +15,14 @@ import torch
 from torch import Tensor
 
 from explain2me.conditions import Condition, conditions_for
-from explain2me.config import Config, digest
+from explain2me.config import Config, digest, parse_config
 from explain2me.errors import RunFolderError
 from explain2me.events import log_event
+from explain2me.executors import run_tasks
 from explain2me.measures import SIMILARITIES, entropy, is_dead, resilience, ssim_windowed
+from explain2me.prepare import engine_of
 from explain2me.shards import Shard, partners, plan
-from explain2me.store import RESULTS_VERSION, SCORES, Model, Part, Run, read_parquet, read_part, write_parquet
+from explain2me.store import RESULTS_VERSION, SCORES, Model, Part, Run, open_run, read_parquet, read_part, write_parquet
 
 VARIANTS = ("predicted", "fixed")
 
@@ -61,18 +65,30 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
         raise RunFolderError(
             f"{len(missing)} of {len(shards)} part files of maps are missing, the first is {first}; call `explain2me explain` with the same config first"
         )
-    jobs = dict(_jobs(run, config, shards))
+    names = [name for name, _ in _jobs(run, config, shards)]
     folder = run.folder / "scores"
     for path in folder.glob("*.parquet"):
-        if path.name not in jobs:
+        if path.name not in names:
             path.unlink()
-    todo = [name for name in jobs if not (folder / name).exists()]
-    reader = MapReader(run, shards)
-    for i, name in enumerate(todo):
-        write_parquet(jobs[name](reader), folder / name)
+    todo = [name for name in names if not (folder / name).exists()]
+    work = functools.partial(_commit_scores, run.folder, config)
+    for i, _ in enumerate(run_tasks(work, todo, engine_of(config))):
         if on_done:
             on_done(i + 1, len(todo))
-    log_event(run.folder, "measure", "done", files=len(todo), seconds=round(time.monotonic() - started, 3))
+    log_event(run.folder, (0, 1), "measure", "done", files=len(todo), seconds=round(time.monotonic() - started, 3))
+
+
+def _commit_scores(folder: Path, config: Config, name: str) -> None:
+    jobs, reader = _open_jobs(folder.resolve(), (folder / "run.json").stat().st_mtime_ns, config.model_dump_json())
+    write_parquet(jobs[name](reader), folder / "scores" / name)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_jobs(folder: Path, _: int, config: str) -> "tuple[dict[str, Job], MapReader]":
+    """Kept between the files that one process makes."""
+    run = open_run(folder)
+    shards = plan(run)
+    return dict(_jobs(run, parse_config(json.loads(config)), shards)), MapReader(run, shards)
 
 
 class MapReader:

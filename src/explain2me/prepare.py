@@ -16,24 +16,45 @@ import torch
 import explain2me
 from explain2me.conditions import conditions_for
 from explain2me.config import Config, DetectorConfig, digest, fingerprint
+from explain2me.crashes import RUNNING
 from explain2me.detectors import Detector, load_detector
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, ManifestError, RunFolderError, nearest
-from explain2me.images import index_images
-from explain2me.manifest import check_labels, image_root, list_images, sample_images, splits_of
+from explain2me.executors import Engine
+from explain2me.index import PARTS, forget_chunks, index_run
+from explain2me.manifest import check_labels, list_images, sample_images, splits_of
 from explain2me.salience import GradCAM
-from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, open_run, write_json, write_parquet
+from explain2me.store import (
+    IMAGES,
+    QUARANTINE,
+    SCHEMA_VERSION,
+    TEMPORARY,
+    Model,
+    Run,
+    open_run,
+    sealed,
+    sha256_of,
+    write_json,
+    write_parquet,
+)
 
 RESERVED = "all"
 """What tables call every label and every source."""
 
 
-def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] | None = None) -> Run:
+def prepare(
+    config: Config,
+    folder: Path,
+    *,
+    share: tuple[int, int] = (0, 1),
+    on_indexed: Callable[[int, int], None] | None = None,
+) -> Run:
     """Check everything that a run needs, index its images and write run.json, or open the run that is there.
 
     Args:
         config: of the run.
         folder: of the run; made if missing.
-        on_indexed: called with a number of images after they were read.
+        share: (i, N) of several machines that may do this in one folder at the same time.
+        on_indexed: called with the number of images read, and of all.
 
     Raises:
         Explain2MeError: wrong config, manifest, checkpoint or layer; or ``folder`` holds something else.
@@ -43,6 +64,11 @@ def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] |
     if old is not None:
         _refuse_other(old.config, config, folder)
     images, record = check(config)
+    if old is None and not _begin(config, images, record, folder, share, on_indexed):
+        old = open_run(folder)  # another machine has begun it in the meantime
+        config = with_device(config, old.config)
+        _refuse_other(old.config, config, folder)
+        record = record | {"config": json.loads(config.model_dump_json())}
     if old is not None:
         for key, what in (("listed", "the manifest"), ("models", "a checkpoint")):
             if old.record[key] != record[key]:
@@ -50,9 +76,30 @@ def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] |
                     f"{what} is not what {str(folder)!r} was made from; put it back, or give a new folder with --out"
                 )
         _record_versions(old, record, folder)
-        return open_run(folder)
+    return open_run(folder)
+
+
+def engine_of(config: Config) -> Engine:
+    """Who carries the shards."""
+    compute = config.compute
+    gpus = compute.gpus_per_worker if compute.device.startswith("cuda") else 0.0
+    return Engine(compute.executor, compute.workers, compute.threads, compute.ray_address, gpus)
+
+
+def _begin(
+    config: Config,
+    images: pa.Table,
+    record: dict[str, Any],
+    folder: Path,
+    share: tuple[int, int],
+    on_indexed: Callable[[int, int], None] | None,
+) -> bool:
+    """Index the images and write run.json; False where another process was first."""
     source = Path(config.data.manifest)
-    usable, refused = index_images(images, image_root(source), max_pixels=config.data.max_pixels, on_done=on_indexed)
+    engine = engine_of(config)
+    usable, refused = index_run(
+        images, source, folder, engine, max_pixels=config.data.max_pixels, share=share, on_done=on_indexed
+    )
     if not len(usable):
         raise ManifestError(
             f"none of the {len(images)} images of {str(source)!r} can be used; "
@@ -61,8 +108,10 @@ def prepare(config: Config, folder: Path, *, on_indexed: Callable[[int], None] |
     write_parquet(_ordered(usable), folder / "images.parquet")
     if len(refused):
         write_parquet(_quarantine_rows(refused), folder / "quarantine" / "index.parquet")
-    write_json(record | provenance() | {"num_listed": len(images)}, folder / "run.json")
-    return open_run(folder)
+    whole = record | provenance() | {"num_listed": len(images), "images_sha256": sha256_of(folder / "images.parquet")}
+    first = write_json(sealed(whole), folder / "run.json", replace=False)
+    forget_chunks(folder)
+    return first
 
 
 def _record_versions(old: Run, record: dict[str, Any], folder: Path) -> None:
@@ -70,7 +119,9 @@ def _record_versions(old: Run, record: dict[str, Any], folder: Path) -> None:
     versions = provenance()["versions"]
     known = [old.record["versions"], *old.record.get("later_versions", [])]
     later = {} if versions in known else {"later_versions": [*known[1:], versions]}
-    write_json(old.record | {"config": record["config"]} | later, folder / "run.json")
+    found = sealed(old.record | {"config": record["config"]} | later)
+    if found != old.record:
+        write_json(found, folder / "run.json")
 
 
 def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
@@ -306,8 +357,8 @@ def _open_old(folder: Path) -> Run | None:
         return open_run(folder)
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{str(folder)!r} is a file; give a new folder with --out")
-    ours = {"images.parquet", "quarantine", "events.jsonl"}  # an earlier call was stopped before run.json
-    if folder.exists() and any(p.name not in ours and not p.name.startswith(".tmp-") for p in folder.iterdir()):
+    ours = ("images.parquet", "quarantine", "events", PARTS, TEMPORARY, RUNNING)  # of a call stopped before run.json
+    if folder.exists() and not all(path.name.startswith(ours) for path in folder.iterdir()):
         todo = "call `explain2me study`, or give" if (folder / "training").exists() else "give"
         raise RunFolderError(f"{str(folder)!r} is not empty and not a run; {todo} a new folder with --out")
     return None

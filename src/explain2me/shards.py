@@ -4,14 +4,17 @@ A shard is one model x a contiguous range of images x all conditions. It owns it
 of 16 differ in the last bits, and its file name holds a key of everything that decides its bytes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from explain2me.config import Config, digest, fingerprint
 from explain2me.store import RESULTS_VERSION, SCHEMA_VERSION, Model, Run, stretches_of
+
+Item = TypeVar("Item")
 
 
 class Shard(NamedTuple):
@@ -27,6 +30,11 @@ class Shard(NamedTuple):
     def file_name(self) -> str:
         """``part-00012-<key>.parquet``."""
         return f"part-{self.part:05d}-{self.key}.parquet"
+
+    @property
+    def title(self) -> str:
+        """A file name that no other shard of the run has."""
+        return f"{self.model.name}-{self.file_name}"
 
     def path(self, folder: Path) -> Path:
         """Where the part file is committed."""
@@ -44,6 +52,16 @@ def plan(run: Run) -> list[Shard]:
         for model in run.models
         for part, content in enumerate(contents)
     ]
+
+
+def share_of(shards: Sequence[Item], share: tuple[int, int]) -> Sequence[Item]:
+    """The i-th of N stretches of about the same length, so that a machine loads few models.
+
+    >>> [share_of(range(5), (i, 2)) for i in range(2)]
+    [range(0, 2), range(2, 5)]
+    """
+    index, count = share
+    return shards[index * len(shards) // count : (index + 1) * len(shards) // count]
 
 
 def shard_settings(config: Config) -> dict[str, object]:

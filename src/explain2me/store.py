@@ -8,6 +8,7 @@ scores/*.parquet  quarantine/*.parquet  summary/*.parquet, *.csv  events.jsonl
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from explain2me.config import Config, parse_config
+from explain2me.config import Config, digest, parse_config
 from explain2me.errors import RunFolderError
 
 SCHEMA_VERSION = 1
@@ -99,15 +100,36 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, compression="zstd", compression_level=3, write_page_checksum=True)
 
 
-def write_json(value: Any, path: Path) -> None:
-    """Commit a JSON file by one rename."""
-    with atomic_path(path) as temporary:
+def write_json(value: Any, path: Path, *, replace: bool = True) -> bool:
+    """Commit a JSON file by one rename; without ``replace`` only if there is none, and say whether that was so."""
+    with atomic_path(path, replace=replace) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        ours = temporary.stat().st_ino
+    return replace or path.stat().st_ino == ours
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """run.json with a hash of all else in it, by which :func:`explain2me.verify.verify_run` sees that it was changed."""
+    return record | {"sha256": record_hash(record)}
+
+
+def record_hash(record: dict[str, Any]) -> str:
+    """Of everything in run.json but the hash itself."""
+    return digest({key: value for key, value in record.items() if key != "sha256"})
+
+
+def sha256_of(path: Path) -> str:
+    """Of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``; synced and renamed to it at the end, removed after an error."""
+def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary name beside ``path``; synced and renamed to it at the end, removed after an error.
+
+    Without ``replace`` a file that is there already stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -116,7 +138,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         yield temporary
         _sync(temporary)
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            _rename_if_new(temporary, path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -350,6 +375,17 @@ def _cells(column: pa.ChunkedArray, cells: int) -> np.ndarray:
     values = values.reshape(-1, cells)[array.offset : array.offset + len(array)].copy()
     values[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
     return values
+
+
+def _rename_if_new(temporary: Path, path: Path) -> None:
+    """A link is made by one machine only, also on a network drive."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if not path.exists():
+            temporary.replace(path)
 
 
 def _sync(path: Path) -> None:

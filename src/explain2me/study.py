@@ -4,9 +4,11 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from explain2me.config import Config, DetectorConfig
 from explain2me.errors import ConfigError
-from explain2me.executors.local import run_tasks
+from explain2me.executors import Engine, run_tasks
 from explain2me.train.trainer import OnStep, Training, refuse_other_settings, train_detector
 
 OnTrained = Callable[[Training, int, int], None]
@@ -68,12 +70,23 @@ def train_missing(
     if on_start:
         on_start(len(mine) - len(missing), len(mine))
     assert config.training is not None
-    workers = config.training.workers
-    work = functools.partial(train_detector, on_step=on_step) if workers == 1 else train_detector
-    for count, training in enumerate(run_tasks(work, missing, workers=workers), start=len(mine) - len(missing) + 1):
+    engine = engine_for_training(config)
+    here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2)
+    work = functools.partial(train_detector, on_step=on_step) if here else train_detector
+    for count, training in enumerate(run_tasks(work, missing, engine), start=len(mine) - len(missing) + 1):
         if on_trained:
             on_trained(training, count, len(mine))
     return [training for training in every if not training.done]
+
+
+def engine_for_training(config: Config) -> Engine:
+    """Who carries the trainings."""
+    settings, compute = config.training, config.compute
+    assert settings is not None
+    gpus = float(settings.devices) if settings.device.startswith("cuda") else 0.0
+    if settings.device == "auto" and compute.executor == "ray":
+        gpus = compute.gpus_per_worker if torch.cuda.is_available() else 0.0
+    return Engine(compute.executor, settings.workers, None, compute.ray_address, gpus)
 
 
 def evaluation(config: Config, out: Path) -> Config:

@@ -89,7 +89,7 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
     _write(run, "stability_matrix", matrices, MATRIX_COLUMNS)
     _write(run, "precision", list(_precision_rows(run, config)), PRECISION_COLUMNS)
     _write(run, "quarantine", _quarantine_rows(run), ("stage", "kind", "num_images"))
-    log_event(run.folder, "summarise", "done", seconds=round(time.monotonic() - started, 3))
+    log_event(run.folder, (0, 1), "summarise", "done", seconds=round(time.monotonic() - started, 3))
 
 
 def selections(stretches: Sequence[Stretch]) -> list[Selection]:

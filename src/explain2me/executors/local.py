@@ -1,71 +1,140 @@
-"""Shards on one machine: in this process, or in several."""
+"""A worker process of this machine that does one task at a time, so that it is known which task it died of."""
 
+import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 
-from explain2me.errors import Explain2MeError
+Work = Callable[[Any], None]
+OnProgress = Callable[[int, float], None]
 
-Task = TypeVar("Task")
-MAX_TRIES = 3
-
-
-def run_tasks(
-    work: Callable[[Task], None], tasks: Sequence[Task], *, workers: int, threads: int | None = None
-) -> Iterator[Task]:
-    """Call ``work`` on every task and yield each task when it is done, in order of completion.
-
-    Args:
-        work: picklable where ``workers`` > 1; safe to repeat.
-        tasks: what to do.
-        workers: processes; 1 works in this process.
-        threads: of torch in each process; None: as many as there are in this one, or cores / workers.
-
-    Raises:
-        Explain2MeError: workers died MAX_TRIES times. What other tasks have committed stays.
-    """
-    if workers == 1 or len(tasks) < 2:
-        before = torch.get_num_threads()
-        for task in tasks:
-            torch.set_num_threads(threads or before)
-            try:
-                work(task)
-            finally:
-                torch.set_num_threads(before)
-            yield task
-        return
-    left = list(tasks)
-    for _ in range(MAX_TRIES):
-        for task in _run_pool(work, left, workers=min(workers, len(left)), threads=threads):
-            left.remove(task)
-            yield task
-        if not left:
-            return
-    raise Explain2MeError(
-        f"a worker process died {MAX_TRIES} times (out of memory?); {len(tasks) - len(left)} of {len(tasks)} shards are "
-        f"committed. Lower compute.workers or compute.batch_size and call the same command again"
-    )
+_listener: OnProgress | None = None
 
 
-def _run_pool(work: Callable[[Task], None], tasks: list[Task], *, workers: int, threads: int | None) -> Iterator[Task]:
-    """Yield tasks as they are done; stops early, without an error, when a worker dies."""
-    context = multiprocessing.get_context("spawn")  # fork would inherit torch's threads and locks
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
-        futures = {pool.submit(work, task): task for task in tasks}
+class WorkerDied(Exception):
+    """The process of a worker ended in the middle of a task."""
+
+
+def report_progress(count: int, seconds: float) -> None:
+    """Called by a task: so many units more of it are done, and took so long; whoever runs it may listen."""
+    if _listener is not None:
+        _listener(count, seconds)
+
+
+@contextlib.contextmanager
+def listening(on_progress: OnProgress | None) -> Iterator[None]:
+    """Hear the progress of a task that runs in this process."""
+    global _listener
+    before, _listener = _listener, on_progress
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+class LocalWorker:
+    """A process, started anew after it died. Not thread-safe: one task at a time."""
+
+    def __init__(self, index: int, threads: int) -> None:
+        self._index = index
+        self._threads = threads
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self._killed = False
+
+    def run(self, work: Work, task: object, on_progress: OnProgress) -> None:
+        """Do one task and wait for it.
+
+        Raises:
+            WorkerDied: the process ended; the next call starts another.
+            Exception: whatever the task raised.
+        """
+        if self._process is None or not self._process.is_alive():
+            self._start()
+        assert self._pipe is not None
         try:
-            while futures:
-                for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                    future.result()
-                    yield futures.pop(future)
-        except BrokenProcessPool:
+            self._pipe.send((work, task))
+            while True:
+                if self._pipe not in wait([self._pipe, self._process.sentinel]) and not self._pipe.poll():
+                    raise EOFError
+                kind, value = self._pipe.recv()
+                if kind == "progress":
+                    on_progress(*value)
+                elif kind == "error":
+                    raise value
+                else:
+                    return
+        except (EOFError, ConnectionError):
+            self._close()
+            raise WorkerDied from None
+
+    def kill(self) -> None:
+        """End the process at once and for good, whatever it does; may be called from another thread."""
+        self._killed = True
+        if self._process is not None:
+            self._process.kill()
+
+    def _start(self) -> None:
+        self._close()
+        context = multiprocessing.get_context("spawn")  # fork would inherit torch's threads and locks
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._index, self._threads))
+        self._process.start()
+        theirs.close()  # ours is then told when the process ends
+        if self._killed:
+            self._process.kill()
+
+    def _close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._pipe is not None:
+            self._pipe.close()
+
+
+def _serve(pipe: Connection, index: int, threads: int) -> None:
+    """What the process does: tasks from the pipe, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
+    while True:
+        try:
+            work, task = pipe.recv()
+        except (EOFError, ConnectionError):
             return
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            with listening(lambda count, seconds: pipe.send(("progress", (count, seconds)))):
+                work(task)
+            message: tuple[str, object] = ("done", None)
+        except Exception as error:
+            message = ("error", _sendable(error))
+        pipe.send(message)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The exception with its trace; one that does not survive the way through a pipe is replaced."""
+    trace = traceback.format_exc()
+    error.add_note(trace)
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    except Exception:
+        return RuntimeError(trace)
+    return error
+
+
+def _end_with_parent() -> None:
+    """A driver that is killed takes its workers with it: nobody would hear them."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

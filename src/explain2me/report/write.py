@@ -65,7 +65,7 @@ def write_report(run: Run, config: Config, *, on_done: Callable[[int, int], None
         _write(folder / "model-cards" / detector / "model-card.md", model_card(material, detector))
     page = folder / "index.html"
     _write(page, render(material, drawn, tables, colormap))
-    log_event(run.folder, "report", "done", seconds=round(time.monotonic() - started, 3))
+    log_event(run.folder, (0, 1), "report", "done", seconds=round(time.monotonic() - started, 3))
     return page
 
 

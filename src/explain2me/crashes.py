@@ -1,0 +1,120 @@
+"""Which image ends the process that reads it? A shard that has killed its worker twice is halved until it is known."""
+
+import contextlib
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from explain2me.errors import Explain2MeError
+from explain2me.executors import Recovery
+
+DEATHS = 2
+"""So often a worker must die of the same images before they are suspected: once may have been the machine."""
+
+RUNNING = ".running-"
+
+
+class Whole(Protocol):
+    """A contiguous range of images that is one task."""
+
+    @property
+    def start(self) -> int:
+        """First image."""
+
+    @property
+    def stop(self) -> int:
+        """One more than the last image."""
+
+    @property
+    def title(self) -> str:
+        """A file name that no other task of the run has."""
+
+
+class Attempt(NamedTuple):
+    """A task, or a probe: some images of it, done for nothing but to see whether the process survives."""
+
+    whole: Whole
+    start: int
+    stop: int
+    probe: bool = False
+
+    @classmethod
+    def at(cls, whole: Whole) -> "Attempt":
+        """The task itself."""
+        return cls(whole, whole.start, whole.stop)
+
+
+class CrashSearch(Recovery[Attempt]):
+    """After two deaths the halves are probed, then their halves; the images found are recorded, and the task is tried
+    again without them.
+
+    Args:
+        record: called with a task and an image of which processes die.
+    """
+
+    def __init__(self, record: Callable[[Whole, int], None]) -> None:
+        super().__init__()
+        self._record = record
+        self._open: Counter[Whole] = Counter()
+        self._found: Counter[Whole] = Counter()
+
+    def died(self, task: Attempt) -> Sequence[Attempt]:
+        """Try again, or look into the halves.
+
+        Raises:
+            Explain2MeError: no image alone ends a process, but the task as a whole does.
+        """
+        self._deaths[task] += 1
+        if self._deaths[task] < DEATHS:
+            return [task]
+        self._deaths[task] = 0
+        whole, start, stop, probe = task
+        if probe and stop - start == 1:
+            self._record(whole, start)
+            self._found[whole] += 1
+            return self._close(whole)
+        middle = (start + stop) // 2
+        halves = [Attempt(whole, a, b, probe=True) for a, b in ((start, middle), (middle, stop)) if a < b]
+        self._open[whole] += len(halves) - (1 if probe else 0)
+        return halves
+
+    def done(self, task: Attempt) -> Sequence[Attempt]:
+        """The whole task again, once its last probe is over."""
+        return self._close(task.whole) if task.probe else []
+
+    def _close(self, whole: Whole) -> Sequence[Attempt]:
+        self._open[whole] -= 1
+        if self._open[whole]:
+            return []
+        if not self._found[whole]:
+            raise Explain2MeError(
+                f"the images {whole.start} to {whole.stop - 1} ended their worker process twice, but none does so alone: the "
+                f"memory was probably too small for all of them. What is committed stays; lower compute.batch_size or "
+                f"compute.workers (a lower batch_size needs a new folder) and call the same command again"
+            )
+        self._found[whole] = 0
+        return [Attempt.at(whole)]
+
+
+@contextlib.contextmanager
+def marked(folder: Path, attempt: Attempt) -> Iterator[None]:
+    """Leave a mark while a task runs in the driver itself: if the process ends there, the mark tells the next call.
+
+    A worker process leaves none, since its driver sees it end; it removes the mark when the task is done.
+    """
+    mark = folder / (RUNNING + attempt.whole.title)
+    driver = multiprocessing.parent_process() is None
+    if driver:
+        mark.touch()
+    try:
+        yield
+    finally:
+        if driver or not attempt.probe:
+            mark.unlink(missing_ok=True)
+
+
+def suspected(folder: Path, attempts: Sequence[Attempt]) -> set[Attempt]:
+    """Tasks in the middle of which a driver ended; they get a worker process of their own."""
+    return {attempt for attempt in attempts if (folder / (RUNNING + attempt.whole.title)).exists()}

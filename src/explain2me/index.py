@@ -1,0 +1,161 @@
+"""Before stage 1: every image is read and decoded once, in chunks that are committed like shards."""
+
+import functools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from explain2me.config import digest
+from explain2me.crashes import Attempt, CrashSearch, Whole, marked, suspected
+from explain2me.errors import RunFolderError
+from explain2me.executors import Engine, report_progress, run_tasks
+from explain2me.images import QUARANTINE, Indexed, index_images
+from explain2me.manifest import image_root
+from explain2me.store import read_parquet, write_parquet
+
+CHUNK = 4096
+"""Images of a chunk."""
+
+PARTS = "index"
+"""Folder of the chunks that are done, until all are."""
+
+CHUNK_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("image_id", "path", "label", "source")]
+    + [("width", pa.int32()), ("height", pa.int32())]
+    + [(name, pa.string()) for name in ("sha256", "kind", "message")]
+)
+
+
+@dataclass(frozen=True)
+class IndexChunk:
+    """Rows ``start`` to ``stop`` of the manifest."""
+
+    number: int
+    start: int
+    stop: int
+    key: str
+    rows: pa.Table = field(compare=False, repr=False)
+
+    @property
+    def title(self) -> str:
+        """A file name that no other chunk of the run has."""
+        return f"part-{self.number:05d}-{self.key}.parquet"
+
+    def path(self, folder: Path) -> Path:
+        """Where it is committed."""
+        return folder / PARTS / self.title
+
+    def crashes(self, folder: Path) -> Path:
+        """Rows of which processes die."""
+        return folder / PARTS / f"crash-{self.title}"
+
+
+def index_run(
+    images: pa.Table,
+    source: Path,
+    folder: Path,
+    engine: Engine,
+    *,
+    max_pixels: int,
+    share: tuple[int, int] = (0, 1),
+    on_done: Callable[[int, int], None] | None = None,
+) -> Indexed:
+    """Read every image of a run once, or what is left of that.
+
+    Several machines may do this in one folder: each begins at another place and leaves out what is there.
+
+    Args:
+        images: of :func:`explain2me.manifest.list_images`.
+        source: the manifest or folder.
+        folder: of the run.
+        engine: who reads; a single chunk is read in this process.
+        max_pixels: larger images are not decoded.
+        share: (i, N): where to begin.
+        on_done: called with the images read and all of them.
+    """
+    chunks = [
+        IndexChunk(number, start, min(start + CHUNK, len(images)), digest([max_pixels, rows.to_pylist()]), rows)
+        for number, start in enumerate(range(0, len(images), CHUNK))
+        for rows in [images.take(list(range(start, min(start + CHUNK, len(images)))))]
+    ]
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    first = share[0] * len(chunks) // share[1]
+    missing = [Attempt.at(chunk) for chunk in chunks[first:] + chunks[:first] if not chunk.path(folder).exists()]
+    done = len(images) - sum(attempt.stop - attempt.start for attempt in missing)
+
+    def tell(_: Attempt, count: int, __: float) -> None:
+        nonlocal done
+        done += count
+        if on_done:
+            on_done(done, len(images))
+
+    work = functools.partial(_commit_chunk, folder, source, max_pixels)
+    search = CrashSearch(functools.partial(_record_crash, folder))
+    suspects = suspected(folder, missing)
+    for _ in run_tasks(work, missing, engine, recovery=search, suspects=suspects, on_progress=tell):
+        pass
+    return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
+
+
+def forget_chunks(folder: Path) -> None:
+    """The chunks are part of images.parquet now."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+
+
+def _commit_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -> None:
+    chunk = attempt.whole
+    assert isinstance(chunk, IndexChunk)
+    if not attempt.probe and chunk.path(folder).exists():  # by another machine in the meantime
+        return
+    crashed = read_parquet(chunk.crashes(folder))["row"].to_pylist() if chunk.crashes(folder).exists() else []
+    rows = chunk.rows.slice(attempt.start - chunk.start, attempt.stop - attempt.start)
+    told = 0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if not attempt.probe and (done - told >= 64 or done == len(rows)):
+            report_progress(done - told, 0.0)
+            told = done
+
+    with marked(folder, attempt):
+        usable, refused = index_images(
+            rows,
+            image_root(source),
+            max_pixels=max_pixels,
+            crashing={row - attempt.start for row in crashed},
+            on_done=tell,
+        )
+    if attempt.probe:
+        return
+    columns = {name: usable[name] for name in usable.column_names} | {
+        name: pa.nulls(len(usable), pa.string()) for name in ("kind", "message")
+    }
+    bad = {name: refused[name] for name in ("image_id", "path", "kind", "message")}
+    bad |= {
+        name: pa.nulls(len(refused), CHUNK_SCHEMA.field(name).type) for name in CHUNK_SCHEMA.names if name not in bad
+    }
+    tables = [pa.table({name: part[name] for name in CHUNK_SCHEMA.names}).cast(CHUNK_SCHEMA) for part in (columns, bad)]
+    write_parquet(pa.concat_tables(tables), chunk.path(folder))
+
+
+def _record_crash(folder: Path, whole: Whole, row: int) -> None:
+    assert isinstance(whole, IndexChunk)
+    path = whole.crashes(folder)
+    known = read_parquet(path)["row"].to_pylist() if path.exists() else []
+    write_parquet(pa.table({"row": pa.array(sorted({*known, row}), pa.int64())}), path)
+
+
+def _joined(parts: list[pa.Table]) -> Indexed:
+    table = pa.concat_tables(parts)
+    if table.schema.names != CHUNK_SCHEMA.names:
+        raise RunFolderError("the chunks of the index are of another version; delete the folder index and call again")
+    good = pc.is_null(table["kind"])
+    usable = table.filter(good).drop_columns(["kind", "message"])
+    bad = table.filter(pc.invert(good))
+    stage = pa.array(["index"] * len(bad), pa.string())
+    columns = {name: stage if name == "stage" else bad[name] for name in QUARANTINE.names}
+    return Indexed(usable, pa.table(columns).cast(QUARANTINE))

@@ -1,0 +1,154 @@
+"""Images that end the process that decodes them: found, quarantined, and nothing else lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from explain2me.crashes import Attempt, CrashSearch
+from explain2me.errors import Explain2MeError
+from explain2me.store import Run, open_run
+from explain2me.verify import verify_run
+
+
+class Task(NamedTuple):
+    title: str
+    start: int
+    stop: int
+
+
+def simulate(tasks: Sequence[Task], deadly: set[int], *, memory: int = 1_000) -> tuple[dict[str, set[int]], int]:
+    """Run the search on a machine whose workers die of some images, or of more than ``memory`` at once."""
+    recorded: dict[str, set[int]] = {task.title: set() for task in tasks}
+    search = CrashSearch(lambda task, image: recorded[task.title].add(image))
+    queue = [Attempt.at(task) for task in tasks]
+    done: Counter[Attempt] = Counter()
+    tries = 0
+    while queue:
+        attempt = queue.pop(0)
+        tries += 1
+        left = set(range(attempt.start, attempt.stop)) - recorded[attempt.whole.title]
+        if left & deadly or len(left) > memory:
+            queue = [*search.died(attempt), *queue]
+        else:
+            done[attempt] += 1
+            queue = [*search.done(attempt), *queue]
+    assert all(done[Attempt.at(task)] == 1 for task in tasks)
+    return recorded, tries
+
+
+@given(st.sets(st.integers(0, 63), max_size=5))
+def test_exactly_the_deadly_images_are_found(deadly: set[int]) -> None:
+    tasks = [Task("a", 0, 16), Task("b", 16, 17), Task("c", 17, 64)]
+    recorded, _ = simulate(tasks, deadly)
+    assert set().union(*recorded.values()) == deadly
+
+
+def test_one_among_256_is_found_in_few_tries() -> None:
+    recorded, tries = simulate([Task("a", 0, 256)], {77})
+    assert recorded == {"a": {77}}
+    assert (
+        tries == 2 + 8 * 3 + 1
+    )  # the whole twice; a half that dies twice and one that does not, eight times; the rest
+
+
+def test_a_task_that_is_too_large_blames_no_image() -> None:
+    with pytest.raises(
+        Explain2MeError, match=r"0 to 15 ended their worker process twice, but none does so alone.*memory"
+    ):
+        simulate([Task("a", 0, 16)], set(), memory=10)
+
+
+KILLER = """
+import io, os, signal
+import PIL.Image
+
+genuine = PIL.Image.open
+
+def deadly(file, *args, **kwargs):
+    if isinstance(file, io.BytesIO) and b"KILLER" in file.getvalue():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return genuine(file, *args, **kwargs)
+
+PIL.Image.open = deadly
+"""
+COMMAND = "import sys; sys.path.pop(0); from explain2me.cli import main; main()"
+
+
+@pytest.fixture
+def deadly_run(
+    tmp_path: Path, make_images: Callable[..., Path], weights: Path, detector_table: Callable[..., str]
+) -> Callable[..., int]:
+    """Run 12 images, two of which end any process that opens them; the arguments are ``--set`` values."""
+    manifest = make_images(tmp_path / "images", counts={("real", "camera"): 6, ("fake", "gan"): 6})
+    for name in ("fake/gan/001.png", "real/camera/004.png"):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("comment", "KILLER")
+        path = manifest.parent / name
+        Image.open(path).save(path, pnginfo=text)
+    (tmp_path / "patched").mkdir()
+    (tmp_path / "patched" / "sitecustomize.py").write_text(KILLER)
+    table = detector_table("a", f"{weights}/seed[01].safetensors")
+    (tmp_path / "config.toml").write_text(
+        f'name = "x"\n{table}[data]\nmanifest = {json.dumps(str(manifest))}\nallowed_quarantine = 0.5\n'
+        '[compute]\ndevice = "cpu"\nbatch_size = 4\nshard_size = 8\nthreads = 1\n[report]\nafter_run = false\n'
+        "[summary]\nbootstrap = 0\n"
+    )
+
+    def run(*sets: str, deadly: bool = True) -> int:
+        environment = os.environ | ({"PYTHONPATH": str(tmp_path / "patched")} if deadly else {})
+        options = [word for item in sets for word in ("--set", item)]
+        arguments = ["explain", str(tmp_path / "config.toml"), "--out", str(tmp_path / "run"), *options]
+        command = [sys.executable, "-c", COMMAND, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False).returncode
+
+    return run
+
+
+def crashed(run: Run) -> list[tuple[str, str, str | None]]:
+    rows = run.quarantine().to_pylist()
+    assert all(row["kind"] == "crash" for row in rows)
+    return sorted((row["stage"], row["image_id"], row["model"]) for row in rows)
+
+
+DEADLY = ["fake/gan/001.png", "real/camera/004.png"]
+
+
+def test_an_image_that_ends_the_index_is_quarantined_at_the_next_call(
+    tmp_path: Path, deadly_run: Callable[..., int]
+) -> None:
+    assert deadly_run() == -signal.SIGKILL  # the driver itself read it
+    assert deadly_run() == 0
+    run = open_run(tmp_path / "run")
+    assert crashed(run) == [("index", name, None) for name in DEADLY]
+    assert len(run.maps()) == 2 * 10 * 16
+    assert verify_run(run) == []
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".") or path.name == "index"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_ends_a_worker_is_quarantined_by_each_model(
+    tmp_path: Path, deadly_run: Callable[..., int], workers: int
+) -> None:
+    from explain2me.config import load_config
+    from explain2me.prepare import prepare
+
+    prepare(load_config(tmp_path / "config.toml"), tmp_path / "run")  # the index is made by a healthy machine
+    codes = [deadly_run(f"compute.workers={workers}") for _ in range(1 if workers == 2 else 5)]
+    assert codes[-1] == 0
+    assert codes[:-1] == [-signal.SIGKILL] * 4 if workers == 1 else codes == [0]
+    run = open_run(tmp_path / "run")
+    assert crashed(run) == [("explain", name, model) for name in DEADLY for model in ("a__seed0", "a__seed1")]
+    assert len(run.maps()) == 2 * 10 * 16
+    assert verify_run(run) == []
