@@ -9,6 +9,7 @@ or cut off. Names are only looked up, never opened. Arrow files are memory-mappe
 """
 
 import bisect
+import functools
 import json
 import os
 import stat
@@ -233,9 +234,7 @@ def _read_header(block: bytes, offset: int, tar: str) -> _Header:
         name, prefix = (block[place].partition(b"\0")[0] for place in (slice(100), slice(345, 500)))
         if block[257:263] == b"ustar\0" and prefix:  # GNU tar keeps other things there
             name = prefix + b"/" + name
-        kind = block[156:157]
-        kind = b"5" if kind in (b"0", b"\0") and name.endswith(b"/") else kind
-        return _Header(name, _number(block[124:136]), kind)
+        return _Header(name, _number(block[124:136]), block[156:157])
     except ValueError as error:
         todo = "copy or download it again" if offset else "give a tar, a CSV manifest or a folder of images"
         what = f"is damaged at byte {offset}" if offset else "is no tar"
@@ -293,7 +292,9 @@ def _with_said(header: _Header, said: Mapping[bytes, bytes], tar: str) -> _Heade
     size = said.get(b"size", b"")
     if size and (len(size) > 18 or not size.isdigit()):
         raise _refused(tar, header.name, "has a damaged size in its pax header; write the tar again")
-    return header._replace(name=said.get(b"path", header.name), size=int(size) if size else header.size)
+    name = said.get(b"path", header.name)
+    kind = b"5" if header.kind in (b"0", b"\0") and name.endswith(b"/") else header.kind  # as old tars write folders
+    return _Header(name, int(size) if size else header.size, kind)
 
 
 def _checked_name(header: _Header, tar: str) -> bytes:
@@ -341,27 +342,42 @@ class Rows:
                 self.schema = self._file.schema_arrow
                 groups = range(self._file.metadata.num_row_groups)
                 counts = [self._file.metadata.row_group(group).num_rows for group in groups]
-        self._starts = [0, *accumulate(counts)]
+            self.names: list[str] = self.schema.names
+            self._starts = [0, *accumulate(counts)]
+            num_bytes = path.stat().st_size
+            if not all(0 <= count <= num_bytes for count in (*counts, len(self))):
+                raise ValueError(f"{len(self)} rows in a file of {num_bytes} bytes")
 
     def __len__(self) -> int:
         return self._starts[-1]
 
+    @functools.cached_property
+    def features(self) -> dict[str, dict[str, Any]]:
+        """What Hugging Face ``datasets`` wrote about the columns into the schema; empty where it wrote nothing."""
+        return _features(self.schema, self.name)
+
+    @functools.cached_property
+    def image_column(self) -> str:
+        """The column that holds the images: what the file says itself, or else the only one that can."""
+        return _image_column(self)
+
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Some columns of all rows, at least one; no others are read."""
         with _refusing(repr(self.name)):
-            if not self._arrow:
-                return self._file.read(columns=list(names), use_threads=False)
-            places = [self.schema.get_field_index(name) for name in names]
-            batches = _arrow_batches(self._path, places)
-            fields = [self.schema.field(name) for name in names]
-            return pa.Table.from_batches([batch.select(list(names)) for batch in batches], pa.schema(fields))
+            if self._arrow:
+                batches = _arrow_batches(self._path, [self.names.index(name) for name in names])
+                table = pa.Table.from_batches(batches, None if batches else self.schema)
+            else:
+                table = self._file.read(columns=list(names), use_threads=False)
+            if len(table) != len(self):
+                raise ValueError(f"{len(table)} rows, not {len(self)}")
+            return table
 
-    def image(self, row: int, column: str) -> tuple[pa.Buffer | None, str | None]:
+    def image(self, row: int) -> tuple[pa.Buffer | None, str | None]:
         """(bytes, path) of the image in a row, either may be missing."""
         part = bisect.bisect_right(self._starts, row) - 1
         with _refusing(repr(self.name)):
-            key = (self._identity, part, column)
-            images = _parts.get(key, lambda: self._images(part, column), cost=lambda images: images.nbytes)
+            images = _parts.get((self._identity, part), lambda: self._images(part), cost=lambda images: images.nbytes)
             cell = images[row - self._starts[part]]
             if not cell.is_valid:
                 return None, None
@@ -371,10 +387,11 @@ class Rows:
             path = cell["path"].as_py() if cell.type.get_field_index("path") >= 0 else None
             return data.as_buffer() if data.is_valid else None, path
 
-    def _images(self, part: int, column: str) -> pa.Array | pa.ChunkedArray:
+    def _images(self, part: int) -> pa.Array | pa.ChunkedArray:
+        column = self.image_column
         if self._arrow:
             if not self._batches:
-                self._batches = _arrow_batches(self._path, [self.schema.get_field_index(column)])
+                self._batches = _arrow_batches(self._path, [self.names.index(column)])
             return self._batches[part].column(0)
         group = self._file.metadata.row_group(part)
         leaves = [group.column(leaf) for leaf in range(group.num_columns)]
@@ -424,7 +441,7 @@ def _arrow_batches(path: Path, columns: Sequence[int]) -> list[pa.RecordBatch]:
 def _read_row(rows: Rows, container: Path, inner: str, *, max_bytes: int) -> bytes | Path:
     if not (inner.isascii() and inner.isdigit() and len(inner) < 19 and int(inner) < len(rows)):
         raise ImageError("missing", f"no such row in {container.name!r}, which has {len(rows)}, counted from 0")
-    data, path = rows.image(int(inner), image_column(rows))
+    data, path = rows.image(int(inner))
     if data is None:
         return _file_of_row(container, path)
     if data.size > max_bytes:
@@ -446,14 +463,9 @@ def _file_of_row(container: Path, path: str | None) -> Path:
     return container.parent / path
 
 
-def image_column(rows: Rows) -> str:
-    """The column that holds the images: what the file says itself, or else the only one that can.
-
-    Raises:
-        ImageError: there is none, or there are several and none is called ``image``.
-    """
-    features = features_of(rows)
-    found = [name for name in rows.schema.names if features.get(name, {}).get("_type") == "Image"]
+def _image_column(rows: Rows) -> str:
+    features = rows.features
+    found = [name for name in rows.names if features.get(name, {}).get("_type") == "Image"]
     found = found or [field.name for field in rows.schema if _may_hold_images(field.type)]
     if len(found) > 1 and "image" in found:
         return "image"
@@ -461,7 +473,7 @@ def image_column(rows: Rows) -> str:
         raise ImageError(
             "unreadable",
             f"{rows.name!r}: expected one column of images (binary, or a struct of bytes and path), got {found} among the "
-            f"columns {rows.schema.names}; call the one that is meant 'image'",
+            f"columns {rows.names}; call the one that is meant 'image'",
         )
     if not _may_hold_images(rows.schema.field(found[0]).type):
         got = rows.schema.field(found[0]).type
@@ -476,13 +488,8 @@ def _may_hold_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def features_of(rows: Rows) -> dict[str, dict[str, Any]]:
-    """What Hugging Face ``datasets`` wrote about the columns into the schema; empty where it wrote nothing.
-
-    Raises:
-        ImageError: it is damaged.
-    """
-    text = (rows.schema.metadata or {}).get(b"huggingface")
+def _features(schema: pa.Schema, file: str) -> dict[str, dict[str, Any]]:
+    text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return {}
     try:
@@ -490,5 +497,5 @@ def features_of(rows: Rows) -> dict[str, dict[str, Any]]:
         return {str(name): value for name, value in features.items() if isinstance(value, dict)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ImageError(
-            "unreadable", f"{rows.name!r}: the metadata 'huggingface' of its schema is damaged; write the file again"
+            "unreadable", f"{file!r}: the metadata 'huggingface' of its schema is damaged; write the file again"
         ) from error

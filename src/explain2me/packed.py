@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from explain2me.containers import KINDS, ROW_DIGITS, Rows, Tar, features_of, image_column, member_text, open_tar
+from explain2me.containers import KINDS, ROW_DIGITS, Rows, Tar, member_text, open_tar
 from explain2me.errors import ImageError, ManifestError
 
 COLUMNS = ("label", "source", "split", "image_id", "sha256")
@@ -383,13 +383,13 @@ def _label_by_folders(rows: Sequence[Row], where: str) -> None:
 def _table_rows(
     table: Rows, file: Container, names: Sequence[str], classes: Sequence[str] | None, where: str
 ) -> list[Row]:
-    image_column(table)
-    columns = table.schema.names
+    columns = table.names
     repeated = sorted({name for name in columns if columns.count(name) > 1})
     if repeated:
         raise ManifestError(f"{where}: the column {repeated[0]!r} is there twice; rename one")
     check_names(columns, where, extra=names[len(COLUMNS) :])
-    there = [name for name in names if name in columns]
+    images = table.image_column  # raises where there is none
+    there = [name for name in names if name in columns and name != images]
     cells = _columns(table, there, classes, where)
     rows = []
     for row in range(len(table)):
@@ -402,8 +402,7 @@ def _table_rows(
 def _columns(table: Rows, names: Sequence[str], classes: Sequence[str] | None, where: str) -> dict[str, list[str]]:
     if not names:
         return {}
-    features = features_of(table)
-    found = table.columns(names)
+    features, found = table.features, table.columns(names)
     columns: dict[str, list[str]] = {}
     for name in names:
         kind = found.schema.field(name).type
