@@ -713,6 +713,18 @@ def test_a_folder_of_images_stays_one_and_says_what_it_leaves_out(tmp_path, writ
     assert "its 1 container files are left out, first 'a.tar'" in warnings_of(config)[0]
 
 
+def test_linked_folders_are_looked_into_once(tmp_path):
+    write_tar(tmp_path / "far" / "a.tar", {"real/1.png": png()})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "near").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "circle").symlink_to(tmp_path / "far")
+    assert [row["path"] for row in rows_of(tmp_path / "set")] == ["near/a.tar/real/1.png"]
+    assert image_bytes(tmp_path / "set", "near/a.tar/real/1.png") == png()
+    (tmp_path / "far" / "real").mkdir()
+    (tmp_path / "far" / "real" / "1.png").write_bytes(png())
+    assert {row["path"] for row in rows_of(tmp_path / "set")} == {"near/real/1.png"}
+
+
 def test_kinds_are_not_mixed(tmp_path):
     write_tar(tmp_path / "a.tar", {"fake/1.png": png()})
     write_parquet(tmp_path / "a.parquet", image_table([png()]))

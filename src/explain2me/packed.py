@@ -9,8 +9,8 @@ with a dot are left out. Without labels in these, folders name them: ``label/sou
 .npy, .csv) is the human map of a sample, unless its JSON names one.
 
 Parquet and Arrow files have a column of images and columns by the names of a manifest. Without a column or key
-``split`` the name of the file tells it (``train-00000-of-00002.parquet``, ``faces-test-000.tar``), or else a folder
-above it that is called train, val, test or the like.
+``split`` a numbered name tells it as it is written (``train-00000-of-00002.parquet``), or else the nearest folder above
+the file that is called train, val, test or the like, or else such a word in its name (``faces-test-000.tar``).
 
 A number as a label is the name that the file gives to it (``ClassLabel``), or else its place in ``classes``, or else
 its decimal digits.
@@ -73,7 +73,8 @@ def container_files(source: Path, image_suffixes: Collection[str]) -> list[Conta
             return _saved(source, None, parts=())
         return _found_below(source, image_suffixes)
     except OSError as error:
-        raise ManifestError(f"{str(source)!r}: cannot be read ({error.strerror}); allow it or leave it out") from error
+        where = repr(str(error.filename or source))
+        raise ManifestError(f"{where}: cannot be read ({error.strerror}); allow it or leave it out") from error
 
 
 def containers_beside(source: Path) -> list[str]:
@@ -181,14 +182,20 @@ def _text_of(path: str) -> str:
 
 
 def _found_below(folder: Path, image_suffixes: Collection[str]) -> list[Container]:
-    """Container files at any depth, in order; none as soon as an image is met. Hidden names are left out."""
+    """Container files at any depth, in order; none as soon as an image is met. Links are followed, each folder once."""
 
     def refuse(error: OSError) -> None:
         raise error
 
     found: list[Container] = []
-    for path, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen: set[tuple[int, int]] = set()
+    for path, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = Path(path).stat()
+        known = (status.st_dev, status.st_ino) in seen
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in sorted(folders) if not (known or name.startswith("."))]
+        if known:
+            continue
         for name in files:
             if name.startswith("."):
                 continue
