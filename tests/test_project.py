@@ -40,11 +40,13 @@ LAYERS = (
     {
         "bootstrap",
         "conditions",
+        "containers",
         "decode",
         "detectors",
         "executors",
         "images",
         "manifest",
+        "packed",
         "salience",
         "shards",
         "store",

@@ -43,8 +43,9 @@ class DataConfig(Section):
     """Which images, which classes, and which class counts as positive."""
 
     manifest: str
-    """CSV with the columns path[, label, source, split, image_id, sha256], or a folder label/source/*.jpg; relative to
-    the TOML file."""
+    """CSV with the columns path[, label, source, split, image_id, sha256], or a folder label/source/*.jpg; or a .tar
+    (WebDataset), .parquet or .arrow file, a folder of these, or what ``datasets`` saved to disk, see
+    :mod:`explain2me.packed`. Relative to the TOML file."""
     split: str | None = None
     """Rows of this split only; None takes every row."""
     positive: str = "fake"
@@ -53,7 +54,8 @@ class DataConfig(Section):
     """Images drawn of each source without replacement, seeded: a number for all sources, or a table with a number for
     some; None, and a source not in the table, takes every image."""
     classes: tuple[str, ...] | None = None
-    """Labels in the order of the model's logits. None: two labels are (other, positive), more are sorted."""
+    """Labels in the order of the model's logits. None: two labels are (other, positive), more are sorted. In container
+    files a label that is a number is a place in this list, unless the file names its classes itself."""
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Larger images are quarantined before they are decoded."""
     allowed_quarantine: float = Field(default=0.01, ge=0, le=1)
@@ -262,7 +264,8 @@ class TrainingConfig(Section):
     runs: int = Field(default=10, ge=1, le=1000)
     """Independently trained copies of each detector; run i of all strategies starts from the same weights."""
     manifest: str | None = None
-    """Images to train on and to validate with; None: data.manifest. Relative to the TOML file."""
+    """Images to train on and to validate with, in any form of data.manifest; None: data.manifest. Relative to the TOML
+    file."""
     split: str | None = None
     """Rows to train on; None: every row."""
     validation_split: str | None = None

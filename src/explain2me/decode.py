@@ -14,11 +14,11 @@ What a file becomes: three 8-bit channels, upright, whole.
 Kinds of :class:`~explain2me.errors.ImageError`:
 
 ========================= ============================================================================================
-``missing``               no such file
+``missing``               no such file, or no such member or row of a container
 ``dangling_link``         a link whose target is missing, or links in a circle
 ``not_regular``           a folder, pipe, socket or device
 ``permission``            may not be read
-``unreadable``            the disk or network failed
+``unreadable``            the disk or network failed, or the container that holds the image cannot be used
 ``empty``                 0 bytes
 ``too_many_bytes``        larger than :data:`MAX_BYTES`
 ``not_an_image``          text, or bytes of no known format
@@ -57,6 +57,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from explain2me.containers import container_of, read_member
 from explain2me.errors import ImageError, nearest
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
@@ -125,7 +126,7 @@ def check_size(size: tuple[int, int], interpolation: str) -> None:
 
 
 def read_file(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of a regular file, links followed; never waits for a pipe or a device.
+    """The bytes of a regular file or of a member of a container, links followed; never waits for a pipe or a device.
 
     Raises:
         ImageError: missing, dangling_link, not_regular, permission, unreadable, empty or too_many_bytes.
@@ -154,20 +155,36 @@ def _named(path: Path) -> Iterator[None]:
 def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     """As :func:`read_file`; the message does not name the file."""
     try:
-        _check_regular(path.stat().st_mode)
-        # a pipe put there since must not block either: hence O_NONBLOCK and the second look
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            _check_regular(status.st_mode)
-            if status.st_size > max_bytes:
-                raise ImageError("too_many_bytes", f"{status.st_size} bytes are more than the allowed {max_bytes}")
-            data = file.read(status.st_size)
+        data = _read(path, max_bytes)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if not data:
         raise ImageError("empty", "the file is empty (0 bytes)")
     return data
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a file, or of a member where ``path`` leads on into a container file."""
+    try:
+        return _read_regular(path, max_bytes)
+    except OSError as error:
+        container = container_of(path) if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG) else None
+        if container is None:
+            raise
+    member = read_member(*container, max_bytes=max_bytes)
+    return _read_regular(member, max_bytes) if isinstance(member, Path) else member
+
+
+def _read_regular(path: Path, max_bytes: int) -> bytes:
+    _check_regular(path.stat().st_mode)
+    # a pipe put there since must not block either: hence O_NONBLOCK and the second look
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        _check_regular(status.st_mode)
+        if status.st_size > max_bytes:
+            raise ImageError("too_many_bytes", f"{status.st_size} bytes are more than the allowed {max_bytes}")
+        return file.read(status.st_size)
 
 
 def _check_sha256(data: bytes, expected: str | None) -> str:

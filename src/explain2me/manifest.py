@@ -1,4 +1,4 @@
-"""The list of images: a manifest CSV, or a folder imported to the same table. No image is opened here."""
+"""The list of images: a manifest CSV, or a folder or container files imported to the same table. Opens no image."""
 
 import csv
 import difflib
@@ -9,21 +9,23 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from explain2me.decode import read_bytes
 from explain2me.errors import ImageError, ManifestError, nearest
+from explain2me.packed import Row, check_names, container_files, containers_beside, folder_labels, read_rows
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"},
 )
 
 
-def list_images(source: Path, *, split: str | None = None, extra: Sequence[str] = ()) -> pa.Table:
-    """List the images of a manifest or a folder, without opening any.
+def list_images(
+    source: Path, *, split: str | None = None, extra: Sequence[str] = (), classes: Sequence[str] | None = None
+) -> pa.Table:
+    """List the images of a manifest, a folder or container files, without opening any.
 
     A manifest is a CSV file (UTF-8) with a column ``path``, relative to the manifest or absolute, and optionally
     ``label``, ``source``, ``split``, ``image_id`` and ``sha256``; further columns are ignored. An optional column is
@@ -31,10 +33,15 @@ def list_images(source: Path, *, split: str | None = None, extra: Sequence[str] 
     included. A folder holds ``label/source/*.jpg`` (deeper folders belong to their source), ``label/*.jpg`` or,
     without labels, ``*.jpg``; every name with an image suffix is taken, whatever it is, except hidden ones.
 
+    Container files are WebDataset tars, Parquet or Arrow files, one or a folder of them without loose images, and what
+    ``datasets`` saved to disk; :mod:`explain2me.packed` tells how they are read. The path of an image goes on behind
+    that of its container (``a.tar/real/1.jpg``, ``a.parquet/00000017``); a CSV manifest may hold such paths as well.
+
     Args:
-        source: the CSV file or the folder.
+        source: the CSV file, the container file or the folder.
         split: take only the rows with this value in the column ``split``; None takes all.
         extra: further columns to read; null where empty, and throughout where absent.
+        classes: labels in the order of the logits, for container files whose labels are numbers.
 
     Returns:
         Columns image_id, path, label, source (strings), sorted by image_id, so the order of lines and of directory
@@ -44,8 +51,12 @@ def list_images(source: Path, *, split: str | None = None, extra: Sequence[str] 
         The bytes of a name that is not UTF-8 are written ``\\xff``; :func:`resolve` understands them.
 
     Raises:
-        ManifestError: the manifest or folder is missing or wrong; the message names the line.
+        ManifestError: the manifest, folder or container is missing or wrong; the message names the line or member.
     """
+    containers = container_files(source, SUFFIXES)
+    if containers:
+        rows, ignored = read_rows(source, containers, extra=extra, classes=classes, suffixes=SUFFIXES)
+        return _table_of(rows, repr(str(source)), split=split, extra=extra, ignored=ignored)
     if not _is_folder(source):
         return _list_manifest(source, split=split, extra=extra)
     table = _list_folder(source, split=split)
@@ -106,7 +117,7 @@ def resolve(root: Path, path: str) -> Path:
 
 
 def num_ignored(table: pa.Table) -> int:
-    """How many files of an imported folder were left out, for their suffix or because they are hidden."""
+    """How many files of an imported folder or tar were left out, for their suffix or because they are hidden."""
     return int((table.schema.metadata or {}).get(b"ignored", b"0"))
 
 
@@ -128,14 +139,12 @@ _ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # what "backslashreplace" write
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
-class _Row(NamedTuple):
-    line: int
-    cells: dict[str, str]
-
-
 def _list_manifest(manifest: Path, *, split: str | None, extra: Sequence[str]) -> pa.Table:
     where = repr(str(manifest))
-    rows = _read_rows(manifest, where, extra=extra)
+    return _table_of(_read_rows(manifest, where, extra=extra), where, split=split, extra=extra)
+
+
+def _table_of(rows: list[Row], where: str, *, split: str | None, extra: Sequence[str], ignored: int = 0) -> pa.Table:
     if _filled(rows, "path", where) is None:
         raise ManifestError(f"{where}: the column 'path' is empty in every row; fill it")
     _check_unique(rows, "path", where, key=os.path.normpath)
@@ -152,7 +161,7 @@ def _list_manifest(manifest: Path, *, split: str | None, extra: Sequence[str]) -
         columns.append([_expected_sha256(row, where) for row in rows])
     names += extra
     columns += [[row.cells.get(name, "").strip() or None for row in rows] for name in extra]
-    return _table(names, columns)
+    return _table(names, columns, ignored=ignored)
 
 
 def _table(names: Sequence[str], columns: Sequence[Sequence[str | None]], *, ignored: int = 0) -> pa.Table:
@@ -163,17 +172,17 @@ def _table(names: Sequence[str], columns: Sequence[Sequence[str | None]], *, ign
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _read_rows(manifest: Path, where: str, *, extra: Sequence[str]) -> list[_Row]:
+def _read_rows(manifest: Path, where: str, *, extra: Sequence[str]) -> list[Row]:
     reader = csv.reader(io.StringIO(_manifest_text(manifest, where), newline=""), strict=True)
     columns: list[str] = []
-    rows: list[_Row] = []
+    rows: list[Row] = []
     line = 1
     try:
         for fields in reader:
             if fields and not columns:
                 columns = _check_columns(fields, f"{where} line {line}", extra=extra)
             elif fields:
-                rows.append(_Row(line, _cells(fields, columns, f"{where} line {line}")))
+                rows.append(Row(f"line {line}", _cells(fields, columns, f"{where} line {line}")))
             line = reader.line_num + 1
     except csv.Error as error:
         raise ManifestError(f"{where} line {line}: not valid CSV ({error}); look for an unclosed quote") from error
@@ -211,17 +220,7 @@ def _check_columns(fields: Sequence[str], where: str, *, extra: Sequence[str]) -
         todo = f"rename {near[0]!r} to 'path'" if near else "add it: one file each, relative to the manifest"
         todo = f"separate fields by commas, not {separator!r}" if separator else todo
         raise ManifestError(f"{where}: expected a column 'path', got the columns {columns}; {todo}")
-    for name in (
-        "label",
-        "source",
-        "split",
-        "image_id",
-        "sha256",
-        *extra,
-    ):  # a label column left unread costs every AUROC
-        near = [column for column in columns if difflib.SequenceMatcher(None, name, column.casefold()).ratio() >= 0.8]
-        if name not in columns and near:
-            raise ManifestError(f"{where}: the column {near[0]!r} is not read; did you mean {name!r}? rename it")
+    check_names(columns, where, extra=extra)
     return columns
 
 
@@ -234,18 +233,15 @@ def _cells(fields: Sequence[str], columns: Sequence[str], where: str) -> dict[st
     return dict(zip(columns, fields, strict=True))
 
 
-def _check_unique(rows: Sequence[_Row], column: str, where: str, *, key: Callable[[str], str]) -> None:
-    seen: dict[str, int] = {}
-    for line, cells in rows:
-        cell = cells.get(column, "")
-        if cell.strip() and seen.setdefault(key(cell), line) != line:
-            first = seen[key(cell)]
-            raise ManifestError(
-                f"{where} line {line}: the {column} {cell!r} is on line {first} already; keep one of them"
-            )
+def _check_unique(rows: Sequence[Row], column: str, where: str, *, key: Callable[[str], str]) -> None:
+    seen: dict[str, str] = {}
+    for row in rows:
+        cell = row.cells.get(column, "")
+        if cell.strip() and (first := seen.setdefault(key(cell), row.place)) != row.place:
+            raise ManifestError(f"{where} {row.place}: the {column} {cell!r} is on {first} already; keep one of them")
 
 
-def _rows_of_split(rows: list[_Row], split: str | None, where: str) -> list[_Row]:
+def _rows_of_split(rows: list[Row], split: str | None, where: str) -> list[Row]:
     if split is None:
         return rows
     if "split" not in rows[0].cells:
@@ -260,29 +256,39 @@ def _rows_of_split(rows: list[_Row], split: str | None, where: str) -> list[_Row
 
 
 def splits_of(source: Path) -> dict[str, int]:
-    """Rows by split of a manifest; empty for a folder, and where there is no column ``split``."""
-    if _is_folder(source):
+    """Rows by split of a manifest or of container files; empty for a folder, and where no splits are said."""
+    containers = container_files(source, SUFFIXES)
+    if not containers and _is_folder(source):
         return {}
-    rows = _read_rows(source, repr(str(source)), extra=())
+    rows = (
+        read_rows(source, containers, extra=(), classes=None, suffixes=SUFFIXES)[0]
+        if containers
+        else _read_rows(source, repr(str(source)), extra=())
+    )
     return dict(Counter(row.cells["split"] for row in rows)) if "split" in rows[0].cells else {}
 
 
-def _filled(rows: Sequence[_Row], column: str, where: str) -> list[str] | None:
+def unread_containers(source: Path) -> list[str]:
+    """Names of container files in a folder that is read as a folder of images; they are left out."""
+    return containers_beside(source) if _is_folder(source) and not container_files(source, SUFFIXES) else []
+
+
+def _filled(rows: Sequence[Row], column: str, where: str) -> list[str] | None:
     """The cells of a column, or None where it is absent or empty throughout."""
     cells = [row.cells.get(column, "") for row in rows]
-    empty = [row.line for row, cell in zip(rows, cells, strict=True) if not cell.strip()]
+    empty = [row.place for row, cell in zip(rows, cells, strict=True) if not cell.strip()]
     if len(empty) == len(rows):
         return None
     if empty:
         more = f" ({len(empty)} such rows)" if empty[1:] else ""
-        raise ManifestError(f"{where} line {empty[0]}: the {column} is empty{more}; fill it in every row")
+        raise ManifestError(f"{where} {empty[0]}: the {column} is empty{more}; fill it in every row")
     return cells
 
 
-def _expected_sha256(row: _Row, where: str) -> str | None:
+def _expected_sha256(row: Row, where: str) -> str | None:
     text = row.cells["sha256"].strip()
     if text and not _SHA256.fullmatch(text):
-        raise ManifestError(f"{where} line {row.line}: expected a sha256 of 64 hexadecimal digits, got {text!r}")
+        raise ManifestError(f"{where} {row.place}: expected a sha256 of 64 hexadecimal digits, got {text!r}")
     return text.lower() or None
 
 
@@ -300,15 +306,9 @@ def _list_folder(folder: Path, *, split: str | None) -> pa.Table:
     repeated = [path for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise ManifestError(f"{where}: two files are written {repeated[0]!r}; rename the one that is not UTF-8")
-    flat = [path for path, parts in zip(paths, files, strict=True) if len(parts) == 1]
-    if flat and len(flat) != len(files):
-        raise ManifestError(
-            f"{where}: expected every image in a folder of its label, got {len(flat)} beside them, "
-            f"first {min(flat)!r}; move them into one"
-        )
-    labels = [None if flat else parts[0] for parts in files]
-    sources = ["images" if flat else parts[1] if len(parts) > 2 else parts[0] for parts in files]
-    return _table(["image_id", "path", "label", "source"], [paths, paths, labels, sources], ignored=ignored)
+    labels, sources = folder_labels(files, where)
+    columns: list[Sequence[str | None]] = [paths, paths, labels or [None] * len(paths), sources]
+    return _table(["image_id", "path", "label", "source"], columns, ignored=ignored)
 
 
 def _image_files(folder: Path) -> tuple[list[tuple[str, ...]], int]:

@@ -21,7 +21,7 @@ from explain2me.detectors import Detector, load_detector
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, ManifestError, RunFolderError, nearest
 from explain2me.executors import Engine
 from explain2me.index import PARTS, forget_chunks, index_run
-from explain2me.manifest import check_labels, list_images, sample_images, splits_of
+from explain2me.manifest import check_labels, list_images, sample_images, splits_of, unread_containers
 from explain2me.salience import GradCAM
 from explain2me.store import (
     IMAGES,
@@ -133,7 +133,7 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
     Raises:
         Explain2MeError: the first thing that is wrong.
     """
-    images = list_images(Path(config.data.manifest), split=config.data.split)
+    images = list_images(Path(config.data.manifest), split=config.data.split, classes=config.data.classes)
     for name in ("label", "source"):
         if RESERVED in images[name].to_pylist():
             raise ManifestError(f"{config.data.manifest!r}: the {name} {RESERVED!r} means all of them; rename it")
@@ -167,6 +167,11 @@ def warnings_of(config: Config) -> list[str]:
     if config.data.split is None and len(splits) > 1:
         named = ", ".join(f"{name!r} ({count})" for name, count in sorted(splits.items()))
         found.append(f"data.split is not set, so the rows of all splits are taken: {named}")
+    unread = unread_containers(Path(config.data.manifest))
+    if unread:
+        found.append(
+            f"data.manifest is read as a folder of images, so its {len(unread)} container files are left out, first {unread[0]!r}"
+        )
     return found
 
 

@@ -55,7 +55,7 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
             trained on and tested.
     """
     source = Path(training.manifest or config.data.manifest)
-    table = list_images(source, split=training.split, extra=("salience",))
+    table = list_images(source, split=training.split, extra=("salience",), classes=config.data.classes)
     if table["label"].null_count:
         raise ManifestError(f"{str(source)!r}: training needs labels, and this manifest has none; add a column 'label'")
     table = sample_images(table, training.sample, seed=config.seed)
@@ -63,7 +63,9 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
     _refuse_tested(config, source, table, "trained on")
     validation = None
     if training.validation_split is not None:
-        validation = list_images(source, split=training.validation_split, extra=("salience",))
+        validation = list_images(
+            source, split=training.validation_split, extra=("salience",), classes=config.data.classes
+        )
         class_names(config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})}), validation)
         _refuse_tested(config, source, validation, "validated with")
     elif training.validation_share:
