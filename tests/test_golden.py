@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from explain2me import open_run
+from explain2me.files import read_parquet
 from explain2me.measure import measure_run
-from explain2me.store import Run, read_parquet
+from explain2me.store import Run
 from explain2me.summarise import summarise_run
 from explain2me.verify import verify_run
 

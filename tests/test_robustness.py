@@ -18,10 +18,11 @@ from explain2me.config import load_config, parse_config
 from explain2me.errors import Explain2MeError, RunFolderError
 from explain2me.executors import Engine, run_tasks
 from explain2me.explain import explain_run
+from explain2me.files import read_parquet, write_parquet
 from explain2me.measure import MapReader, measure_run
 from explain2me.prepare import with_device
 from explain2me.shards import partners, plan
-from explain2me.store import read_parquet, read_part, write_parquet
+from explain2me.store import read_part
 from explain2me.summarise import summarise_run
 from explain2me.verify import verify_run
 
@@ -99,7 +100,8 @@ def test_a_file_that_was_being_written_is_taken_for_nothing(explained, tmp_path,
     measure_run(run, run.config)
     summarise_run(run, run.config)
     assert all(path.exists() for path in left)  # another process may be at it
-    assert verify_run(run) == [f"left over: maps/model={model}/.tmp-x.tmp"]
+    names = sorted(str(path.relative_to(folder)) for path in left)
+    assert verify_run(run) == [f"left over: {name}, by a process that was stopped" for name in names]
     for path in left:
         os.utime(path, (time.time() - 7200,) * 2)
     explain_run(explained.config, folder)

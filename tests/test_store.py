@@ -8,8 +8,9 @@ import pytest
 
 from explain2me.config import parse_config
 from explain2me.errors import RunFolderError
+from explain2me.files import atomic_path, read_parquet, write_parquet
 from explain2me.shards import partners, plan
-from explain2me.store import IMAGES, Model, Run, atomic_path, open_run, read_parquet, stretches_of, write_parquet
+from explain2me.store import IMAGES, Model, Run, open_run, stretches_of
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

@@ -203,13 +203,22 @@ def show(
 
 
 @app.command()
-def verify(run: RunFolder) -> None:
-    """Check that every model x image x condition of RUN is there once, or in the quarantine."""
+def verify(
+    run: RunFolder,
+    verify_hashes: Annotated[
+        bool, typer.Option("--verify-hashes", help="Read every image too and compare its sha256.")
+    ] = False,
+) -> None:
+    """Check that every model x image x condition of RUN is there once, or in the quarantine, and no file changed."""
     from explain2me.store import open_run
     from explain2me.verify import verify_run
 
     console = _console()
-    problems = verify_run(open_run(run))
+    with _progress(console) as bars:
+        task = bars.add_task("verify", total=None)
+        problems = verify_run(
+            open_run(run), images=verify_hashes, on_done=lambda n, total: bars.update(task, completed=n, total=total)
+        )
     for problem in problems:
         console.print(_printable(problem), markup=False, soft_wrap=True)
     if problems:
@@ -218,6 +227,20 @@ def verify(run: RunFolder) -> None:
         )
         raise typer.Exit(2)
     console.print("whole")
+
+
+@app.command()
+def compact(run: RunFolder) -> None:
+    """Put the many small files of RUN into few large ones; nothing is lost and every command reads them."""
+    from explain2me.compact import compact_run
+    from explain2me.store import open_run
+
+    console = _console()
+    done = compact_run(open_run(run))
+    for folder, (before, after) in done.items():
+        console.print(_printable(f"{folder}: {before} files -> {after}"), markup=False, soft_wrap=True)
+    if not done:
+        console.print("nothing to do")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from explain2me.errors import Explain2MeError
-from explain2me.store import atomic_path
+from explain2me.files import atomic_path
 
 ABOUT = (
     "Real: 100 face photographs of scikit-image's lfw_subset (25x25 pixels). Fake: faces drawn from probabilistic PCA "

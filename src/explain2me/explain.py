@@ -21,23 +21,14 @@ from explain2me.detectors import Detector
 from explain2me.errors import CheckpointError
 from explain2me.events import log_event
 from explain2me.executors import report_progress, run_tasks
+from explain2me.files import read_parquet, remove_leftovers, write_parquet
 from explain2me.images import CRASHED, batches
 from explain2me.manifest import image_root, resolve
 from explain2me.measures import is_dead, is_flat
 from explain2me.prepare import engine_of, load_model, prepare
 from explain2me.salience import GradCAM, predicted_classes
-from explain2me.shards import Shard, plan, share_of
-from explain2me.store import (
-    QUARANTINE,
-    SCHEMA_VERSION,
-    Model,
-    Run,
-    maps_schema,
-    open_run,
-    read_parquet,
-    remove_leftovers,
-    write_parquet,
-)
+from explain2me.shards import Shard, missing_of, plan, share_of
+from explain2me.store import QUARANTINE, SCHEMA_VERSION, Model, Run, maps_schema, open_run
 
 PRECISION_IMAGES = 32
 """Images of each model that are explained in float32 as well when a run has another precision."""
@@ -119,7 +110,7 @@ def explain_run(
     started = time.monotonic()
     shards = plan(run)
     mine = share_of(shards, share)
-    missing = [shard for shard in mine if not shard.path(folder).exists()]
+    missing = missing_of(mine, folder)
     if on_start:
         left: Counter[Model] = Counter()
         for shard in missing:
@@ -158,7 +149,7 @@ def explain_run(
 
 def num_missing(run: Run) -> int:
     """Shards of all models whose part file is not there yet."""
-    return sum(not shard.path(run.folder).exists() for shard in plan(run))
+    return len(missing_of(plan(run), run.folder))
 
 
 def commit_shard(folder: Path, attempt: Attempt) -> None:

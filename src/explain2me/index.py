@@ -13,9 +13,9 @@ from explain2me.config import digest
 from explain2me.crashes import Attempt, CrashSearch, Whole, marked, suspected
 from explain2me.errors import RunFolderError
 from explain2me.executors import Engine, report_progress, run_tasks
+from explain2me.files import read_parquet, write_parquet
 from explain2me.images import QUARANTINE, Indexed, index_images
 from explain2me.manifest import image_root
-from explain2me.store import read_parquet, write_parquet
 
 CHUNK = 4096
 """Images of a chunk."""

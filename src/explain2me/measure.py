@@ -19,10 +19,11 @@ from explain2me.config import Config, digest, parse_config
 from explain2me.errors import RunFolderError
 from explain2me.events import log_event
 from explain2me.executors import run_tasks
+from explain2me.files import committed_in, packed_in, read_parquet, table_files, write_parquet
 from explain2me.measures import SIMILARITIES, entropy, is_dead, resilience, ssim_windowed
 from explain2me.prepare import engine_of
-from explain2me.shards import Shard, partners, plan
-from explain2me.store import RESULTS_VERSION, SCORES, Model, Part, Run, open_run, read_parquet, read_part, write_parquet
+from explain2me.shards import Shard, missing_of, partners, plan
+from explain2me.store import RESULTS_VERSION, SCORES, Model, Part, Run, open_run, read_part
 
 VARIANTS = ("predicted", "fixed")
 
@@ -59,23 +60,36 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
     """
     started = time.monotonic()
     shards = plan(run)
-    missing = [shard for shard in shards if not shard.path(run.folder).exists()]
+    missing = missing_of(shards, run.folder)
     if missing:
         first = missing[0].path(run.folder)
         raise RunFolderError(
             f"{len(missing)} of {len(shards)} part files of maps are missing, the first is {first}; call `explain2me explain` with the same config first"
         )
-    names = [name for name, _ in _jobs(run, config, shards)]
+    names = score_names(run, config)
     folder = run.folder / "scores"
-    for path in folder.glob("*.parquet"):
-        if path.name not in names:
-            path.unlink()
-    todo = [name for name in names if not (folder / name).exists()]
+    _remove_others(folder, set(names))
+    there = committed_in(folder)
+    todo = [name for name in names if name not in there]
     work = functools.partial(_commit_scores, run.folder, config)
     for i, _ in enumerate(run_tasks(work, todo, engine_of(config))):
         if on_done:
             on_done(i + 1, len(todo))
     log_event(run.folder, (0, 1), "measure", "done", files=len(todo), seconds=round(time.monotonic() - started, 3))
+
+
+def score_names(run: Run, config: Config) -> list[str]:
+    """Of every score file that a run should have, in order."""
+    return [name for name, _ in _jobs(run, config, plan(run))]
+
+
+def _remove_others(folder: Path, wanted: set[str]) -> None:
+    """Scores of other settings; a pack with any of them goes whole, since scores are cheap to make."""
+    for member in {member.pack for name, member in packed_in(folder).items() if name not in wanted}:
+        member.unlink()
+    for path in table_files(folder):
+        if path.name not in wanted:
+            path.unlink()
 
 
 def _commit_scores(folder: Path, config: Config, name: str) -> None:

@@ -17,7 +17,8 @@ from sklearn.metrics import roc_auc_score
 
 from explain2me.bootstrap import image_weights, interval, run_weights, weighted_auroc
 from explain2me.config import Config
-from explain2me.store import Run, Stretch, read_parquet, stretches_of
+from explain2me.files import read_parquet
+from explain2me.store import Run, Stretch, stretches_of
 
 ALL = "all"
 SCORES = ("softmax", "released")

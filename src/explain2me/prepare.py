@@ -20,22 +20,11 @@ from explain2me.crashes import RUNNING
 from explain2me.detectors import Detector, load_detector
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, ManifestError, RunFolderError, nearest
 from explain2me.executors import Engine
+from explain2me.files import TEMPORARY, sha256_of, write_json, write_parquet
 from explain2me.index import PARTS, forget_chunks, index_run
 from explain2me.manifest import check_labels, list_images, sample_images, splits_of, unread_containers
 from explain2me.salience import GradCAM
-from explain2me.store import (
-    IMAGES,
-    QUARANTINE,
-    SCHEMA_VERSION,
-    TEMPORARY,
-    Model,
-    Run,
-    open_run,
-    sealed,
-    sha256_of,
-    write_json,
-    write_parquet,
-)
+from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, open_run, sealed
 
 RESERVED = "all"
 """What tables call every label and every source."""

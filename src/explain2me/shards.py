@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from explain2me.config import Config, digest, fingerprint
+from explain2me.files import committed_in
 from explain2me.store import RESULTS_VERSION, SCHEMA_VERSION, Model, Run, stretches_of
 
 Item = TypeVar("Item")
@@ -52,6 +53,14 @@ def plan(run: Run) -> list[Shard]:
         for model in run.models
         for part, content in enumerate(contents)
     ]
+
+
+def missing_of(shards: Sequence[Shard], folder: Path) -> list[Shard]:
+    """Shards whose part file is not there yet."""
+    there = {
+        model: committed_in(folder / "maps" / f"model={model.name}") for model in {shard.model for shard in shards}
+    }
+    return [shard for shard in shards if shard.file_name not in there[shard.model]]
 
 
 def share_of(shards: Sequence[Item], share: tuple[int, int]) -> Sequence[Item]:

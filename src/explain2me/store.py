@@ -6,15 +6,10 @@ scores/*.parquet  quarantine/*.parquet  summary/*.parquet, *.csv  events.jsonl
 ```
 """
 
-import contextlib
 import functools
-import hashlib
 import itertools
 import json
-import os
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,20 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from explain2me.config import Config, digest, parse_config
 from explain2me.errors import RunFolderError
+from explain2me.files import files_on_disk, read_parquet, table_files
 
 SCHEMA_VERSION = 1
 RESULTS_VERSION = 1
 """Raised by every change of a number: what an older version committed is then made anew, not mixed with the new."""
-
-TEMPORARY = ".tmp-"
-"""How the names of files begin that are being written; they end in ``.tmp``, so that no pattern takes one for done."""
-
-LEFTOVER_SECONDS = 3600
-"""A temporary file not written to for so long was left by a process that was killed."""
 
 IMAGES = pa.schema(
     [
@@ -94,20 +83,6 @@ def maps_schema(cells: int) -> pa.Schema:
     )
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Commit a table by one rename; the same table gives the same bytes."""
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=3, write_page_checksum=True)
-
-
-def write_json(value: Any, path: Path, *, replace: bool = True) -> bool:
-    """Commit a JSON file by one rename; without ``replace`` only if there is none, and say whether that was so."""
-    with atomic_path(path, replace=replace) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-        ours = temporary.stat().st_ino
-    return replace or path.stat().st_ino == ours
-
-
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """run.json with a hash of all else in it, by which :func:`explain2me.verify.verify_run` sees that it was changed."""
     return record | {"sha256": record_hash(record)}
@@ -116,55 +91,6 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 def record_hash(record: dict[str, Any]) -> str:
     """Of everything in run.json but the hash itself."""
     return digest({key: value for key, value in record.items() if key != "sha256"})
-
-
-def sha256_of(path: Path) -> str:
-    """Of the bytes of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A temporary name beside ``path``; synced and renamed to it at the end, removed after an error.
-
-    Without ``replace`` a file that is there already stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        temporary.chmod(0o644)
-        yield temporary
-        _sync(temporary)
-        if replace:
-            temporary.replace(path)
-        else:
-            _rename_if_new(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files that a killed process left below a folder; how many."""
-    old = [path for path in folder.rglob(f"{TEMPORARY}*.tmp") if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS]
-    for path in old:
-        path.unlink(missing_ok=True)
-    return len(old)
-
-
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one file with its checksums checked; damage becomes a RunFolderError that names the file."""
-    try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
-    except FileNotFoundError:
-        raise RunFolderError(f"{path} is missing; run the stage that makes it again") from None
-    except (OSError, pa.ArrowException) as error:
-        raise RunFolderError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); delete it and call the same command again"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -291,7 +217,7 @@ class Run:
 
     def scores(self) -> pa.Table:
         """All scores, one row an image, model (or pair of runs), measure, variant, similarity and condition."""
-        paths = sorted((self.folder / "scores").glob("*.parquet"))
+        paths = table_files(self.folder / "scores")
         return pa.concat_tables([read_parquet(path) for path in paths]) if paths else SCORES.empty_table()
 
     def scores_dataset(self) -> ds.Dataset:
@@ -299,7 +225,7 @@ class Run:
         checked = ds.ParquetFileFormat(
             default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
         )
-        paths = [str(path) for path in sorted((self.folder / "scores").glob("*.parquet"))]
+        paths = [str(path) for path in files_on_disk(self.folder / "scores")]
         return ds.dataset(paths, schema=SCORES, format=checked)
 
     def summary(self, table: str = "measures") -> pa.Table:
@@ -320,7 +246,7 @@ class Run:
 
     def part_paths(self, model: Model) -> list[Path]:
         """Part files of one model that are committed, in order of images."""
-        return sorted((self.folder / "maps" / f"model={model.name}").glob("part-*.parquet"))
+        return table_files(self.folder / "maps" / f"model={model.name}", "part-*.parquet")
 
 
 def open_run(folder: str | Path) -> Run:
@@ -375,22 +301,3 @@ def _cells(column: pa.ChunkedArray, cells: int) -> np.ndarray:
     values = values.reshape(-1, cells)[array.offset : array.offset + len(array)].copy()
     values[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
     return values
-
-
-def _rename_if_new(temporary: Path, path: Path) -> None:
-    """A link is made by one machine only, also on a network drive."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without links
-        if not path.exists():
-            temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,10 +16,11 @@ from explain2me.conditions import conditions_for
 from explain2me.config import Config
 from explain2me.errors import RunFolderError
 from explain2me.events import log_event
+from explain2me.files import atomic_path, write_parquet
 from explain2me.measure import MapReader, What, score_pair, score_part
 from explain2me.performance import ALL, PERFORMANCE_COLUMNS, performance_rows, sample_aurocs
 from explain2me.shards import plan
-from explain2me.store import Model, Part, Run, Stretch, atomic_path, read_part, stretches_of, write_parquet
+from explain2me.store import Model, Part, Run, Stretch, read_part, stretches_of
 
 GROUPS = ("shifts", "flips", "rotations", ALL)
 MEASURE_COLUMNS = (

@@ -25,9 +25,9 @@ from torchmetrics.classification import BinaryAUROC
 from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat
 from explain2me.detectors import Detector, classifier_of, load_detector
 from explain2me.errors import CheckpointError, ConfigError
+from explain2me.files import atomic_path, write_json
 from explain2me.prepare import provenance, with_device
 from explain2me.salience import predicted_classes
-from explain2me.store import atomic_path, write_json
 from explain2me.train.cams import FeatureReader, class_activation_maps, find_features
 from explain2me.train.data import (
     EpochSampler,
