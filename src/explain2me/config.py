@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from explain2me.errors import ConfigError, nearest
 MAX_BYTES = 2**20
 MAX_DEPTH = 20
 MAX_VALUES = 100_000
+MAX_CHARACTERS = 2000
+"""Of a name or a text; longer paths do not work everywhere."""
 MOST_MISTAKES = 8
 """Of a config that are told at once."""
 LONG_KEY = re.compile(  # possessive, and only where a name begins: its time grows with the text alone
@@ -435,6 +438,8 @@ def _check_tree(tree: Mapping[str, Any]) -> None:
 
 
 def _check_value(where: str, value: Any) -> None:
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        raise ConfigError(f"{where or 'config'}: a text of {len(value)} characters, expected at most {MAX_CHARACTERS}")
     if isinstance(value, str) and "\0" in value:
         raise ConfigError(f"{where or 'config'}: {_short(repr(value))} holds a NUL character; take it out")
     if isinstance(value, int) and abs(value) >= 2**64:
@@ -606,7 +611,8 @@ def _absolute(config: Config, folder: Path) -> Config:
 def _below(folder: Path, pattern: str) -> str:
     """A path or pattern below a folder, whose own name is no pattern."""
     path = folder / pattern
-    return str(path) if path.exists() or Path(pattern).is_absolute() else str(Path(glob.escape(str(folder))) / pattern)
+    exists = os.path.exists(path)  # noqa: PTH110 - False for a name that no file can have
+    return str(path) if exists or Path(pattern).is_absolute() else str(Path(glob.escape(str(folder))) / pattern)
 
 
 def _absolute_strategy(strategy: StrategyConfig, folder: Path) -> StrategyConfig:

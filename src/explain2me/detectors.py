@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import pickle
 import re
 import warnings
@@ -170,9 +171,19 @@ def _is_safetensors(data: bytes, path: Path) -> bool:
 
 def _read_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
     try:
-        return load_safetensors(data)
+        state = load_safetensors(data)
+        json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_without_repetition)
+        return state
     except Exception as error:  # hostile bytes make the reader raise anything
         raise CheckpointError(f"{where} is not a valid safetensors file ({_line(error)}); save it again") from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two weights of one name is meant is undefined."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name is there twice among {_short(', '.join(found))}")
+    return found
 
 
 def _read_pickle(data: bytes, where: str) -> Any:
@@ -199,11 +210,14 @@ def _check_zip(data: bytes, where: str) -> None:
     """``torch.save`` does not compress: a small file that unpacks to a large one was made to fill the memory."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
             unpacked = sum(member.file_size for member in archive.infolist())
     except Exception as error:  # as above
         raise CheckpointError(
             f"{where} cannot be read ({type(error).__name__}: {_line(error)}); save it again"
         ) from None
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{where} holds two members of one name, so what is in it is undefined; save it again")
     if unpacked > len(data):
         raise CheckpointError(
             f"{where} would unpack to {unpacked} bytes, larger than the file of {len(data)}: torch.save does not compress; "
@@ -275,8 +289,12 @@ def _build(
         auxiliary = pretrained or (state is not None and any(key.startswith(AUXILIARY) for key in state))
         options |= {} if pretrained else {"aux_logits": auxiliary, "init_weights": False}
     if name.startswith("vit_") and size:
-        if size[0] != size[1]:
-            raise ConfigError(f"torchvision:{name} takes square inputs only, got input_size {size[0]}x{size[1]}")
+        patch = int(name.rpartition("_")[2])
+        if size[0] != size[1] or size[0] % patch:
+            raise ConfigError(
+                f"torchvision:{name} takes square inputs of a multiple of {patch} pixels only, got input_size "
+                f"{size[0]}x{size[1]}"
+            )
         options["image_size"] = size[0]
     if not pretrained:
         return torchvision.models.get_model(name, weights=None, **options)
