@@ -40,6 +40,7 @@ most about 16 bytes a pixel are held for each decoding thread.
 import errno
 import hashlib
 import io
+import logging
 import os
 import re
 import stat
@@ -327,6 +328,9 @@ def _ends_early(data: bytes) -> bool:
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     order: Literal["little", "big"] = "big" if data[:2] == b"MM" else "little"
     return data[:4] in (b"II*\0", b"MM\0*") and len(data) <= int.from_bytes(data[4:8], order)
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler Python prints what it logs
 
 
 class _NoPillowWarnings:
