@@ -117,7 +117,7 @@ def test_wrong_values_are_named(config_file: Path, change: str, message: str) ->
         (b"a = " + b"[" * 5000, "is not valid TOML"),
         (b'name = "x"', "data is missing; add it"),
         (b"a = " + b"9" * 5000, "is not valid TOML: Exceeds the limit (4300 digits)"),
-        (b".".join([b"a"] * 500_000) + b" = 1", "is not valid TOML: a key of more than 20 names"),
+        (b".".join([b"a"] * 10_000) + b" = 1", "is not valid TOML: a key of more than 20 names"),
         (b'"a" . ' * 30 + b"a = 1", "is not valid TOML: a key of more than 20 names"),
         (b"#" * (2**20 + 1), "is larger than 1048576 bytes; give a TOML file"),
         (b"x = [" + b"1," * 100_000 + b"]", "expected at most 100000 values, got more"),

@@ -155,7 +155,7 @@ def test_a_prefix_without_end_is_not_taken_off_for_ever(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(CheckpointError, match="5 are unknown") as error:
         load_detector(TINY, tmp_path / "w.safetensors")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert len(str(error.value)) < 1000
 
 
