@@ -9,7 +9,7 @@ BIN := .venv/bin
 WORKERS := 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-slow check format bench lock
+.PHONY: demo test test-slow fuzz check format bench lock
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -20,6 +20,9 @@ test: check
 
 test-slow: $(READY)
 	@$(ONE_THREAD) $(BIN)/pytest -n $(WORKERS) -m slow
+
+fuzz: $(READY)
+	@$(ONE_THREAD) $(BIN)/python tests/fuzz.py --count 10000 --seed 0
 
 check: $(READY)
 	@$(BIN)/ruff format --quiet --check

@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny image folder, tiny real networks with checkpoints, and a whole small run."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,25 @@ def _balance(model: torch.nn.Module, manifest: Path) -> None:
 def make_images() -> Callable[..., Path]:
     """Write images and a manifest: (folder, *, counts={(label, source): n}, size) -> manifest."""
     return _make_images
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line in a fresh folder; returns exit code, output and errors."""
+    from explain2me import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["explain2me", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run
 
 
 WriteConfig = Callable[..., Path]

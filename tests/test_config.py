@@ -77,15 +77,36 @@ def test_sets_change_one_field_each(config_file: Path) -> None:
         ("detectors=[]", "config: detectors is missing; add one or more tables [[detectors]]"),
         ("data=1", "data: input should be a valid dictionary or instance of DataConfig, got 1"),
         ("seed.x=1", "seed is a value, not a table"),
+        ("detectors.0.input_size=0", "input should be greater than or equal to 8, got 0"),
+        ("detectors.0.input_size=[224,1000000]", "input should be less than or equal to 4096, got 1000000"),
+        ("detectors.0.mean=[0,0,nan]", "should be a finite number"),
+        ("compute.device='cuda:" + "9" * 1900 + "'", "expected auto, cpu, cuda, cuda:N or mps, got 'cuda:999"),
+        ("seed=0x1" + "0" * 16, "seed: expected a number below 2^64, got one of 65 bits; give a smaller one"),
+        ("seed=" + "9" * 5000, "the value cannot be read: Exceeds the limit (4300 digits)"),
+        ("data.sample=[0x" + "f" * 6000 + "]", "expected a number below 2^64, got one of 24000 bits"),
+        ("name=" + "[" * 5000, "the value cannot be read: maximum recursion depth"),
+        ("name=" + "[" * 30 + "]" * 30, "tables and arrays are nested more than 20 deep; no field needs that"),
+        ("a." * 30 + "a=1", "31 names in one key; no field is so deep"),
+        ("data.split={" + "a." * 30 + "a=1}", "a key of more than 20 names; no field is so deep"),
+        ("detectors.0.input_size.x=1", "detectors.0.input_size.constrained-int: input should be"),
+        ("detectors." + "9" * 1000 + ".layer=1", "unknown key 'detectors.0.999999"),
+        ('data.manifest="a\\u0000b"', "data.manifest: 'a\\x00b' holds a NUL character; take it out"),
+        ('data.sample={"a\\u0000" = 1}', "data.sample: 'a\\x00' holds a NUL character"),
+        ("x" * 5000, "expected key=value, e.g. compute.batch_size=16, got 'xxx"),
+        ("x" * 1000 + "=1", "unknown key 'xxx"),
+        ("x" * 5000 + "=1", "config: a text of 5000 characters, expected at most 2000"),
+        ("data.manifest=" + "x" * 5000, "data.manifest: a text of 5000 characters, expected at most 2000"),
+        ("data.classes=[1" + ",1" * 5000 + "]", "and 4993 more"),
         ("nonsense", "expected key=value, e.g. compute.batch_size=16, got 'nonsense'"),
     ],
-    ids=lambda value: value if "=" in value else "",
+    ids=lambda value: value[:40] if "=" in value else "",
 )
 def test_wrong_values_are_named(config_file: Path, change: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(config_file, [change])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 2000
 
 
 @pytest.mark.parametrize(
@@ -95,6 +116,12 @@ def test_wrong_values_are_named(config_file: Path, change: str, message: str) ->
         (b"\xff\xfe", "cannot be read as UTF-8"),
         (b"a = " + b"[" * 5000, "is not valid TOML"),
         (b'name = "x"', "data is missing; add it"),
+        (b"a = " + b"9" * 5000, "is not valid TOML: Exceeds the limit (4300 digits)"),
+        (b".".join([b"a"] * 10_000) + b" = 1", "is not valid TOML: a key of more than 20 names"),
+        (b'"a" . ' * 30 + b"a = 1", "is not valid TOML: a key of more than 20 names"),
+        (b"#" * (2**20 + 1), "is larger than 1048576 bytes; give a TOML file"),
+        (b"x = [" + b"1," * 100_000 + b"]", "expected at most 100000 values, got more"),
+        (b"".join(b"[a%d]\nb.c.d = {e = 1}\n" % i for i in range(100)), "and 94 more"),
     ],
 )
 def test_wrong_files_are_named(config_file: Path, text: bytes, message: str) -> None:
@@ -102,6 +129,19 @@ def test_wrong_files_are_named(config_file: Path, text: bytes, message: str) -> 
     with pytest.raises(ConfigError) as error:
         load_config(config_file)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("index", ["²", "2", "9" * 5000, "-1"], ids=lambda index: index[:5])
+def test_only_a_place_in_the_list_is_an_index(config_file: Path, index: str) -> None:
+    config_file.write_text(DESIGN.replace("levels = [0.05]}", "levels = [0.05, 0.1]}"))
+    for key in (f"measures.noise.levels.{index}=1", f"measures.noise.levels.{index}.x=1"):
+        with pytest.raises(ConfigError, match="is not an index of a list of 2"):
+            load_config(config_file, [key])
+
+
+def test_a_device_is_no_config() -> None:
+    with pytest.raises(ConfigError, match="is a pipe or a device"):
+        load_config(Path("/dev/zero"))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

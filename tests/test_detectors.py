@@ -1,3 +1,6 @@
+import os
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +89,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, state: State) -> None
     save_file(state | {"conv1.0.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(CheckpointError, match=r"conv1.0.weight must be of shape .*, got \(2, 2\)"):
         load_detector(TINY, path)
+    for kind in (torch.int8, torch.complex64, torch.bool):
+        save_file(state | {"conv1.0.weight": state["conv1.0.weight"].to(kind)}, path)
+        with pytest.raises(CheckpointError, match=rf"conv1.0.weight must hold floating point numbers, got {kind}"):
+            load_detector(TINY, path)
     for bad in (torch.nan, torch.inf):
         spoiled = state["fc.bias"].clone()
         spoiled[1] = bad
@@ -130,6 +137,67 @@ def test_files_without_weights_are_refused(tmp_path: Path, content: object) -> N
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="expected weights by name"):
         load_detector(TINY, tmp_path / "w.pth")
+
+
+def test_a_dict_that_holds_itself_ends(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"\x80\x02}q\x00X\x0a\x00\x00\x00state_dictq\x01h\x00s.")
+    with pytest.raises(CheckpointError):
+        load_detector(TINY, tmp_path / "w.pth")
+    nested: dict[str, object] = {}
+    nested["state_dict"] = nested
+    torch.save(nested, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"got a dict with the keys \['state_dict'\]"):
+        load_detector(TINY, tmp_path / "w.pth")
+
+
+def test_a_prefix_without_end_is_not_taken_off_for_ever(tmp_path: Path) -> None:
+    save_file({"module." * 200_000 + str(i): torch.zeros(1) for i in range(5)}, tmp_path / "w.safetensors")
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match="5 are unknown") as error:
+        load_detector(TINY, tmp_path / "w.safetensors")
+    assert time.monotonic() - started < 20
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_few_numbers_repeated_are_not_the_weights_of_a_billion_classes(tmp_path: Path, state: State, new: bool) -> None:
+    spread = torch.zeros(1).as_strided((10**9, 64), (0, 0))
+    torch.save(state | {"fc.weight": spread}, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(CheckpointError, match=r"'fc.weight' would be 256000000000 bytes, larger than the file of"):
+        load_detector(TINY, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2, device="meta")], ids=["sparse", "meta"]
+)
+def test_only_dense_tensors_are_weights(tmp_path: Path, state: State, value: torch.Tensor) -> None:
+    torch.save(state | {"fc.bias": value}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"is no dense tensor|cannot be read"):
+        load_detector(TINY, tmp_path / "w.pth")
+
+
+def test_a_zip_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pth") as old,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, bytes(10**8) if name.endswith("/data/0") else old.read(name))
+    assert (tmp_path / "b.pth").stat().st_size < 2 * 10**6
+    with pytest.raises(CheckpointError, match=r"would unpack to \d+ bytes, larger than the file"):
+        load_detector(TINY, tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe", "/dev/zero"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    elif name == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=r"cannot be read: expected a file, got a (folder|pipe|device)"):
+        load_detector(TINY, path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -699,6 +700,18 @@ def test_pillows_warnings_do_not_escape():
             thread.join()
         assert warnings.filters == before
     assert results == [(48, 32, 3)] * 80
+
+
+def test_pillow_logs_nothing_to_the_terminal():
+    """A TIFF of too many samples: Pillow logs an error, which Python prints where nothing handles it."""
+    data = bytearray(encoded(picture(), "TIFF"))
+    entry = data.index(struct.pack("<HHIH", 277, 3, 1, 3))  # SamplesPerPixel, one short, 3
+    data[entry + 8 : entry + 10] = struct.pack("<H", 60_000)
+    script = "import sys; from explain2me.decode import decode_image\ntry: decode_image(sys.stdin.buffer.read())\n"
+    script += "except Exception as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", script], input=bytes(data), capture_output=True, check=True)
+    assert b"cannot be decoded" in done.stdout or b"damaged" in done.stdout
+    assert done.stderr == b""
 
 
 def test_hopeless_exif_counts_as_none():

@@ -25,6 +25,8 @@ app = typer.Typer(
     help="Measure where image classifiers look, over whole datasets, to choose which of them to trust.",
 )
 
+MOST_MISMATCHES = 20
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -54,6 +56,9 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. measures.noise.levels=[0,0.1]."),
 ]
+VerifyHashes = Annotated[
+    bool, typer.Option("--verify-hashes", help="Insist on a sha256 in the manifest for every image, and compare it.")
+]
 
 
 @app.command()
@@ -79,7 +84,7 @@ def demo(
 
 
 @app.command()
-def check(config: ConfigFile, sets: Sets = None) -> None:
+def check(config: ConfigFile, sets: Sets = None, verify_hashes: VerifyHashes = False) -> None:
     """Check CONFIG and every file it names, and say what would run; writes nothing."""
     from explain2me import prepare
     from explain2me.conditions import conditions_for
@@ -87,6 +92,8 @@ def check(config: ConfigFile, sets: Sets = None) -> None:
 
     settings = prepare.with_device(load_config(config, sets or ()))
     console = _console()
+    if verify_hashes:
+        _verify_hashes(settings, console)
     if settings.training is not None:
         _check_training(settings, console)
         if not settings.detectors:
@@ -110,14 +117,20 @@ def check(config: ConfigFile, sets: Sets = None) -> None:
 
 
 @app.command()
-def run(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
+def run(
+    config: ConfigFile,
+    out: Out = None,
+    shard: ShardOf = None,
+    sets: Sets = None,
+    verify_hashes: VerifyHashes = False,
+) -> None:
     """Explain, measure, summarise and show; a second call does only what is missing.
 
     With --shard make a share of the maps; the machine that finds every map there goes on with the tables.
     """
     from explain2me.config import load_config
 
-    settings = load_config(config, sets or ())
+    settings = _with_hashes(load_config(config, sets or ()), verify_hashes)
     _run(settings, out or Path("runs") / settings.name, shard, _console())
 
 
@@ -131,20 +144,32 @@ def train(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets
 
 
 @app.command()
-def study(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
+def study(
+    config: ConfigFile,
+    out: Out = None,
+    shard: ShardOf = None,
+    sets: Sets = None,
+    verify_hashes: VerifyHashes = False,
+) -> None:
     """Train, run and compare; with --shard train a share, and compare once every share is there."""
     from explain2me.config import load_config
 
-    settings = load_config(config, sets or ())
+    settings = _with_hashes(load_config(config, sets or ()), verify_hashes)
     _study(settings, out or Path("runs") / settings.name, shard, _console())
 
 
 @app.command()
-def explain(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
+def explain(
+    config: ConfigFile,
+    out: Out = None,
+    shard: ShardOf = None,
+    sets: Sets = None,
+    verify_hashes: VerifyHashes = False,
+) -> None:
     """Stage 1: make every map that is not there yet."""
     from explain2me.config import load_config
 
-    settings = load_config(config, sets or ())
+    settings = _with_hashes(load_config(config, sets or ()), verify_hashes)
     console = _console()
     done = _explain(settings, out or Path("runs") / settings.name, shard, console)
     if _is_whole(done, console):
@@ -273,6 +298,39 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def _with_hashes(config: "Config", wanted: bool) -> "Config":
+    """The same config, after a check that every image has a hash where that is ``wanted``."""
+    if wanted:
+        from explain2me.prepare import require_all_hashes
+
+        require_all_hashes(config)
+    return config
+
+
+def _verify_hashes(config: "Config", console: "Console") -> None:
+    """Read every image to test and compare it to its hash; exit code 2 where one differs or is not there."""
+    from explain2me.images import verify_hashes
+    from explain2me.manifest import image_root
+    from explain2me.prepare import require_all_hashes
+
+    images = require_all_hashes(config)
+    with _progress(console) as progress:
+        task = progress.add_task("read", total=len(images))
+        bad = verify_hashes(
+            images,
+            image_root(Path(config.data.manifest)),
+            on_done=lambda done: progress.update(task, completed=done),
+        ).to_pylist()
+    for row in bad[:MOST_MISMATCHES]:
+        print(_printable(f"explain2me: {row['path']}: {row['kind']}: {row['message']}"), file=sys.stderr)
+    if len(bad) > MOST_MISMATCHES:
+        print(f"explain2me: and {len(bad) - MOST_MISMATCHES} more", file=sys.stderr)
+    if bad:
+        print(f"explain2me: {len(bad)} of {len(images)} images are not what the manifest names", file=sys.stderr)
+        raise typer.Exit(2)
+    console.print(f"{len(images)} images have the bytes that the manifest names")
 
 
 def _check_training(config: "Config", console: "Console") -> None:

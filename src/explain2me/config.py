@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from explain2me.errors import ConfigError, nearest
 
+MAX_BYTES = 2**20
+MAX_DEPTH = 20
+MAX_VALUES = 100_000
+MAX_CHARACTERS = 2000
+"""Of a name or a text; longer paths do not work everywhere."""
+MOST_MISTAKES = 8
+"""Of a config that are told at once."""
+LONG_KEY = re.compile(  # possessive, and only where a name begins: its time grows with the text alone
+    rf"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')(?:[ \t]*+\.[ \t]*+(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')){{{MAX_DEPTH},}}+"""
+)
 NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f/\\]{1,100}")
 SIMILARITY_NAMES = ("ssim", "spearman", "pearson", "top_k_iou", "ssim_windowed")
 
@@ -21,7 +32,8 @@ def _safe_name(name: str) -> str:
     """Names become parts of file names: no separator, no control character, no leading dot."""
     if not NAME_PATTERN.fullmatch(name) or name.startswith(".") or "__" in name:
         raise ValueError(
-            f"expected 1 to 100 printable characters without '/', '\\', '__' or a leading dot, got {name!r}; rename it"
+            f"expected 1 to 100 printable characters without '/', '\\', '__' or a leading dot, got "
+            f"{_short(repr(name))}; rename it"
         )
     return name
 
@@ -30,6 +42,8 @@ Name = Annotated[str, AfterValidator(_safe_name)]
 Level = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=8, le=4096)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sample = Count | dict[str, Count] | None
 
 
@@ -76,9 +90,9 @@ class DetectorConfig(Section):
     """Without checkpoints: this many runs with random weights, for trying things out."""
     layer: str = "auto"
     """``auto`` (the tensor that enters global pooling) or a dotted module name."""
-    input_size: int | tuple[int, int] | None = None
+    input_size: Side | tuple[Side, Side] | None = None
     """Height and width in pixels; None takes the model's own."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[Finite, Finite, Finite] | None = None
     """Of each channel in [0, 1], subtracted; None takes the model's own."""
     std: tuple[Positive, Positive, Positive] | None = None
     """Of each channel in [0, 1], divided by; None takes the model's own."""
@@ -194,8 +208,8 @@ class ComputeConfig(Section):
 
 
 def _check_device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {value!r}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
+        raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {_short(repr(value))}")
     return value
 
 
@@ -276,7 +290,7 @@ class TrainingConfig(Section):
     """Images of each source to train on, drawn as for data.sample."""
     pretrained: bool = False
     """Start from the library's weights (downloaded by timm or torchvision) instead of random ones."""
-    input_size: int | tuple[int, int] | None = None
+    input_size: Side | tuple[Side, Side] | None = None
     epochs: int = Field(default=50, ge=1, le=100_000)
     batch_size: int = Field(default=20, ge=1, le=65536)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -366,31 +380,89 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or not TOML, or a key or value is wrong; the message names the key.
     """
+    where = f"config {str(path)!r}"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ConfigError(f"{where} is a pipe or a device; give a TOML file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{where} is larger than {MAX_BYTES} bytes; give a TOML file")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"config {str(path)!r} does not exist; give the path of a TOML file") from None
+        raise ConfigError(f"{where} does not exist; give the path of a TOML file") from None
     except IsADirectoryError:
-        raise ConfigError(f"config {str(path)!r} is a folder; give a TOML file") from None
+        raise ConfigError(f"{where} is a folder; give a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {str(path)!r} cannot be read as UTF-8 text: {error}") from None
+        raise ConfigError(f"{where} cannot be read as UTF-8 text: {error}") from None
     try:
-        tree = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"config {str(path)!r} is not valid TOML: {error}") from None
+        tree = _parse_toml(text)
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or a number of thousands of digits
+        raise ConfigError(f"{where} is not valid TOML: {_short(str(error))}") from None
     _apply_sets(tree, sets)
     return _absolute(parse_config(tree), path.resolve().parent)
 
 
+def _parse_toml(text: str) -> dict[str, Any]:
+    """As tomllib, which takes minutes and all memory for a key of 100,000 names."""
+    if LONG_KEY.search(text):
+        raise ValueError(f"a key of more than {MAX_DEPTH} names; no field is so deep")
+    return tomllib.loads(text)
+
+
 def parse_config(tree: Mapping[str, Any]) -> Config:
-    """Check a parsed config; every mistake becomes one line of a ConfigError."""
+    """Check a parsed config; the mistakes become one line of a ConfigError."""
+    _check_tree(tree)
     try:
         return Config.model_validate(_tuples(tree))
     except ValidationError as error:
         mistakes = [dict(mistake) for mistake in error.errors()]
         inner = [mistake for mistake in mistakes if mistake["type"] != "too_short"]  # follows from a wrong item
-        lines = [_explain_mistake(mistake, tree) for mistake in inner or mistakes]
-        raise ConfigError("config: " + "; ".join(dict.fromkeys(lines))) from None
+        lines = list(dict.fromkeys(_explain_mistake(mistake) for mistake in inner or mistakes))
+        more = f"; and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
+        raise ConfigError("config: " + "; ".join(lines[:MOST_MISTAKES]) + more) from None
+
+
+def _check_tree(tree: Mapping[str, Any]) -> None:
+    """Refuse what no field can mean and what those who read on cannot take: depth, size, NUL and endless numbers."""
+    level: list[tuple[str, Any]] = [("", tree)]
+    count = 0
+    for _ in range(MAX_DEPTH):
+        below: list[tuple[str, Any]] = []
+        for where, value in level:
+            _check_value(where, value)
+            children = (
+                value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+            )
+            for key, child in children:
+                _check_value(where, key)
+                below.append((f"{where}.{_short(key)}" if where else _short(key), child))
+        count += len(below)
+        if count > MAX_VALUES:
+            raise ConfigError(f"config: expected at most {MAX_VALUES} values, got more; is it a config of explain2me?")
+        if not below:
+            return
+        level = below
+    raise ConfigError(
+        f"{_short(level[0][0])}: tables and arrays are nested more than {MAX_DEPTH} deep; no field needs that"
+    )
+
+
+def _check_value(where: str, value: Any) -> None:
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        raise ConfigError(f"{where or 'config'}: a text of {len(value)} characters, expected at most {MAX_CHARACTERS}")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{where or 'config'}: {_short(repr(value))} holds a NUL character; take it out")
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise ConfigError(
+            f"{where}: expected a number below 2^64, got one of {value.bit_length()} bits; give a smaller one"
+        )
+
+
+def _short(text: Any) -> str:
+    """A name or value of any length as part of a message."""
+    shown = str(text)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def override(config: Config, sets: Sequence[str]) -> Config:
@@ -443,58 +515,67 @@ def _apply_sets(tree: dict[str, Any], sets: Sequence[str]) -> None:
     for item in sets:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set: expected key=value, e.g. compute.batch_size=16, got {item!r}")
-        _set(tree, key.strip().split("."), _parse_value(text), item)
+            raise ConfigError(f"--set: expected key=value, e.g. compute.batch_size=16, got {_short(repr(item))}")
+        keys = key.strip().split(".")
+        if len(keys) > MAX_DEPTH:
+            raise ConfigError(f"--set {_short(item)}: {len(keys)} names in one key; no field is so deep")
+        _set(tree, keys, _parse_value(text, item), _short(item))
 
 
 def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
     for i, key in enumerate(keys[:-1]):
         if isinstance(node, list):
-            if key.isdigit() and int(key) < len(node):
-                node = node[int(key)]
+            if (index := _index(key, node)) is not None:
+                node = node[index]
                 continue
             if len(node) == 1:  # measures.noise.levels when there is one kind of noise
                 _set(node[0], keys[i:], value, item)
                 return
             raise ConfigError(
-                f"--set {item}: {key!r} is not an index of a list of {len(node)}; give 0 to {len(node) - 1}"
+                f"--set {item}: {_short(key)!r} is not an index of a list of {len(node)}; give 0 to {len(node) - 1}"
             )
         node = node.setdefault(key, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"--set {item}: {'.'.join(keys[: i + 1])} is a value, not a table")
+            raise ConfigError(f"--set {item}: {_short('.'.join(keys[: i + 1]))} is a value, not a table")
     if isinstance(node, list):
         if len(node) == 1 and isinstance(node[0], dict):
             node = node[0]
-        elif keys[-1].isdigit() and int(keys[-1]) < len(node):
-            node[int(keys[-1])] = value
+        elif (index := _index(keys[-1], node)) is not None:
+            node[index] = value
             return
         else:
-            raise ConfigError(f"--set {item}: {keys[-1]!r} is not an index of a list of {len(node)}")
+            raise ConfigError(f"--set {item}: {_short(keys[-1])!r} is not an index of a list of {len(node)}")
     node[keys[-1]] = value
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(text: str, item: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return _parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text.strip()
+    except (ValueError, RecursionError) as error:  # TOML, but thousands of digits or brackets
+        raise ConfigError(f"--set {_short(item)}: the value cannot be read: {_short(error)}") from None
 
 
-def _explain_mistake(mistake: dict[str, Any], tree: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in mistake["loc"])
+def _index(key: str, node: Sequence[Any]) -> int | None:
+    """The place in a list that a part of a key names."""
+    return int(key) if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(node) else None
+
+
+def _explain_mistake(mistake: dict[str, Any]) -> str:
+    where = ".".join(_short(part) for part in mistake["loc"])
     kind = mistake["type"]
     if kind == "extra_forbidden":
         key = str(mistake["loc"][-1])
         return f"unknown key {where!r}: {nearest(key, _known_keys(mistake['loc'][:-1]))}"
     if kind == "missing":
         return f"{where} is missing; add it"
-    shown = repr(mistake.get("input"))
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
+    shown = _short(repr(mistake.get("input")))
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", str(mistake["ctx"]["expected"]))
         return f"{where}: unknown value {shown}; {nearest(str(mistake['input']), known)}"
     message = str(mistake["msg"]).removeprefix("Value error, ")
+    message = message if len(message) <= 400 else f"{message[:397]}..."
     if not where:
         return message
     return (
@@ -541,7 +622,8 @@ def _absolute(config: Config, folder: Path) -> Config:
 def _below(folder: Path, pattern: str) -> str:
     """A path or pattern below a folder, whose own name is no pattern."""
     path = folder / pattern
-    return str(path) if path.exists() or Path(pattern).is_absolute() else str(Path(glob.escape(str(folder))) / pattern)
+    exists = os.path.exists(path)  # noqa: PTH110 - False for a name that no file can have
+    return str(path) if exists or Path(pattern).is_absolute() else str(Path(glob.escape(str(folder))) / pattern)
 
 
 def _absolute_strategy(strategy: StrategyConfig, folder: Path) -> StrategyConfig:

@@ -9,7 +9,7 @@ What a file becomes: three 8-bit channels, upright, whole.
 - Embedded colour profiles are ignored, as those loaders do. All eight EXIF orientations are applied; a broken EXIF
   block counts as none. The first picture of a multi-picture JPEG (MPO, a phone's depth or gain map) is the photograph.
 - What the decoder cannot see is not seen: a JPEG whose second half was overwritten decodes to grey blocks without an
-  error. Give the manifest a column ``sha256`` where files may rot.
+  error. Give the manifest a column ``sha256`` where files may rot; ``--verify-hashes`` insists on it.
 
 Kinds of :class:`~explain2me.errors.ImageError`:
 
@@ -41,6 +41,7 @@ most about 16 bytes a pixel are held for each decoding thread.
 import errno
 import hashlib
 import io
+import logging
 import os
 import re
 import stat
@@ -70,6 +71,7 @@ INTERPOLATIONS = {
 }
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 512 * 2**20
+MAX_SCANS = 100  # of a JPEG; encoders write about ten, and each costs the decoder a pass over all pixels
 MIN_SIDE = 8  # a common map has 7 cells a side: fewer pixels than cells cannot carry one
 
 
@@ -99,6 +101,16 @@ def examine_file(path: Path, *, max_pixels: int, expected_sha256: str | None = N
         sha256 = _check_sha256(data, expected_sha256)
         width, height = _decode(data, max_pixels=max_pixels).size
     return width, height, sha256
+
+
+def check_hash(path: Path, expected_sha256: str) -> None:
+    """Compare the bytes of one file to a sha256; nothing is decoded.
+
+    Raises:
+        ImageError: other bytes (``hash_mismatch``), or bytes that cannot be read.
+    """
+    with _named(path):
+        _check_sha256(read_bytes(path), expected_sha256)
 
 
 def load_array(
@@ -250,6 +262,8 @@ def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
     try:
         with _no_pillow_warnings, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, max_pixels)
+            if _num_scans(data) > MAX_SCANS:
+                raise ImageError("corrupt", f"a JPEG of more than {MAX_SCANS} scans, made to take long; save it again")
             image.load()
             return _upright(_to_rgb(image), image)
     except ImageError:
@@ -272,6 +286,23 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
         raise ImageError("too_small", f"{width} x {height} pixels; expected at least {MIN_SIDE} a side")
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ImageError("animated", "several frames or pages; save the one that is meant as an image of its own")
+
+
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither stuffing nor a restart
+_SCAN, _START, _END = 0xDA, 0xD8, 0xD9
+
+
+def _num_scans(data: bytes) -> int:
+    """Scans of the first picture of a JPEG, counted up to one too many; 0 for other formats."""
+    if not data.startswith(b"\xff\xd8"):
+        return 0
+    count, place = 0, 2
+    while count <= MAX_SCANS and (found := _MARKER.search(data, place)) and found[1][0] != _END:
+        place = found.end()
+        if found[1][0] not in (0x01, _START):
+            place += int.from_bytes(data[place : place + 2], "big")
+        count += found[1][0] == _SCAN
+    return count
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -315,6 +346,9 @@ def _ends_early(data: bytes) -> bool:
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     order: Literal["little", "big"] = "big" if data[:2] == b"MM" else "little"
     return data[:4] in (b"II*\0", b"MM\0*") and len(data) <= int.from_bytes(data[4:8], order)
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler Python prints what it logs
 
 
 class _NoPillowWarnings:

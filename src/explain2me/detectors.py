@@ -2,8 +2,11 @@
 
 import hashlib
 import io
+import json
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +16,18 @@ import timm
 import torch
 import torchvision
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
-from explain2me.errors import CheckpointError, ConfigError, nearest
+from explain2me.decode import read_bytes
+from explain2me.errors import CheckpointError, ConfigError, ImageError, nearest
 
 NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "backbone.")
+MAX_NESTS = 10
+"""Dicts around a state dict, and prefixes before its names."""
+MAX_BYTES = 64 * 2**30
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 
@@ -133,15 +139,29 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """
     where = f"checkpoint {str(path)!r}"
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{where} does not exist; give the path of a .safetensors or .pth file") from None
-    except OSError as error:
-        raise CheckpointError(f"{where} cannot be read: {error.strerror}") from None
-    if not data:
-        raise CheckpointError(f"{where} is empty; save it again")
+        data = read_bytes(path, max_bytes=MAX_BYTES)
+    except ImageError as error:
+        if error.kind in ("missing", "dangling_link"):
+            raise CheckpointError(f"{where} does not exist; give the path of a .safetensors or .pth file") from None
+        if error.kind == "empty":
+            raise CheckpointError(f"{where} is empty; save it again") from None
+        raise CheckpointError(f"{where} cannot be read: {error.message}") from None
     tree = _read_safetensors(data, where) if _is_safetensors(data, path) else _read_pickle(data, where)
-    return _plain_names(_unnest(tree, where)), hashlib.sha256(data).hexdigest()
+    state = _unnest(tree, where)
+    for key, value in state.items():
+        _check_tensor(value, f"{where}: {_short(key)!r}", most_bytes=len(data))
+    return _plain_names(state), hashlib.sha256(data).hexdigest()
+
+
+def _check_tensor(value: Tensor, where: str, *, most_bytes: int) -> None:
+    """Only what a model's own weights are: dense numbers that stand in the file, each of them."""
+    if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
+        raise CheckpointError(f"{where} is no dense tensor; save the state_dict() of the float model")
+    if value.numel() * value.element_size() > most_bytes:
+        raise CheckpointError(
+            f"{where} would be {value.numel() * value.element_size()} bytes, larger than the file of {most_bytes}: it repeats few "
+            f"numbers; save it again"
+        )
 
 
 def _is_safetensors(data: bytes, path: Path) -> bool:
@@ -151,14 +171,28 @@ def _is_safetensors(data: bytes, path: Path) -> bool:
 
 def _read_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
     try:
-        return load_safetensors(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        state = load_safetensors(data)
+        json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_without_repetition)
+        return state
+    except Exception as error:  # hostile bytes make the reader raise anything
         raise CheckpointError(f"{where} is not a valid safetensors file ({_line(error)}); save it again") from None
 
 
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two weights of one name is meant is undefined."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name is there twice among {_short(', '.join(found))}")
+    return found
+
+
 def _read_pickle(data: bytes, where: str) -> Any:
+    if data.startswith(b"PK"):
+        _check_zip(data, where)
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of odd pickles; what is wrong with them is said below
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(
@@ -172,31 +206,50 @@ def _read_pickle(data: bytes, where: str) -> Any:
         ) from None
 
 
+def _check_zip(data: bytes, where: str) -> None:
+    """``torch.save`` does not compress: a small file that unpacks to a large one was made to fill the memory."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"{where} cannot be read ({type(error).__name__}: {_line(error)}); save it again"
+        ) from None
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{where} holds two members of one name, so what is in it is undefined; save it again")
+    if unpacked > len(data):
+        raise CheckpointError(
+            f"{where} would unpack to {unpacked} bytes, larger than the file of {len(data)}: torch.save does not compress; "
+            f"save it again"
+        )
+
+
 def _unnest(tree: Any, where: str) -> dict[str, Tensor]:
     """Down to the dict of tensors: ``{"epoch": 3, "state_dict": {...}}`` and the like."""
-    while isinstance(tree, Mapping):
-        tensors = {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
+    for _ in range(MAX_NESTS):  # a dict may hold itself
+        if not isinstance(tree, Mapping):
+            break
+        tensors = {key: value for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)}
         inner = next((tree[key] for key in NESTS if isinstance(tree.get(key), Mapping)), None)
         if tensors and inner is None:
             return tensors
         if inner is None:
             break
         tree = inner
-    kind = (
-        f"a dict with the keys {sorted(map(str, tree))[:5]}"
-        if isinstance(tree, Mapping)
-        else f"a {type(tree).__name__}"
-    )
+    names = sorted(_short(key) for key in tree if isinstance(key, str)) if isinstance(tree, Mapping) else []
+    kind = f"a dict with the keys {names[:5]}" if isinstance(tree, Mapping) else f"a {type(tree).__name__}"
     raise CheckpointError(f"{where}: expected weights by name, or a dict with a state_dict, got {kind}")
 
 
 def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take off the prefixes that DataParallel, Lightning and torch.compile put before every name."""
-    while True:
+    for _ in range(MAX_NESTS):
         prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
         if prefix is None:
-            return state
+            break
         state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _check_architecture(architecture: str) -> tuple[str, str]:
@@ -236,8 +289,12 @@ def _build(
         auxiliary = pretrained or (state is not None and any(key.startswith(AUXILIARY) for key in state))
         options |= {} if pretrained else {"aux_logits": auxiliary, "init_weights": False}
     if name.startswith("vit_") and size:
-        if size[0] != size[1]:
-            raise ConfigError(f"torchvision:{name} takes square inputs only, got input_size {size[0]}x{size[1]}")
+        patch = int(name.rpartition("_")[2])
+        if size[0] != size[1] or size[0] % patch:
+            raise ConfigError(
+                f"torchvision:{name} takes square inputs of a multiple of {patch} pixels only, got input_size "
+                f"{size[0]}x{size[1]}"
+            )
         options["image_size"] = size[0]
     if not pretrained:
         return torchvision.models.get_model(name, weights=None, **options)
@@ -324,6 +381,10 @@ def _load(model: nn.Module, state: dict[str, Tensor], architecture: str, checkpo
                 f"checkpoint {checkpoint!r} does not fit {architecture}: {key} must be of shape "
                 f"{tuple(own[key].shape)}, got {tuple(value.shape)}; is it of another architecture?"
             )
+        if own[key].is_floating_point() and not value.is_floating_point():
+            raise CheckpointError(
+                f"checkpoint {checkpoint!r}: {key} must hold floating point numbers, got {value.dtype}; save the float model"
+            )
         if value.is_floating_point() and not value.isfinite().all():
             bad = int((~value.isfinite()).sum())
             raise CheckpointError(
@@ -367,7 +428,13 @@ def _refused_object(error: Exception) -> str:
 
 
 def _first(names: list[str]) -> str:
-    return f" ({', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''})" if names else ""
+    return (
+        f" ({', '.join(repr(_short(name)) for name in names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:77]}..."
 
 
 def _line(error: Exception) -> str:

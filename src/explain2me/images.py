@@ -4,6 +4,7 @@
 
     list_images    manifest or folder -> table of rows, sorted by image_id; no image is opened (manifest.py)
     index_images   every file read and fully decoded once -> usable rows, quarantine
+    verify_hashes  every file read and compared to the sha256 of its row; nothing is decoded
     batches        files -> uint8 batches, decoded ahead in threads
 """
 
@@ -22,7 +23,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from explain2me.decode import MAX_PIXELS, check_size, examine_file, load_array
+from explain2me.decode import MAX_PIXELS, check_hash, check_size, examine_file, load_array
 from explain2me.errors import ImageError
 from explain2me.manifest import resolve
 
@@ -106,6 +107,43 @@ def index_images(
         kind = pa.string() if name == "sha256" else pa.int32()
         kept = kept.append_column(name, pa.array([values[column] for values in found], kind))
     return Indexed(kept, pa.Table.from_pylist(bad, schema=QUARANTINE))
+
+
+def verify_hashes(
+    table: pa.Table,
+    root: Path,
+    *,
+    num_threads: int | None = None,
+    on_done: Callable[[int], None] | None = None,
+) -> pa.Table:
+    """Read every file and compare it to its hash; nothing is decoded.
+
+    Args:
+        table: rows of :func:`list_images` with an expected_sha256 each, see :func:`require_hashes`.
+        root: the folder to which the paths are relative.
+        num_threads: reading threads; None takes one for each processor core, at most 8.
+        on_done: called in the caller's thread with the number of files done so far.
+
+    Returns:
+        The quarantine that :func:`index_images` would give for files that are missing, unreadable or of other bytes.
+    """
+    rows = table.to_pylist()
+
+    def compare(row: dict[str, str]) -> ImageError | None:
+        try:
+            check_hash(resolve(root, row["path"]), row["expected_sha256"])
+        except ImageError as error:
+            return error
+        return None
+
+    bad: list[dict[str, str | None]] = []
+    with closing(_in_order(compare, rows, num_threads=num_threads, ahead=64)) as results:
+        for position, error in enumerate(results):
+            if error is not None:
+                bad.append(_quarantined(rows[position], error))
+            if on_done is not None:
+                on_done(position + 1)
+    return pa.Table.from_pylist(bad, schema=QUARANTINE)
 
 
 def _quarantined(row: dict[str, str | None], error: ImageError) -> dict[str, str | None]:

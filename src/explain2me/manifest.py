@@ -135,6 +135,18 @@ def check_labels(table: pa.Table, classes: Sequence[str]) -> None:
         )
 
 
+def require_hashes(table: pa.Table, source: Path) -> None:
+    """Raise :class:`ManifestError` when a row of :func:`list_images` has no sha256 to compare its file with."""
+    given = table["expected_sha256"] if "expected_sha256" in table.schema.names else pa.nulls(len(table), pa.string())
+    if given.null_count:
+        path = table["path"].filter(given.is_null())[0].as_py()
+        raise ManifestError(
+            f"{str(source)!r}: --verify-hashes needs the sha256 of every image, {given.null_count} of {len(table)} have none, "
+            f"first {path!r}; give a manifest with a column 'sha256', 64 digits each, as `sha256sum` prints them for the "
+            f"files while they are known to be whole"
+        )
+
+
 _ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # what "backslashreplace" writes for a byte that is not UTF-8
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 

@@ -1,6 +1,7 @@
 """Before stage 1: check the config against the files it names, index the images, write run.json."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
@@ -22,7 +23,14 @@ from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, Man
 from explain2me.executors import Engine
 from explain2me.files import TEMPORARY, sha256_of, write_json, write_parquet
 from explain2me.index import PARTS, forget_chunks, index_run
-from explain2me.manifest import check_labels, list_images, sample_images, splits_of, unread_containers
+from explain2me.manifest import (
+    check_labels,
+    list_images,
+    require_hashes,
+    sample_images,
+    splits_of,
+    unread_containers,
+)
 from explain2me.salience import GradCAM
 from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, open_run, sealed
 
@@ -149,6 +157,25 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
     return images, record
 
 
+def require_all_hashes(config: Config) -> pa.Table:
+    """The images to test, after a check that each, and each to train on, has a hash in its manifest.
+
+    Raises:
+        ManifestError: an image without one, or a manifest that is wrong.
+    """
+    source = Path(config.data.manifest)
+    training = config.training
+    if training is not None:
+        trained = Path(training.manifest or source)
+        splits = {training.split, training.validation_split or training.split}
+        for split in sorted(splits, key=str):
+            require_hashes(list_images(trained, split=split, classes=config.data.classes), trained)
+    listed = list_images(source, split=config.data.split, classes=config.data.classes)
+    images = sample_images(listed, config.data.sample, seed=config.seed)
+    require_hashes(images, source)
+    return images
+
+
 def warnings_of(config: Config) -> list[str]:
     """What is allowed and probably not meant."""
     found = []
@@ -251,7 +278,8 @@ def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | Non
     patterns = (detector.checkpoints,) if isinstance(detector.checkpoints, str) else detector.checkpoints
     paths: list[str] = []
     for pattern in patterns:
-        found = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+        exists = os.path.exists(pattern)  # noqa: PTH110 - False for a name that no file can have
+        found = [pattern] if exists else sorted(glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
         if not found:
             raise CheckpointError(
                 f"detector {detector.name!r}: no file matches checkpoints = {pattern!r}; give a path or a pattern, "
@@ -329,6 +357,9 @@ def _check_model(
             cam(detector.preprocess(blank))
         except Explain2MeError as error:
             raise type(error)(f"detector {wanted.name!r}: {error}") from None
+        except Exception:
+            _refuse_size(wanted, detector, blank)
+            raise
         layer = cam.layer
     return Model(
         detector=wanted.name,
@@ -344,6 +375,20 @@ def _check_model(
         std=tuple(detector.std),
         interpolation=detector.interpolation,
     )
+
+
+def _refuse_size(wanted: DetectorConfig, detector: Detector, blank: torch.Tensor) -> None:
+    """Raise ConfigError where the model alone fails as well: then its input has not the size that it needs."""
+    try:
+        with torch.no_grad():
+            detector.model(detector.preprocess(blank))
+    except Exception as error:
+        height, width = detector.input_size
+        reason = str(error).split("\n", maxsplit=1)[0][:160]
+        raise ConfigError(
+            f"detector {wanted.name!r}: {wanted.architecture} does not take images of {height} x {width} pixels ({reason}); "
+            f"change input_size or leave it out"
+        ) from None
 
 
 def _open_old(folder: Path) -> Run | None:

@@ -375,7 +375,7 @@ def _type_of(column: str) -> pa.DataType:
 
 def _safe_cell(cell: Any) -> Any:
     """Spreadsheets run cells that begin with these: an apostrophe in front makes them text."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else cell
 
 
 def _mean_over_conditions(array: np.ndarray) -> np.ndarray:

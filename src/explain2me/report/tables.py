@@ -11,7 +11,7 @@ from explain2me.report.material import ALL, Material, records
 
 ARROWS = {"entropy": "lower", "noise": "higher", "resilience": "higher", "stability": "higher"}
 ARROWS |= {"focus_salient": "lower", "focus_nonsalient": "higher"}
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 class Sheet(NamedTuple):
