@@ -1,6 +1,5 @@
 """Is a run whole? Every model x image x condition is there once, or in the quarantine, and no file was changed."""
 
-import functools
 import hashlib
 import json
 from collections import Counter
@@ -42,7 +41,8 @@ def verify_run(run: Run, *, images: bool = False, on_done: Callable[[int, int], 
     except RunFolderError as error:
         problems.append(f"damaged: {error}")
     for i, shard in enumerate(shards):
-        problems += _check_shard(run, shard, refused.get(shard.model.name, set()))
+        where = shard.path(run.folder).relative_to(run.folder)
+        problems += _guarded(where, _check_shard(run, shard, refused.get(shard.model.name, set())))
         if on_done:
             on_done(i + 1, len(shards))
     problems += [*_check_names(run, shards), *_check_scores(run), *_check_other_files(run)]
@@ -67,17 +67,23 @@ def _check_images_table(run: Run) -> Iterator[str]:
         yield "changed: images.parquet is not as it was written; put back a copy of it, or start a new run"
 
 
+def _guarded(where: Path, check: Iterator[str]) -> Iterator[str]:
+    """A footer with a changed byte can make pyarrow say anything, or name columns otherwise."""
+    try:
+        yield from check
+    except RunFolderError as error:
+        yield f"damaged: {error}"
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
+        yield f"damaged: {where}: {' '.join(str(error).split())}"
+
+
 def _check_shard(run: Run, shard: Shard, refused: set[int]) -> Iterator[str]:
     path = shard.path(run.folder)
     where = path.relative_to(run.folder)
     if not path.exists() and path.name not in _packed(path.parent):
         yield f"missing: {where} (images {shard.start} to {shard.stop - 1} of {shard.model.name})"
         return
-    try:
-        table = read_parquet(path)
-    except RunFolderError as error:
-        yield f"damaged: {where}: {error}"
-        return
+    table = read_parquet(path)
     conditions = [condition.name for condition in conditions_for(run.config.measures, shard.model.input_size)]
     said = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if said.get("model") != shard.model.name or json.loads(said.get("conditions", "[]")) != conditions:
@@ -93,7 +99,7 @@ def _check_shard(run: Run, shard: Shard, refused: set[int]) -> Iterator[str]:
     ):
         if number:
             yield f"{what} rows: {number} in {where}"
-    if path.exists() and _was_changed(path, table):
+    if path.exists() and _was_changed(run, path, table):
         yield f"damaged: {where} is not as it was written"
 
 
@@ -105,19 +111,20 @@ def _packed(folder: Path) -> set[str]:
         return set()
 
 
-def _was_changed(path: Path, table: pa.Table) -> bool:
+def _was_changed(run: Run, path: Path, table: pa.Table) -> bool:
     """Writing is deterministic: the same rows give the same bytes, footer and all, in the same version of pyarrow."""
-    if pq.read_metadata(path).created_by != _created_by():
-        return False
+    found = str(pq.read_metadata(path).created_by)
+    if found != _created_by(pa.__version__):
+        versions = [run.record["versions"], *run.record.get("later_versions", [])]
+        return found not in {_created_by(version["pyarrow"]) for version in versions}
     if "map" in table.schema.names:  # Parquet names the items of a list otherwise
         schema = maps_schema(table.schema.field("map").type.list_size)
         table = table.cast(schema.with_metadata(table.schema.metadata))
     return encoded(table) != path.read_bytes()
 
 
-@functools.cache
-def _created_by() -> str:
-    return str(pq.read_metadata(pa.BufferReader(encoded(pa.table({"x": [1]})))).created_by)
+def _created_by(version: str) -> str:
+    return f"parquet-cpp-arrow version {version}"
 
 
 def _check_names(run: Run, shards: list[Shard]) -> Iterator[str]:
@@ -125,7 +132,8 @@ def _check_names(run: Run, shards: list[Shard]) -> Iterator[str]:
     planned = {shard.path(run.folder) for shard in shards}
     for path in sorted((run.folder / "maps").rglob("*")):
         if path.name.startswith(PACKED):
-            yield from _check_pack(run, path, {shard.file_name for shard in shards})
+            names = {shard.file_name for shard in shards}
+            yield from _guarded(path.relative_to(run.folder), _check_pack(run, path, names))
         elif path.is_file() and path not in planned and not path.name.startswith(TEMPORARY):
             yield f"not in the plan: {path.relative_to(run.folder)}"
         elif path in planned and path.name in _packed(path.parent):
@@ -137,14 +145,11 @@ def _check_names(run: Run, shards: list[Shard]) -> Iterator[str]:
 
 def _check_pack(run: Run, path: Path, planned: set[str]) -> Iterator[str]:
     where = path.relative_to(run.folder)
-    try:
-        names = [name for name, member in packed_in(path.parent).items() if member.pack == path]
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if file.metadata.created_by == _created_by() and _encoded_pack(file) != path.read_bytes():
-                yield f"damaged: {where} is not as it was written"
-    except (RunFolderError, OSError, pa.ArrowException) as error:
-        yield f"damaged: {where}: {str(error).splitlines()[0]}"
-        return
+    names = [name for name, member in packed_in(path.parent).items() if member.pack == path]
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        ours = file.metadata.created_by == _created_by(pa.__version__)
+        if ours and _encoded_pack(file) != path.read_bytes():
+            yield f"damaged: {where} is not as it was written"
     if unknown := [name for name in names if name not in planned]:
         yield f"not in the plan: {len(unknown)} files in {where}, first {unknown[0]}"
 
@@ -176,30 +181,30 @@ def _check_scores(run: Run) -> Iterator[str]:
     for path in there:
         if settings and path.name not in wanted:
             yield f"not in the plan: scores/{path.name}"
-        try:
-            table = read_parquet(path)
-        except RunFolderError as error:
-            yield f"damaged: scores/{path.name}: {error}"
-            continue
-        unknown = np.setdiff1d(table["image"].to_numpy(), run.image_table["image"].to_numpy())
-        if len(unknown):
-            yield f"unknown images: {len(unknown)} in scores/{path.name}"
-        if path.exists() and _was_changed(path, table):
-            yield f"damaged: scores/{path.name} is not as it was written"
+        yield from _guarded(path.relative_to(run.folder), _check_score_file(run, path))
     for path in sorted(folder.glob(f"{PACKED}*.parquet")):
-        yield from _check_pack(run, path, set(wanted) if settings else names)
+        yield from _guarded(path.relative_to(run.folder), _check_pack(run, path, set(wanted) if settings else names))
+
+
+def _check_score_file(run: Run, path: Path) -> Iterator[str]:
+    table = read_parquet(path)
+    unknown = np.setdiff1d(table["image"].to_numpy(), run.image_table["image"].to_numpy())
+    if len(unknown):
+        yield f"unknown images: {len(unknown)} in scores/{path.name}"
+    if path.exists() and _was_changed(run, path, table):
+        yield f"damaged: scores/{path.name} is not as it was written"
 
 
 def _check_other_files(run: Run) -> Iterator[str]:
     for path in sorted(
         path for name in ("summary", "quarantine", "precision") for path in (run.folder / name).rglob("*.parquet")
     ):
-        where = path.relative_to(run.folder)
-        try:
-            if _was_changed(path, read_parquet(path)):
-                yield f"damaged: {where} is not as it was written"
-        except (RunFolderError, OSError, pa.ArrowException) as error:
-            yield f"damaged: {where}: {str(error).splitlines()[0]}"
+        yield from _guarded(path.relative_to(run.folder), _check_other_file(run, path))
+
+
+def _check_other_file(run: Run, path: Path) -> Iterator[str]:
+    if _was_changed(run, path, read_parquet(path)):
+        yield f"damaged: {path.relative_to(run.folder)} is not as it was written"
 
 
 def _check_images(run: Run) -> Iterator[str]:
