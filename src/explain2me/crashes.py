@@ -59,6 +59,7 @@ class CrashSearch(Recovery[Attempt]):
         self._record = record
         self._open: Counter[Whole] = Counter()
         self._found: Counter[Whole] = Counter()
+        self._fruitless: Counter[Whole] = Counter()
 
     def died(self, task: Attempt) -> Sequence[Attempt]:
         """Try again, or look into the halves.
@@ -89,8 +90,11 @@ class CrashSearch(Recovery[Attempt]):
         if self._open[whole]:
             return []
         if not self._found[whole]:
+            self._fruitless[whole] += 1
+            if self._fruitless[whole] < DEATHS:  # somebody else may have ended the workers
+                return [Attempt.at(whole)]
             raise Explain2MeError(
-                f"the images {whole.start} to {whole.stop - 1} ended their worker process twice, but none does so alone: the "
+                f"the images {whole.start} to {whole.stop - 1} ended their worker process again and again, but none does so alone: the "
                 f"memory was probably too small for all of them. What is committed stays; lower compute.batch_size or "
                 f"compute.workers (a lower batch_size needs a new folder) and call the same command again"
             )

@@ -18,7 +18,7 @@ from explain2me.conditions import Condition, conditions_for
 from explain2me.config import Config, digest, parse_config
 from explain2me.errors import RunFolderError
 from explain2me.events import log_event
-from explain2me.executors import run_tasks
+from explain2me.executors import Engine, run_tasks
 from explain2me.files import committed_in, packed_in, read_parquet, table_files, write_parquet
 from explain2me.measures import SIMILARITIES, entropy, is_dead, resilience, ssim_windowed
 from explain2me.prepare import engine_of
@@ -26,6 +26,9 @@ from explain2me.shards import Shard, missing_of, partners, plan
 from explain2me.store import RESULTS_VERSION, SCORES, Model, Part, Run, open_run, read_part
 
 VARIANTS = ("predicted", "fixed")
+
+FILES_FOR_WORKERS = 16
+"""Score files for each worker from which on workers are worth their start."""
 
 
 What = dict[str, str | None]
@@ -72,7 +75,10 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
     there = committed_in(folder)
     todo = [name for name in names if name not in there]
     work = functools.partial(_commit_scores, run.folder, config)
-    for i, _ in enumerate(run_tasks(work, todo, engine_of(config))):
+    engine = engine_of(config)
+    if len(todo) < FILES_FOR_WORKERS * engine.workers:  # done before they were started
+        engine = Engine(threads=engine.threads)
+    for i, _ in enumerate(run_tasks(work, todo, engine)):
         if on_done:
             on_done(i + 1, len(todo))
     log_event(run.folder, (0, 1), "measure", "done", files=len(todo), seconds=round(time.monotonic() - started, 3))

@@ -1,0 +1,95 @@
+"""A small run in a process of its own, that tests kill, starve and compare."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+COMMAND = "import sys; sys.path.pop(0); from explain2me.cli import main; main()"
+
+
+@dataclass
+class Driver:
+    """The command line over one config; every call is a process of its own."""
+
+    config: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen] = field(default_factory=list)
+
+    def start(
+        self, command: str, out: Path, *options: str, before: Callable[[], None] | None = None
+    ) -> subprocess.Popen:
+        """Begin and do not wait."""
+        words = [sys.executable, "-c", COMMAND, command, str(self.config), "--out", str(out), *options]
+        log = self.config.with_name(f"stderr-{len(self.started)}")
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                words,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=os.environ | self.environment,
+                preexec_fn=before,
+                start_new_session=True,
+            )
+        process.log = log
+        self.started.append(process)
+        return process
+
+    def call(self, command: str, out: Path, *options: str, before: Callable[[], None] | None = None) -> tuple[int, str]:
+        """Exit code and standard error."""
+        process = self.start(command, out, *options, before=before)
+        return process.wait(300), process.log.read_text()
+
+    @staticmethod
+    def results(folder: Path, *, but: Sequence[str] = ()) -> dict[str, bytes]:
+        """Every file of a run that holds a result."""
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith("events") and path.name not in but
+        }
+
+    @staticmethod
+    def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
+        """Worker processes, not the one that keeps track of semaphores."""
+        found = []
+        try:
+            for child in psutil.Process(driver.pid).children(recursive=True):
+                if any("spawn_main" in word for word in child.cmdline()):
+                    found.append(child)
+        except psutil.NoSuchProcess:
+            pass
+        return found
+
+    @staticmethod
+    def wait_until(condition: Callable[[], object], seconds: float = 120) -> bool:
+        """Whether it became true."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if condition():
+                return True
+            time.sleep(0.01)
+        return False
+
+
+@pytest.fixture
+def driver(tmp_path: Path, images: Path, weights: Path, detector_table: Callable[..., str]) -> Iterator[Driver]:
+    config = tmp_path / "config.toml"
+    table = detector_table("a", f"{weights}/seed[01].safetensors")
+    config.write_text(
+        f'name = "x"\n{table}[data]\nmanifest = "{images}"\n[summary]\nbootstrap = 20\n[report]\nafter_run = false\n'
+        '[compute]\ndevice = "cpu"\nbatch_size = 4\nshard_size = 2\nthreads = 1\n'
+    )
+    made = Driver(config)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,155 @@
+"""Nothing lost, nothing doubled, the same bytes: whatever is killed, however the work is shared."""
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from explain2me.store import open_run
+from explain2me.verify import verify_run
+
+IMAGES, CONDITIONS, MODELS, SHARDS = 26, 16, 2, 26
+RUN_JSON = ("run.json",)  # it says how many workers there were
+
+
+def events(folder: Path) -> list[dict]:
+    lines = [line for path in folder.glob("events*.jsonl") for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines if line.endswith("}")]  # a kill may cut the last line
+
+
+def check_whole(driver: Any, folder: Path, reference: dict[str, bytes], *, but: tuple[str, ...] = ()) -> None:
+    run = open_run(folder)
+    maps = run.maps(["image", "condition"]).to_pandas()
+    assert len(maps) == IMAGES * CONDITIONS * MODELS
+    assert not maps.duplicated(["detector", "run", "image", "condition"]).any()
+    assert verify_run(run) == []
+    found = driver.results(folder, but=but)
+    assert sorted(found) == sorted(set(reference) - set(but))
+    assert all(found[name] == reference[name] for name in found)
+
+
+def kill_some(driver: Any, process: subprocess.Popen, who: str) -> int:
+    """Kill the driver, a worker or all; how many tasks were lost at most."""
+    workers = driver.workers_of(process)
+    lost = len(workers) if who in ("driver", "both") else 1
+    if who in ("driver", "both"):
+        process.kill()
+    for worker in workers if who == "both" else workers[:1] if who == "worker" else []:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+    return max(lost, 1)
+
+
+def run_under_fire(driver: Any, folder: Path, *, kills: int, seed: int, options: tuple[str, ...]) -> None:
+    """Kill at random points of progress until ``kills`` are spent; a run that gets through is checked and begun anew."""
+    rng = random.Random(seed)
+    reference_folder = folder.with_name("reference")
+    assert driver.call("run", reference_folder, *options)[0] == 0
+    reference = driver.results(reference_folder)
+    spent, finished, redone, allowed, who_was = 0, 0, 0, 0, Counter()
+    while spent < kills:
+        current = folder / str(finished)
+        process = driver.start("explain", current, *options)
+        while process.poll() is None and spent < kills:
+            done = sum(event["event"] == "end" for event in events(current)) if current.exists() else 0
+            target = done + rng.randint(0, 4)
+            before_first = rng.random() < 0.1  # while the process starts, or indexes
+            if not before_first:
+                driver.wait_until(
+                    lambda p=process, f=current, n=target: (
+                        p.poll() is not None
+                        or (
+                            f.exists()
+                            and sum(event["event"] == "end" for event in events(f)) >= n
+                            and driver.workers_of(p)
+                        )
+                    )
+                )
+            time.sleep(rng.random() * 0.1)
+            if process.poll() is not None:
+                break
+            who = rng.choice(["driver", "worker", "both"])
+            allowed += kill_some(driver, process, who)
+            spent += 1
+            who_was[who] += 1
+            if who != "worker":
+                process.wait(60)
+        if process.wait(300) == 0:
+            assert driver.call("run", current, *options)[0] == 0
+            check_whole(driver, current, reference)
+            redone += Counter(event["event"] for event in events(current))["begin"] - SHARDS
+            finished += 1
+        else:
+            assert process.returncode == -signal.SIGKILL, process.log.read_text()
+    current = folder / str(finished)
+    code, error = driver.call("run", current, *options)
+    assert code == 0, error
+    check_whole(driver, current, reference)
+    redone += Counter(event["event"] for event in events(current))["begin"] - SHARDS
+    print(f"{spent} kills ({dict(who_was)}), {finished + 1} runs, {redone} shards begun again of {allowed} allowed")
+    assert redone <= allowed
+
+
+def test_a_few_kills(driver: Any, tmp_path: Path) -> None:
+    run_under_fire(driver, tmp_path / "runs", kills=3, seed=1, options=("--set", "compute.workers=2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hundred_kills(driver: Any, tmp_path: Path, workers: int) -> None:
+    options = ("--set", f"compute.workers={workers}")
+    run_under_fire(driver, tmp_path / "runs", kills=100 if workers == 2 else 20, seed=workers, options=options)
+
+
+def test_shares_give_the_same_bytes(driver: Any, tmp_path: Path) -> None:
+    assert driver.call("run", tmp_path / "one")[0] == 0
+    two = [driver.start("run", tmp_path / "shared", "--shard", f"{i}/2") for i in range(2)]
+    assert [process.wait(300) for process in two] == [0, 0]
+    if not (tmp_path / "shared" / "summary" / "measures.csv").exists():  # both ended at the same moment
+        assert driver.call("run", tmp_path / "shared", "--shard", "0/2")[0] == 0
+    check_whole(driver, tmp_path / "shared", driver.results(tmp_path / "one"))
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_bytes(driver: Any, tmp_path: Path) -> None:
+    assert driver.call("run", tmp_path / "one")[0] == 0
+    assert driver.call("run", tmp_path / "two", "--set", "compute.workers=2")[0] == 0
+    check_whole(driver, tmp_path / "two", driver.results(tmp_path / "one"), but=RUN_JSON)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_though_a_worker_and_then_the_driver_is_killed(driver: Any, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    assert driver.call("run", tmp_path / "one")[0] == 0
+    options = ("--set", "compute.executor=ray", "--set", "compute.workers=2")
+    folder = tmp_path / "ray"
+    first = driver.start("run", folder, *options)
+
+    def done() -> int:
+        return sum(event["event"] == "end" for event in events(folder)) if folder.exists() else 0
+
+    assert driver.wait_until(lambda: done() >= 3 or first.poll() is not None, 200)
+    actors = [
+        child
+        for child in psutil.Process(first.pid).children(recursive=True)
+        if any("ray::_Actor" in word for word in child.cmdline())
+    ]
+    assert actors
+    actors[0].kill()
+    assert driver.wait_until(lambda: done() >= 8 or first.poll() is not None, 200)
+    assert first.poll() is None, first.log.read_text()
+    first.kill()
+    first.wait(60)
+    assert 0 < done() < SHARDS
+    assert driver.call("run", folder, *options)[0] == 0
+    check_whole(driver, folder, driver.results(tmp_path / "one"), but=RUN_JSON)
+    begun = Counter(event["event"] for event in events(folder))["begin"]
+    assert begun <= SHARDS + 1 + 2
