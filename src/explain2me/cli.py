@@ -461,6 +461,7 @@ def _parse_shard(shard: str | None) -> tuple[int, int]:
 
 
 def _explain(config: "Config", folder: Path, shard: str | None, console: "Console") -> "Run":
+    _start_fork_server(config)
     from explain2me.explain import explain_run
     from explain2me.progress import TimeLeft
 
@@ -488,6 +489,16 @@ def _explain(config: "Config", folder: Path, shard: str | None, console: "Consol
             on_start=start,
             on_done=done,
         )
+
+
+def _start_fork_server(config: "Config") -> None:
+    """Workers are forks of a server that imports PyTorch first, which takes seconds: as long as it takes us."""
+    if sys.platform == "linux" and config.compute.workers > 1 and config.compute.executor == "local":
+        import multiprocessing
+        from multiprocessing import forkserver
+
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["explain2me.explain"])
+        forkserver.ensure_running()
 
 
 def _override(run: "Run", stage: str, sets: list[str]) -> "Config":

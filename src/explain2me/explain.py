@@ -105,6 +105,7 @@ def explain_run(
     """
     log = functools.partial(log_event, folder, share)
     started = time.monotonic()
+    work = functools.partial(commit_shard, folder)
     run = prepare(config, folder, share=share, on_indexed=on_indexed)
     log("index", "done", images=len(run.image_table), seconds=round(time.monotonic() - started, 3))
     started = time.monotonic()
@@ -134,7 +135,7 @@ def explain_run(
             on_done(attempt.whole.model, count, seconds)
 
     for attempt in run_tasks(
-        functools.partial(commit_shard, folder),
+        work,
         attempts,
         engine_of(run.config),
         recovery=CrashSearch(functools.partial(_record_crash, run)),

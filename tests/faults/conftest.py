@@ -58,11 +58,11 @@ class Driver:
 
     @staticmethod
     def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
-        """Worker processes, not the one that keeps track of semaphores."""
+        """Worker processes: forks of the server that the driver has for them."""
         found = []
         try:
             for child in psutil.Process(driver.pid).children(recursive=True):
-                if any("spawn_main" in word for word in child.cmdline()):
+                if child.ppid() != driver.pid and any("forkserver" in word for word in child.cmdline()):
                     found.append(child)
         except psutil.NoSuchProcess:
             pass

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ class LocalWorker:
             Exception: whatever the task raised.
         """
         if self._process is None or not self._process.is_alive():
-            self._start()
+            self._start(work)
         assert self._pipe is not None
         try:
             self._pipe.send((work, task))
@@ -73,7 +74,7 @@ class LocalWorker:
                 else:
                     return
         except (EOFError, ConnectionError):
-            self._close()
+            self.close()
             raise WorkerDied from None
 
     def kill(self) -> None:
@@ -82,9 +83,9 @@ class LocalWorker:
         if self._process is not None:
             self._process.kill()
 
-    def _start(self) -> None:
-        self._close()
-        context = multiprocessing.get_context("spawn")  # fork would inherit torch's threads and locks
+    def _start(self, work: Work) -> None:
+        self.close()
+        context = _context(work)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._index, self._threads))
         self._process.start()
@@ -92,12 +93,27 @@ class LocalWorker:
         if self._killed:
             self._process.kill()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the process and clean up after it."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
         if self._pipe is not None:
             self._pipe.close()
+
+
+def _context(work: Work) -> Any:
+    """How processes begin. A fork of this one would inherit torch's threads and locks.
+
+    On Linux they are forks of a server that has imported what they need and done nothing else: importing takes seconds,
+    and a worker that died is soon replaced.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    module = str(getattr(getattr(work, "func", work), "__module__", ""))
+    context.set_forkserver_preload([name for name in (__name__, module) if name.startswith("explain2me.")])
+    return context
 
 
 def _serve(pipe: Connection, index: int, threads: int) -> None:

@@ -51,6 +51,9 @@ class RayWorker:
         if self._actor is not None and ray.is_initialized():
             ray.kill(self._actor)
 
+    def close(self) -> None:
+        """The cluster stays until the process ends, or :func:`close` is called."""
+
 
 class _Actor:
     """What runs in the cluster."""

@@ -43,7 +43,10 @@ class Worker(Protocol):
         """Do it and wait; WorkerDied when the process ended."""
 
     def kill(self) -> None:
-        """End the process now."""
+        """End the process now; called while another thread waits for it."""
+
+    def close(self) -> None:
+        """Clean up; nobody waits any more."""
 
 
 class Recovery(Generic[Task]):
@@ -141,27 +144,30 @@ def _run_in_workers(
     def tell(task: Task) -> Callable[[int, float], None]:
         return lambda *done: None if on_progress is None else on_progress(task, *done)
 
-    with ThreadPoolExecutor(len(idle), thread_name_prefix="explain2me-worker") as threads:
-        try:
-            while queue or running:
-                while queue and idle:
-                    worker, task = idle.pop(), queue.popleft()
-                    if on_start:
-                        on_start(task)
-                    running[threads.submit(worker.run, work, task, tell(task))] = worker, task
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    worker, task = running.pop(future)
-                    idle.append(worker)
-                    try:
-                        future.result()
-                    except WorkerDied:
-                        queue.extendleft(reversed(recovery.died(task)))
-                    else:
-                        queue.extendleft(reversed(recovery.done(task)))
-                        yield task
-        finally:
-            for each in everyone:
-                each.kill()
+    threads = ThreadPoolExecutor(len(idle), thread_name_prefix="explain2me-worker")
+    try:
+        while queue or running:
+            while queue and idle:
+                worker, task = idle.pop(), queue.popleft()
+                if on_start:
+                    on_start(task)
+                running[threads.submit(worker.run, work, task, tell(task))] = worker, task
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                worker, task = running.pop(future)
+                idle.append(worker)
+                try:
+                    future.result()
+                except WorkerDied:
+                    queue.extendleft(reversed(recovery.died(task)))
+                else:
+                    queue.extendleft(reversed(recovery.done(task)))
+                    yield task
+    finally:
+        for each in everyone:
+            each.kill()
+        threads.shutdown()
+        for each in everyone:
+            each.close()
 
 
 def _open_workers(engine: Engine) -> list[Worker]:
