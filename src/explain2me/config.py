@@ -42,6 +42,7 @@ Name = Annotated[str, AfterValidator(_safe_name)]
 Level = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
 Side = Annotated[int, Field(ge=8, le=4096)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sample = Count | dict[str, Count] | None
@@ -186,7 +187,12 @@ class ComputeConfig(Section):
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    batch_size: int = Field(default=32, ge=1, le=65536)
+    batch_size: BatchSize = 32
+    """Images of a forward pass; ``"auto"``: found when the run begins, and that number ever after, since the last bits
+    depend on it."""
+    compile: bool = False
+    """torch.compile what comes before the layer that is explained. Costs a minute or more for each model and process, and
+    needs a C++ compiler on a CPU; changes the last bits, so it belongs to the run."""
     shard_size: int = Field(default=256, ge=1, le=65536)
     """Images per part file."""
     workers: int = Field(default=1, ge=1, le=1024)

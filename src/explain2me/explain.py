@@ -26,7 +26,7 @@ from explain2me.images import CRASHED, batches
 from explain2me.manifest import image_root, resolve
 from explain2me.measures import is_dead, is_flat
 from explain2me.prepare import engine_of, load_model, prepare
-from explain2me.salience import GradCAM, predicted_classes
+from explain2me.salience import GradCAM, compile_before, predicted_classes
 from explain2me.shards import Shard, missing_of, plan, share_of
 from explain2me.store import QUARANTINE, SCHEMA_VERSION, Model, Run, maps_schema, open_run
 
@@ -220,7 +220,22 @@ def _load(run: Run, model: Model) -> Detector:
     if detector.weights_sha256 != model.weights_sha256:
         raise CheckpointError(f"{model.checkpoint} has changed since the run began; put it back, or start a new run")
     detector.model.to(run.config.compute.device).to(memory_format=torch.channels_last)
+    if run.config.compute.compile:
+        noise = torch.randint(
+            0, 256, (_batch_size(run), 3, *detector.input_size), generator=torch.Generator().manual_seed(0)
+        )
+        images = detector.preprocess(noise.to(torch.uint8).to(run.config.compute.device))
+        autocast = torch.autocast(
+            images.device.type, torch.bfloat16, enabled=run.config.compute.precision == "bfloat16"
+        )
+        with _exact_convolutions(images), autocast:
+            compile_before(detector.model, images, wanted.layer)
     return detector
+
+
+def _batch_size(run: Run) -> int:
+    """The largest batch of a run."""
+    return min(int(run.config.compute.batch_size), run.config.compute.shard_size)
 
 
 def _explain_rows(
@@ -239,7 +254,9 @@ def _explain_rows(
     refused: list[dict[str, object]] = []
     results: dict[Condition, list[tuple[Batch, Explained]]] = {condition: [] for condition in conditions}
     with GradCAM(detector.model, layer=wanted.layer) as cam:
-        explain = functools.partial(_explain, detector, cam, run, precision)
+        explain: Explain = functools.partial(_explain, detector, cam, run, precision)
+        if run.config.compute.compile:
+            explain = functools.partial(_padded, explain, _batch_size(run))
         for condition, batch, result in explain_batches(
             _read(run, model, detector, rows, refused, crashing), explain, conditions, seed=run.config.seed
         ):
@@ -280,6 +297,18 @@ def _explain(
     return Explained(maps[:, 0], maps[:, 1], classes, logits, torch.ones(len(images), dtype=torch.bool))
 
 
+def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: Tensor | None) -> Explained:
+    """A smaller last batch filled up and cut again: compiled code is made for one size."""
+    count = len(images)
+    filler = [0] * max(size - count, 0)
+    result = explain(
+        torch.cat([images, images[filler]]),
+        torch.cat([labels, labels[filler]]),
+        None if clean is None else torch.cat([clean, clean[filler]]),
+    )
+    return Explained(*(part[:count] for part in result))
+
+
 def _exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
     """On CUDA: no TF32 in the name of float32, and the same algorithm each time."""
     if images.device.type != "cuda":
@@ -303,6 +332,7 @@ def _read(
     labels = torch.tensor([classes.get(label, -1) for label in table["label"].to_pylist()])
     root = image_root(Path(data.manifest))
     files = [resolve(root, path) for path in paths]
+    assert compute.batch_size != "auto"  # found before run.json was written
     for batch in batches(
         files,
         size=detector.input_size,

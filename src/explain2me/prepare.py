@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 import explain2me
+from explain2me.batch_size import find_batch_size
 from explain2me.conditions import conditions_for
 from explain2me.config import Config, DetectorConfig, digest, fingerprint
 from explain2me.crashes import RUNNING
@@ -61,6 +62,9 @@ def prepare(
     if old is not None:
         _refuse_other(old.config, config, folder)
     images, record = check(config)
+    if old is None and config.compute.batch_size == "auto":
+        config = _with_batch_size(config, len(record["classes"]))
+        record = record | {"config": json.loads(config.model_dump_json())}
     if old is None and not _begin(config, images, record, folder, share, on_indexed):
         old = open_run(folder)  # another machine has begun it in the meantime
         config = with_device(config, old.config)
@@ -74,6 +78,15 @@ def prepare(
                 )
         _record_versions(old, record, folder)
     return open_run(folder)
+
+
+def _with_batch_size(config: Config, num_classes: int) -> Config:
+    def load(wanted: DetectorConfig) -> Detector:
+        _, checkpoint, seed = weights_of(wanted, config.seed)[0]
+        return load_model(wanted, checkpoint, seed, num_classes)
+
+    compute = config.compute.model_copy(update={"batch_size": find_batch_size(config, load)})
+    return config.model_copy(update={"compute": compute})
 
 
 def engine_of(config: Config) -> Engine:
@@ -328,7 +341,7 @@ def with_device(config: Config, old: Config | None = None) -> Config:
 
     Args:
         config: of the run.
-        old: the config that the run was begun with, whose number of threads stays.
+        old: the config that the run was begun with, whose number of threads and batch size stay.
     """
     device, threads = config.compute.device, config.compute.threads
     if threads is None:
@@ -342,7 +355,10 @@ def with_device(config: Config, old: Config | None = None) -> Config:
         )
     elif device == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("compute.device = 'mps': there is none here; use 'auto' or 'cpu'")
-    compute = config.compute.model_copy(update={"device": device, "threads": threads})
+    size = config.compute.batch_size
+    if size == "auto" and old is not None:
+        size = old.compute.batch_size
+    compute = config.compute.model_copy(update={"device": device, "threads": threads, "batch_size": size})
     return config.model_copy(update={"compute": compute})
 
 

@@ -77,7 +77,8 @@ def shard_settings(config: Config) -> dict[str, object]:
     """The settings that decide the bytes of every part file: no path, no name of a detector."""
     compute = tuple(f"compute.{name}" for name in ("device", "precision", "batch_size", "threads"))
     wanted = ("seed", "salience.", "measures.", *compute)
-    return {key: value for key, value in fingerprint(config).items() if key.startswith(wanted)}
+    settings = {key: value for key, value in fingerprint(config).items() if key.startswith(wanted)}
+    return settings | ({"compute.compile": True} if config.compute.compile else {})
 
 
 def partners(images: pa.Table, predicted: np.ndarray, *, seed: int) -> np.ndarray:

@@ -1,0 +1,69 @@
+"""The batch size that is found is as fast as any, and stays what it was."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from explain2me.batch_size import fastest
+from explain2me.config import load_config
+from explain2me.errors import ConfigError
+from explain2me.explain import explain_run
+
+
+def machine(seconds: Callable[[int], float], memory: int = 10**9) -> tuple[Callable[[int], None], Callable[[], float]]:
+    """A machine on which a batch takes so long, and its clock."""
+    now = itertools.count()
+    state = {"time": 0.0}
+
+    def explain(size: int) -> None:
+        next(now)
+        if size > memory:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        state["time"] += seconds(size)
+
+    return explain, lambda: state["time"]
+
+
+SIZES = (4, 8, 16, 32, 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "memory", "wanted"),
+    [
+        (lambda size: size, 1000, 4),  # no gain at all
+        (lambda size: max(size, 32), 1000, 32),  # gains up to 32
+        (lambda size: 100 + size, 1000, 128),  # gains to the end
+        (lambda size: 100 + size, 64, 32),  # memory for 64: half of it
+        (lambda size: 100 + size, 4, 4),
+        (lambda size: 1, 2, 0),  # none fits
+    ],
+)
+def test_the_smallest_size_that_is_about_as_fast_as_any(seconds, memory: int, wanted: int) -> None:
+    explain, clock = machine(seconds, memory)
+    assert fastest(explain, SIZES, clock=clock) == wanted
+
+
+def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], tmp_path: Path, monkeypatch) -> None:
+    from explain2me import prepare
+
+    config = write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 10')
+    sizes = iter([7, 5])
+    monkeypatch.setattr(prepare, "find_batch_size", lambda *_: next(sizes))
+    run = explain_run(load_config(config), tmp_path / "run")
+    assert run.config.compute.batch_size == 7
+    assert explain_run(load_config(config), tmp_path / "run").config.compute.batch_size == 7
+    assert next(sizes) == 5  # was not looked for again
+
+
+def test_it_is_found_on_real_networks(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 16')
+    run = explain_run(load_config(config), tmp_path / "run")
+    assert run.config.compute.batch_size in (4, 8, 16)
+
+
+def test_other_words_are_refused(write_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"compute\.batch_size"):
+        load_config(write_config(), ["compute.batch_size=much"])
