@@ -53,6 +53,7 @@ LAYERS = (
         "store",
     },
     {
+        "batch_size",
         "compact",
         "crashes",
         "explain",
