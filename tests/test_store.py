@@ -1,5 +1,8 @@
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 from explain2me.config import parse_config
 from explain2me.errors import RunFolderError
-from explain2me.files import atomic_path, read_parquet, write_parquet
+from explain2me.files import atomic_path, read_parquet, remove_leftovers, write_parquet
 from explain2me.shards import partners, plan
 from explain2me.store import IMAGES, Model, Run, open_run, stretches_of
 
@@ -141,3 +144,17 @@ def test_the_key_of_a_shard_holds_what_decides_its_bytes(tmp_path: Path) -> None
     changed = images.set_column(7, "sha256", pa.array(["1"] + ["0"] * 49))
     other_image = [shard.key for shard in plan(run_folder(tmp_path / "c", changed))]
     assert [a == b for a, b in zip(keys, other_image, strict=True)] == [False, True, True, True] * 2
+
+
+def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from explain2me.files import atomic_path; import os, signal\n"
+    code += "with atomic_path(Path(sys.argv[1])) as path:\n    path.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a" / "x.json")], check=False)
+    assert len(list((tmp_path / "a").iterdir())) == 1
+    with atomic_path(tmp_path / "a" / "y.json") as ours:
+        ours.write_text("whole")
+        (tmp_path / "a" / ".tmp-elsewhere-1-abc.tmp").touch()
+        assert remove_leftovers(tmp_path) == 1
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".tmp-elsewhere-1-abc.tmp", "y.json"]
+    os.utime(tmp_path / "a" / ".tmp-elsewhere-1-abc.tmp", (0, 0))
+    assert remove_leftovers(tmp_path) == 1

@@ -56,6 +56,7 @@ class CrashSearch(Recovery[Attempt]):
 
     def __init__(self, record: Callable[[Whole, int], None]) -> None:
         super().__init__()
+        self.num_deaths = 0
         self._record = record
         self._open: Counter[Whole] = Counter()
         self._found: Counter[Whole] = Counter()
@@ -67,6 +68,7 @@ class CrashSearch(Recovery[Attempt]):
         Raises:
             Explain2MeError: no image alone ends a process, but the task as a whole does.
         """
+        self.num_deaths += 1
         self._deaths[task] += 1
         if self._deaths[task] < DEATHS:
             return [task]

@@ -134,16 +134,19 @@ def explain_run(
         if on_done and not attempt.probe:
             on_done(attempt.whole.model, count, seconds)
 
+    search = CrashSearch(functools.partial(_record_crash, run))
     for attempt in run_tasks(
         work,
         attempts,
         engine_of(run.config),
-        recovery=CrashSearch(functools.partial(_record_crash, run)),
+        recovery=search,
         suspects=suspected(folder, attempts),
         on_start=begin,
         on_progress=tell,
     ):
         log("explain", "probed" if attempt.probe else "end", shard=attempt.whole.title, images=attempt[1:3])
+    if search.num_deaths:
+        remove_leftovers(folder)
     log("explain", "done", shards=len(missing), seconds=round(time.monotonic() - started, 3))
     return run
 

@@ -9,6 +9,8 @@ import functools
 import hashlib
 import json
 import os
+import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -63,7 +65,7 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     Without ``replace`` a file that is there already stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{_here()}-{os.getpid()}-", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -80,11 +82,40 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files that a killed process left below a folder; how many."""
-    old = [path for path in folder.rglob(f"{TEMPORARY}*.tmp") if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS]
+    """Delete temporary files that a killed process left below a folder; how many.
+
+    Their names say which process of which machine was at it. What another machine left goes after an hour.
+    """
+    old = [path for path in folder.rglob(f"{TEMPORARY}*.tmp") if _is_leftover(path)]
     for path in old:
         path.unlink(missing_ok=True)
     return len(old)
+
+
+def _is_leftover(path: Path) -> bool:
+    host, _, rest = path.name.removeprefix(TEMPORARY).rpartition("-")[0].rpartition("-")
+    if host == _here() and rest.isdecimal():
+        return not _is_alive(int(rest))
+    try:
+        return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
+    except FileNotFoundError:  # done in the meantime
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+@functools.cache
+def _here() -> str:
+    """The name of this machine, as part of a file name."""
+    return re.sub("[^A-Za-z0-9.]", "_", socket.gethostname())[:50]
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -61,6 +61,8 @@ def prepare(
     config = with_device(config, old.config if old else None)
     if old is not None:
         _refuse_other(old.config, config, folder)
+    if old is not None:
+        _refuse_vanished(old)
     images, record = check(config)
     if old is None and config.compute.batch_size == "auto":
         config = _with_batch_size(config, len(record["classes"]))
@@ -78,6 +80,16 @@ def prepare(
                 )
         _record_versions(old, record, folder)
     return open_run(folder)
+
+
+def _refuse_vanished(old: Run) -> None:
+    """A pattern that finds fewer checkpoints than before would be taken for another config."""
+    for model in old.models:
+        if model.checkpoint is not None and not Path(model.checkpoint).exists():
+            raise CheckpointError(
+                f"{model.checkpoint!r}, with which the run in {str(old.folder)!r} was begun, is not there any more; put it "
+                f"back, or give a new folder with --out"
+            )
 
 
 def _with_batch_size(config: Config, num_classes: int) -> Config:
