@@ -1,0 +1,24 @@
+#!/bin/bash
+# A run shared by the tasks of a SLURM array: each makes its share of the maps in one folder on a shared disk, and the
+# task that finds every map there goes on with scores, tables and report. Submit it again after a failure: what is
+# committed is not made again.
+#
+#   sbatch --array=0-15 examples/slurm.sh faces.toml runs/faces 16
+#   sbatch --array=3,7  examples/slurm.sh faces.toml runs/faces 16     # two of them again
+#
+#SBATCH --job-name=explain2me
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32G
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --output=%x-%A-%a.log
+set -euo pipefail
+
+usage="usage: sbatch --array=0-15 slurm.sh CONFIG RUN 16"
+config=${1:?$usage}
+run=${2:?$usage}
+shares=${3:?$usage}
+
+# 3 (some images are quarantined, more than allowed) is no failure of the machine
+srun explain2me run "$config" --out "$run" --shard "$SLURM_ARRAY_TASK_ID/$shares" || (($? == 3))
