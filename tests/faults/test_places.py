@@ -1,10 +1,11 @@
 """Disks that are full, folders that may not be written, files that vanish: one clear line, no half file, and it goes on."""
 
+import contextlib
 import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,25 @@ def no_half_files(folder: Path) -> bool:
     return not [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
 
 
-def small_files(size: int) -> Callable[[], None]:
-    """No file may grow over ``size`` bytes, as on a disk that is full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+@contextlib.contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file may grow over ``size`` bytes, as on a disk that is full; workers inherit it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_the_run_goes_on(driver: Any, tmp_path: Path, workers: int) -> None:
-    options = ("--set", f"compute.workers={workers}", "--set", "compute.shard_size=13")
+    options = ("--set", "compute.shard_size=13", *(("--set", f"compute.workers={workers}") if workers > 1 else ()))
     assert driver.call("run", tmp_path / "whole", *options)[0] == 0
     largest = max(path.stat().st_size for path in (tmp_path / "whole" / "maps").rglob("*.parquet"))
     folder = tmp_path / "run"
-    code, error = driver.call("explain", folder, *options, before=small_files(largest - 1000))
+    with small_files(largest - 1000):
+        code, error = driver.call("explain", folder, *options)
     assert code == 2
     line = one_line(error)
     assert "what is committed stays" in line

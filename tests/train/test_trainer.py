@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from explain2me.config import AugmentationConfig, Config, OptimizerConfig, parse_config
 from explain2me.detectors import load_detector
@@ -461,3 +462,41 @@ def test_architectures_at_299(tmp_path, manifest, architecture):
     assert detector.input_size == (299, 299)
     if "xception" in architecture:
         assert detector.mean == detector.std == (0.5, 0.5, 0.5)
+
+
+def test_a_training_can_be_counted_though_its_config_holds_a_dict(tmp_path: Path) -> None:
+    from explain2me.executors import Recovery
+
+    config = parse_config(
+        {
+            "name": "x",
+            "data": {"manifest": "m", "sample": {"a": 1}},
+            "training": {"architectures": ["timm:test_resnet"]},
+        }
+    )
+    training = trainings(config, tmp_path)[0]
+    assert Recovery().died(training) == [training]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trainings_in_workers_give_the_same_weights(manifest: Path, tmp_path: Path, executor: str) -> None:
+    if executor == "ray":
+        pytest.importorskip("ray", reason="the extra ray is not installed")
+    one_config = make_config(manifest, epochs=1)
+    two_config = make_config(manifest, epochs=1, workers=2).model_copy(
+        update={"compute": one_config.compute.model_copy(update={"executor": executor})}
+    )
+    assert train_missing(one_config, tmp_path / "one") == []
+    assert train_missing(two_config, tmp_path / "two") == []
+    if executor == "ray":
+        from explain2me.executors import ray
+
+        ray.close()
+    for training in trainings(one_config, tmp_path / "one"):
+        other = tmp_path / "two" / training.folder.relative_to(tmp_path / "one")
+        assert (other / CARD).exists()
+        weights = [load_file(folder / "best.safetensors") for folder in (training.folder, other)]
+        for name, value in weights[0].items():
+            torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)

@@ -66,6 +66,9 @@ class Training:
     run: int
     folder: Path
 
+    def __hash__(self) -> int:
+        return hash((self.detector, self.run, self.folder))  # a config may hold dicts
+
     @property
     def detector(self) -> str:
         """Name of the detector."""
