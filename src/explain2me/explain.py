@@ -216,8 +216,8 @@ def _open_once(folder: Path, _: int) -> Run:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(run: Run, model: Model) -> Detector:
-    """The model on its device, warm between the shards of one process."""
+def _load(run: Run, model: Model) -> tuple[Detector, GradCAM]:
+    """The model on its device, warm between the shards of one process, and opened to be explained: nobody else has it."""
     wanted = next(detector for detector in run.config.detectors if detector.name == model.detector)
     detector = load_model(wanted, model.checkpoint, model.seed, len(run.classes))
     if detector.weights_sha256 != model.weights_sha256:
@@ -233,7 +233,7 @@ def _load(run: Run, model: Model) -> Detector:
         )
         with _exact_convolutions(images), autocast:
             compile_before(detector.model, images, wanted.layer)
-    return detector
+    return detector, GradCAM(detector.model, layer=wanted.layer).__enter__()
 
 
 def _batch_size(run: Run) -> int:
@@ -251,25 +251,23 @@ def _explain_rows(
     on_batch: Callable[[int, float], None] | None = None,
 ) -> tuple[pa.Table, list[dict[str, object]]]:
     started = time.monotonic()
-    detector = _load(run, model)
-    wanted = next(d for d in run.config.detectors if d.name == model.detector)
+    detector, cam = _load(run, model)
     conditions = conditions_for(run.config.measures, detector.input_size)
     refused: list[dict[str, object]] = []
     results: dict[Condition, list[tuple[Batch, Explained]]] = {condition: [] for condition in conditions}
-    with GradCAM(detector.model, layer=wanted.layer) as cam:
-        explain: Explain = functools.partial(_explain, detector, cam, run, precision)
-        if run.config.compute.compile:
-            explain = functools.partial(_padded, explain, _batch_size(run))
-        for condition, batch, result in explain_batches(
-            _read(run, model, detector, rows, refused, crashing), explain, conditions, seed=run.config.seed
-        ):
-            kept = result._replace(valid=result.valid.cpu() & batch.usable)
-            if condition == conditions[-1] and on_batch:
-                now = time.monotonic()
-                on_batch(len(batch.rows), now - started)
-                started = now
-            # a slice would keep all pixels alive
-            results[condition].append((batch._replace(pixels=batch.pixels.new_empty(0)), kept))
+    explain: Explain = functools.partial(_explain, detector, cam, run, precision)
+    if run.config.compute.compile:
+        explain = functools.partial(_padded, explain, _batch_size(run))
+    for condition, batch, result in explain_batches(
+        _read(run, model, detector, rows, refused, crashing), explain, conditions, seed=run.config.seed
+    ):
+        kept = result._replace(valid=result.valid.cpu() & batch.usable)
+        if condition == conditions[-1] and on_batch:
+            now = time.monotonic()
+            on_batch(len(batch.rows), now - started)
+            started = now
+        # a slice would keep all pixels alive
+        results[condition].append((batch._replace(pixels=batch.pixels.new_empty(0)), kept))
     return _table(model, results), refused
 
 
