@@ -21,4 +21,7 @@ run=${2:?$usage}
 shares=${3:?$usage}
 
 # 3 (some images are quarantined, more than allowed) is no failure of the machine
-srun explain2me run "$config" --out "$run" --shard "$SLURM_ARRAY_TASK_ID/$shares" || (($? == 3))
+code=0
+srun explain2me run "$config" --out "$run" --shard "$SLURM_ARRAY_TASK_ID/$shares" || code=$?
+((code == 3)) && exit 0
+exit "$code"

@@ -58,6 +58,25 @@ def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], t
     assert next(sizes) == 5  # was not looked for again
 
 
+def test_of_two_machines_that_begin_together_the_second_takes_what_the_first_found(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch
+) -> None:
+    from explain2me import prepare
+
+    config = load_config(write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 10'))
+    sizes = iter([5, 7])
+    monkeypatch.setattr(prepare, "find_batch_size", lambda *_: next(sizes))
+    others = []
+
+    def meanwhile(done: int, total: int) -> None:
+        if not others and done == total:
+            others.append(prepare.prepare(config, tmp_path / "run", share=(1, 2)))
+
+    run = prepare.prepare(config, tmp_path / "run", share=(0, 2), on_indexed=meanwhile)
+    assert others[0].config.compute.batch_size == run.config.compute.batch_size == 7
+    assert not [path for path in run.folder.iterdir() if path.name not in ("run.json", "images.parquet")]
+
+
 def test_it_is_found_on_real_networks(write_config: Callable[..., Path], tmp_path: Path) -> None:
     config = write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 16')
     run = explain_run(load_config(config), tmp_path / "run")

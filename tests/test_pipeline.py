@@ -257,7 +257,7 @@ def test_a_second_call_does_nothing_and_a_missing_part_comes_back_byte_for_byte(
     part.unlink()
     for path in (folder / "scores").glob("*"):
         path.unlink()
-    assert len(verify_run(open_run(folder))) == 1
+    assert len(verify_run(open_run(folder))) == 2  # and the scores
     with pytest.raises(RunFolderError, match="1 of 15 part files of maps are missing"):
         measure_run(open_run(folder), run.config)
     again = explain_run(run.config, folder, on_done=lambda _, count, __: done.append(count))

@@ -17,7 +17,7 @@ from explain2me.explain import explain_run
 from explain2me.files import PACKED, files_on_disk, pack_folder, read_parquet, write_parquet
 from explain2me.measure import measure_run
 from explain2me.report.material import gather
-from explain2me.store import Run
+from explain2me.store import Run, sealed
 from explain2me.summarise import summarise_run
 from explain2me.verify import verify_run
 
@@ -50,6 +50,11 @@ def change_json(path: Path, key: str, value: object) -> None:
     record = json.loads(path.read_text())
     record[key] = value
     path.write_text(json.dumps(record))
+
+
+def change_json_and_seal(path: Path, key: str, value: object) -> None:
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(sealed(record | {key: value})))
 
 
 def flip(path: Path, where: int) -> None:
@@ -106,6 +111,11 @@ DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
     "quarantine damaged": (
         lambda run: ((run.folder / "quarantine").mkdir(), (run.folder / "quarantine" / "a.parquet").write_bytes(b"no")),
         "damaged: ",
+    ),
+    "all scores gone": (lambda run: shutil.rmtree(run.folder / "scores"), "missing: scores/, from which"),
+    "an image of the manifest is nowhere": (
+        lambda run: change_json_and_seal(run.folder / "run.json", "num_listed", run.record["num_listed"] + 1),
+        "missing: 1 images of the manifest",
     ),
     "left over": (lambda run: part_of(run).with_name(".tmp-x.tmp").touch(), "left over: maps/"),
     "stopped in the middle": (lambda run: (run.folder / ".running-x").touch(), "left over: .running-x"),

@@ -256,7 +256,10 @@ def verify(
 
 @app.command()
 def compact(run: RunFolder) -> None:
-    """Put the many small files of RUN into few large ones; nothing is lost and every command reads them."""
+    """Put the many small files of RUN into few large ones; nothing is lost and every command reads them.
+
+    Not while another command works on RUN.
+    """
     from explain2me.compact import compact_run
     from explain2me.store import open_run
 

@@ -2,16 +2,20 @@
 
 import contextlib
 import multiprocessing
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from explain2me.errors import Explain2MeError
 from explain2me.executors import Recovery
+from explain2me.files import is_at_work, this_process
 
 DEATHS = 2
 """So often a worker must die of the same images before they are suspected: once may have been the machine."""
+
+MOST = 16
+"""Images of one shard that may be found; more are no accident of the images."""
 
 RUNNING = ".running-"
 
@@ -61,6 +65,7 @@ class CrashSearch(Recovery[Attempt]):
         self._open: Counter[Whole] = Counter()
         self._found: Counter[Whole] = Counter()
         self._fruitless: Counter[Whole] = Counter()
+        self._recorded: defaultdict[Whole, set[int]] = defaultdict(set)
 
     def died(self, task: Attempt) -> Sequence[Attempt]:
         """Try again, or look into the halves.
@@ -74,12 +79,27 @@ class CrashSearch(Recovery[Attempt]):
             return [task]
         self._deaths[task] = 0
         whole, start, stop, probe = task
+        if start == stop:
+            raise Explain2MeError(
+                f"a worker process ends without any image, only by loading what it needs for the images {whole.start} to "
+                f"{whole.stop - 1}: too little memory, or a broken device or installation. What is committed stays; mend "
+                f"it and call the same command again"
+            )
         if probe and stop - start == 1:
+            if start in self._recorded[whole] or len(self._recorded[whole]) == MOST:
+                raise Explain2MeError(
+                    f"worker processes die of more than {MOST} single images among {whole.start} to {whole.stop - 1}, or of one that "
+                    f"is left out already: the machine is at fault, not the images. What is committed stays; look into "
+                    f"quarantine/ and call the same command again"
+                )
             self._record(whole, start)
+            self._recorded[whole].add(start)
             self._found[whole] += 1
             return self._close(whole)
         middle = (start + stop) // 2
         halves = [Attempt(whole, a, b, probe=True) for a, b in ((start, middle), (middle, stop)) if a < b]
+        if not probe:  # does it take an image at all?
+            halves = [Attempt(whole, start, start, probe=True), *halves]
         self._open[whole] += len(halves) - (1 if probe else 0)
         return halves
 
@@ -113,7 +133,7 @@ def marked(folder: Path, attempt: Attempt) -> Iterator[None]:
     mark = folder / (RUNNING + attempt.whole.title)
     driver = multiprocessing.parent_process() is None
     if driver:
-        mark.touch()
+        mark.write_text(this_process())
     try:
         yield
     finally:
@@ -123,4 +143,12 @@ def marked(folder: Path, attempt: Attempt) -> Iterator[None]:
 
 def suspected(folder: Path, attempts: Sequence[Attempt]) -> set[Attempt]:
     """Tasks in the middle of which a driver ended; they get a worker process of their own."""
-    return {attempt for attempt in attempts if (folder / (RUNNING + attempt.whole.title)).exists()}
+    marks = {path.name for path in folder.glob(f"{RUNNING}*") if not is_at_work(_read(path))}
+    return {attempt for attempt in attempts if RUNNING + attempt.whole.title in marks}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:  # done in the meantime
+        return this_process()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import json
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from explain2me.crashes import Attempt, CrashSearch, Whole, marked, suspected
 from explain2me.detectors import Detector
 from explain2me.errors import CheckpointError
 from explain2me.events import log_event
-from explain2me.executors import report_progress, run_tasks
+from explain2me.executors import Engine, report_progress, run_tasks
 from explain2me.files import read_parquet, remove_leftovers, write_parquet
 from explain2me.images import CRASHED, batches
 from explain2me.manifest import image_root, resolve
@@ -103,6 +104,7 @@ def explain_run(
     Raises:
         Explain2MeError: wrong input, or the folder belongs to another config.
     """
+    folder = folder.resolve()
     log = functools.partial(log_event, folder, share)
     started = time.monotonic()
     work = functools.partial(commit_shard, folder)
@@ -138,7 +140,7 @@ def explain_run(
     for attempt in run_tasks(
         work,
         attempts,
-        engine_of(run.config),
+        _engine(config, run),
         recovery=search,
         suspects=suspected(folder, attempts),
         on_start=begin,
@@ -149,6 +151,12 @@ def explain_run(
         remove_leftovers(folder)
     log("explain", "done", shards=len(missing), seconds=round(time.monotonic() - started, 3))
     return run
+
+
+def _engine(config: Config, run: Run) -> Engine:
+    """As this call asks for, with the run's own device and threads; run.json may be of another machine."""
+    own = {name: getattr(run.config.compute, name) for name in ("device", "threads")}
+    return engine_of(config.model_copy(update={"compute": config.compute.model_copy(update=own)}))
 
 
 def num_missing(run: Run) -> int:
@@ -167,6 +175,9 @@ def commit_shard(folder: Path, attempt: Attempt) -> None:
     crashed = _crash_file(run, shard)
     crashing = set(read_parquet(crashed)["image"].to_pylist()) if crashed.exists() else set()
     with marked(folder, attempt):
+        if attempt.start == attempt.stop:
+            _warm_up(run, shard.model)
+            return
         table, refused = _explain_rows(
             run,
             shard.model,
@@ -175,19 +186,33 @@ def commit_shard(folder: Path, attempt: Attempt) -> None:
             crashing=crashing,
             on_batch=report_progress,
         )
-    if attempt.probe:
-        return
+        if attempt.probe:
+            return
+        if precision != "float32" and shard.part == 0:
+            _commit_precision(run, shard)
     quarantine = folder / "quarantine" / f"explain-{shard.title}"
     if refused:
         write_parquet(pa.Table.from_pylist(refused, schema=QUARANTINE), quarantine)
     else:
         quarantine.unlink(missing_ok=True)  # of an earlier try
-    if precision != "float32" and shard.part == 0:
-        count = len(run.image_table)
-        sample = sorted({i * count // PRECISION_IMAGES for i in range(PRECISION_IMAGES)})
-        exact, _ = _explain_rows(run, shard.model, sample, precision="float32", crashing=crashing)
-        write_parquet(exact, folder / "precision" / f"model={shard.model.name}" / shard.file_name)
     write_parquet(table, shard.path(folder))
+
+
+def _warm_up(run: Run, model: Model) -> None:
+    """All that a worker does before it sees an image."""
+    detector, cam = _load(run, model)
+    blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8, device=run.config.compute.device)
+    cam(detector.preprocess(blank))
+
+
+def _commit_precision(run: Run, shard: Shard) -> None:
+    """The same model in float32 on a sample of all images, without those of which processes died."""
+    count = len(run.image_table)
+    sample = sorted({i * count // PRECISION_IMAGES for i in range(PRECISION_IMAGES)})
+    files = (run.folder / "quarantine").glob(f"crash-{glob.escape(shard.model.name)}-part-*.parquet")
+    crashing = {image for path in files for image in read_parquet(path)["image"].to_pylist()}
+    exact, _ = _explain_rows(run, shard.model, sample, precision="float32", crashing=crashing)
+    write_parquet(exact, run.folder / "precision" / f"model={shard.model.name}" / shard.file_name)
 
 
 def _record_crash(run: Run, whole: Whole, image: int) -> None:

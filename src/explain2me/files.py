@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import socket
 import tempfile
 import time
@@ -28,6 +27,9 @@ PACKED = "packed-"
 
 PACK_BYTES = 256 * 2**20
 """A pack is closed when its files had so many bytes."""
+
+PACK_FILES = 512
+"""Or so many: the list of its row groups is read before any of them."""
 
 TEMPORARY = ".tmp-"
 """How the names of files begin that are being written; they end in ``.tmp``, so that no pattern takes one for done."""
@@ -65,7 +67,7 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     Without ``replace`` a file that is there already stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{_here()}-{os.getpid()}-", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{this_process()}-", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -93,18 +95,27 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def _is_leftover(path: Path) -> bool:
-    host, _, rest = path.name.removeprefix(TEMPORARY).rpartition("-")[0].rpartition("-")
-    if host == _here() and rest.isdecimal():
-        return not _is_alive(int(rest))
+    who = path.name.removeprefix(TEMPORARY).rpartition("-")[0]
+    if who.partition("-")[0] == _here():
+        return not is_at_work(who)
     try:
         return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
     except FileNotFoundError:  # done in the meantime
         return False
 
 
-def _is_alive(pid: int) -> bool:
+def this_process() -> str:
+    """A word that stands for this process, on all machines that may share a folder."""
+    return f"{_here()}-{os.getpid()}"
+
+
+def is_at_work(process: str) -> bool:
+    """Whether a process of that word lives here; False where it ended or is of another machine."""
+    here, _, pid = process.partition("-")
+    if here != _here() or not pid.isdecimal():
+        return False
     try:
-        os.kill(pid, 0)
+        os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
     except OSError:  # of another user
@@ -114,8 +125,13 @@ def _is_alive(pid: int) -> bool:
 
 @functools.cache
 def _here() -> str:
-    """The name of this machine, as part of a file name."""
-    return re.sub("[^A-Za-z0-9.]", "_", socket.gethostname())[:50]
+    """Where a process number means something: this start of this machine, and the container."""
+    parts = [socket.gethostname()]
+    for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):
+            path = Path(place)
+            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text())
+    return digest(parts)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -132,6 +148,8 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing; run the stage that makes it again") from None
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise  # the machine is at fault, not the file
         raise RunFolderError(
             f"{path if member is None else member.pack} is damaged ({str(error).splitlines()[0]}); delete it and call the "
             f"same command again"
@@ -175,13 +193,18 @@ def _members_of(packs: tuple[Path, ...], _: tuple[int, ...]) -> dict[str, Member
 
 
 def _read_member(member: Member, columns: list[str] | None) -> pa.Table:
-    with pq.ParquetFile(member.pack, page_checksum_verification=True) as file:
-        if member.row_group is None:
-            schema = file.schema_arrow
-            table = (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
-        else:
-            table = file.read_row_group(member.row_group, columns=columns)
+    file = _open_pack(member.pack, member.pack.stat().st_mtime_ns)
+    if member.row_group is None:
+        schema = file.schema_arrow
+        table = (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
+    else:
+        table = file.read_row_group(member.row_group, columns=columns)
     return table.replace_schema_metadata(member.metadata or None)
+
+
+@functools.lru_cache(maxsize=8)
+def _open_pack(pack: Path, _: int) -> pq.ParquetFile:
+    return pq.ParquetFile(pack, page_checksum_verification=True)
 
 
 def table_files(folder: Path, pattern: str = "*.parquet") -> list[Path]:
@@ -211,10 +234,13 @@ def pack_folder(folder: Path) -> int:
     if len(loose) < 2:
         return 0
     groups: list[list[Path]] = [[]]
+    size = 0
     for path in loose:
-        if sum(other.stat().st_size for other in groups[-1]) > PACK_BYTES:
+        if size > PACK_BYTES or len(groups[-1]) == PACK_FILES:
             groups.append([])
+            size = 0
         groups[-1].append(path)
+        size += path.stat().st_size
     for group in groups:
         _write_pack(group, folder / f"{PACKED}{digest([path.name for path in group])}.parquet")
         for path in group:
@@ -237,6 +263,8 @@ def _write_pack(paths: Sequence[Path], target: Path) -> None:
             if group is not None:
                 table = read_parquet(path).replace_schema_metadata(whole.metadata)
                 writer.write_table(table, row_group_size=len(table))
+    newest = max(path.stat().st_mtime_ns for path in paths)
+    os.utime(target, ns=(newest, newest))  # no table is older than its scores for being packed
 
 
 def encoded(table: pa.Table) -> bytes:

@@ -63,8 +63,8 @@ def index_run(
     max_pixels: int,
     share: tuple[int, int] = (0, 1),
     on_done: Callable[[int, int], None] | None = None,
-) -> Indexed:
-    """Read every image of a run once, or what is left of that.
+) -> Indexed | None:
+    """Read every image of a run once, or what is left of that; None where another machine has begun the run meanwhile.
 
     Several machines may do this in one folder: each begins at another place and leaves out what is there.
 
@@ -98,7 +98,12 @@ def index_run(
     suspects = suspected(folder, missing)
     for _ in run_tasks(work, missing, engine, recovery=search, suspects=suspects, on_progress=tell):
         pass
-    return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
+    try:
+        return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
+    except RunFolderError:
+        if (folder / "run.json").exists():  # whoever wrote it has removed the chunks
+            return None
+        raise
 
 
 def forget_chunks(folder: Path) -> None:
@@ -109,7 +114,8 @@ def forget_chunks(folder: Path) -> None:
 def _commit_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -> None:
     chunk = attempt.whole
     assert isinstance(chunk, IndexChunk)
-    if not attempt.probe and chunk.path(folder).exists():  # by another machine in the meantime
+    done = chunk.path(folder).exists() or (folder / "run.json").exists()  # by another machine in the meantime
+    if done and not attempt.probe:
         return
     crashed = read_parquet(chunk.crashes(folder))["row"].to_pylist() if chunk.crashes(folder).exists() else []
     rows = chunk.rows.slice(attempt.start - chunk.start, attempt.stop - attempt.start)

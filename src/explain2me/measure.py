@@ -74,7 +74,7 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
     _remove_others(folder, set(names))
     there = committed_in(folder)
     todo = [name for name in names if name not in there]
-    work = functools.partial(_commit_scores, run.folder, config)
+    work = functools.partial(_commit_scores, run.folder.resolve(), config)
     engine = engine_of(config)
     if len(todo) < FILES_FOR_WORKERS * engine.workers:  # done before they were started
         engine = Engine(threads=engine.threads)
@@ -92,10 +92,10 @@ def score_names(run: Run, config: Config) -> list[str]:
 def _remove_others(folder: Path, wanted: set[str]) -> None:
     """Scores of other settings; a pack with any of them goes whole, since scores are cheap to make."""
     for member in {member.pack for name, member in packed_in(folder).items() if name not in wanted}:
-        member.unlink()
+        member.unlink(missing_ok=True)
     for path in table_files(folder):
         if path.name not in wanted:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _commit_scores(folder: Path, config: Config, name: str) -> None:

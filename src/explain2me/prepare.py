@@ -58,6 +58,7 @@ def prepare(
         Explain2MeError: wrong config, manifest, checkpoint or layer; or ``folder`` holds something else.
     """
     old = _open_old(folder)
+    given = config
     config = with_device(config, old.config if old else None)
     if old is not None:
         _refuse_other(old.config, config, folder)
@@ -69,7 +70,7 @@ def prepare(
         record = record | {"config": json.loads(config.model_dump_json())}
     if old is None and not _begin(config, images, record, folder, share, on_indexed):
         old = open_run(folder)  # another machine has begun it in the meantime
-        config = with_device(config, old.config)
+        config = with_device(given, old.config)
         _refuse_other(old.config, config, folder)
         record = record | {"config": json.loads(config.model_dump_json())}
     if old is not None:
@@ -119,9 +120,12 @@ def _begin(
     """Index the images and write run.json; False where another process was first."""
     source = Path(config.data.manifest)
     engine = engine_of(config)
-    usable, refused = index_run(
-        images, source, folder, engine, max_pixels=config.data.max_pixels, share=share, on_done=on_indexed
-    )
+    limit = config.data.max_pixels
+    found = index_run(images, source, folder, engine, max_pixels=limit, share=share, on_done=on_indexed)
+    if found is None or (folder / "run.json").exists():
+        forget_chunks(folder)
+        return False
+    usable, refused = found
     if not len(usable):
         raise ManifestError(
             f"none of the {len(images)} images of {str(source)!r} can be used; "

@@ -62,7 +62,7 @@ def train_missing(
     Raises:
         Explain2MeError: wrong input; what was trained before stays.
     """
-    every = trainings(config, out)
+    every = trainings(config, out.resolve())
     for training in every:
         refuse_other_settings(training)
     mine = every[shard[0] :: shard[1]]

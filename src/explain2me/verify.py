@@ -45,7 +45,9 @@ def verify_run(run: Run, *, images: bool = False, on_done: Callable[[int, int], 
         problems += _guarded(where, _check_shard(run, shard, refused.get(shard.model.name, set())))
         if on_done:
             on_done(i + 1, len(shards))
-    problems += [*_check_names(run, shards), *_check_scores(run), *_check_other_files(run)]
+    problems += _guarded(Path("quarantine"), _check_quarantine(run))
+    problems += [*_check_names(run, shards), *_check_precision(run, shards)]
+    problems += [*_check_scores(run), *_check_other_files(run)]
     return problems + (list(_check_images(run)) if images else [])
 
 
@@ -65,6 +67,21 @@ def _check_images_table(run: Run) -> Iterator[str]:
     wanted = run.record.get("images_sha256")
     if (wanted is not None and wanted != sha256_of(path)) or not np.array_equal(rows, np.arange(len(rows))):
         yield "changed: images.parquet is not as it was written; put back a copy of it, or start a new run"
+
+
+def _check_quarantine(run: Run) -> Iterator[str]:
+    """Every image of the manifest is in images.parquet or in the quarantine."""
+    refused = sum(row["stage"] == "index" for row in run.quarantine().to_pylist())
+    lost = run.record["num_listed"] - len(run.image_table) - refused
+    if lost:
+        yield f"missing: {lost} images of the manifest are neither in images.parquet nor in quarantine/"
+
+
+def _check_precision(run: Run, shards: list[Shard]) -> Iterator[str]:
+    for shard in shards if run.config.compute.precision != "float32" else []:
+        path = run.folder / "precision" / f"model={shard.model.name}" / shard.file_name
+        if shard.part == 0 and not path.exists():
+            yield f"missing: {path.relative_to(run.folder)}; delete {shard.path(run.folder).relative_to(run.folder)} to have both made"
 
 
 def _guarded(where: Path, check: Iterator[str]) -> Iterator[str]:
@@ -130,13 +147,14 @@ def _created_by(version: str) -> str:
 def _check_names(run: Run, shards: list[Shard]) -> Iterator[str]:
     """Files that no plan knows, and those that a killed process left."""
     planned = {shard.path(run.folder) for shard in shards}
+    packed = {folder: _packed(folder) for folder in {path.parent for path in planned}}
     for path in sorted((run.folder / "maps").rglob("*")):
         if path.name.startswith(PACKED):
             names = {shard.file_name for shard in shards}
             yield from _guarded(path.relative_to(run.folder), _check_pack(run, path, names))
         elif path.is_file() and path not in planned and not path.name.startswith(TEMPORARY):
             yield f"not in the plan: {path.relative_to(run.folder)}"
-        elif path in planned and path.name in _packed(path.parent):
+        elif path in planned and path.name in packed[path.parent]:
             yield f"left over: {path.relative_to(run.folder)} is in a pack already; call `explain2me compact` again"
     for path in sorted(run.folder.rglob(".*")):
         if path.name.startswith((TEMPORARY, RUNNING)):
@@ -171,6 +189,8 @@ def _check_scores(run: Run) -> Iterator[str]:
         yield f"damaged: {error}"
         return
     if not there:
+        if (run.folder / "summary").exists():
+            yield f"missing: scores/, from which the tables in summary/ were made; call `explain2me measure {run.folder}`"
         return
     names = {path.name for path in there}
     wanted = score_names(run, run.config)

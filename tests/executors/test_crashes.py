@@ -57,9 +57,23 @@ def test_exactly_the_deadly_images_are_found(deadly: set[int]) -> None:
 def test_one_among_256_is_found_in_few_tries() -> None:
     recorded, tries = simulate([Task("a", 0, 256)], {77})
     assert recorded == {"a": {77}}
-    assert (
-        tries == 2 + 8 * 3 + 1
-    )  # the whole twice; a half that dies twice and one that does not, eight times; the rest
+    once, control, halvings, rest = 2, 1, 8 * 3, 1  # of two halves one dies twice and one does not
+    assert tries == once + control + halvings + rest
+
+
+def test_a_machine_on_which_every_worker_dies_blames_no_image() -> None:
+    recorded: list[int] = []
+    search = CrashSearch(lambda _, image: recorded.append(image))
+    queue = [Attempt.at(Task("a", 0, 256))]
+    with pytest.raises(Explain2MeError, match="ends without any image"):
+        for _ in range(100):
+            queue = [*search.died(queue.pop(0)), *queue]
+    assert recorded == []
+
+
+def test_a_machine_that_dies_of_too_many_images_is_at_fault_itself() -> None:
+    with pytest.raises(Explain2MeError, match="die of more than 16 single images among 0 to 255"):
+        simulate([Task("a", 0, 256)], set(range(0, 256, 8)))
 
 
 def test_a_task_that_is_too_large_blames_no_image() -> None:

@@ -186,3 +186,20 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_worker_can_be_ended_while_it_starts(tmp_path: Path, work: ModuleType) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from explain2me.executors.local import LocalWorker, WorkerDied
+
+    for delay in (0.0, 0.01, 0.1, 0.5):
+        worker = LocalWorker(0, 1)
+        with ThreadPoolExecutor(1) as threads:
+            future = threads.submit(worker.run, work.sleep, str(tmp_path / "a"), lambda *_: None)
+            time.sleep(delay)
+            worker.kill()
+            with pytest.raises(WorkerDied):
+                future.result(60)
+        worker.close()
+    assert multiprocessing.active_children() == []

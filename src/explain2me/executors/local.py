@@ -50,6 +50,7 @@ class LocalWorker:
         self._process: Any = None
         self._pipe: Connection | None = None
         self._killed = False
+        self._lock = threading.Lock()
 
     def run(self, work: Work, task: object, on_progress: OnProgress) -> None:
         """Do one task and wait for it.
@@ -58,10 +59,10 @@ class LocalWorker:
             WorkerDied: the process ended; the next call starts another.
             Exception: whatever the task raised.
         """
-        if self._process is None or not self._process.is_alive():
-            self._start(work)
-        assert self._pipe is not None
         try:
+            if self._process is None or not self._process.is_alive():
+                self._start(work)
+            assert self._pipe is not None
             self._pipe.send((work, task))
             while True:
                 if self._pipe not in wait([self._pipe, self._process.sentinel]) and not self._pipe.poll():
@@ -79,19 +80,22 @@ class LocalWorker:
 
     def kill(self) -> None:
         """End the process at once and for good, whatever it does; may be called from another thread."""
-        self._killed = True
-        if self._process is not None:
-            self._process.kill()
+        with self._lock:
+            self._killed = True
+            if self._process is not None:
+                self._process.kill()
 
     def _start(self, work: Work) -> None:
         self.close()
         context = _context(work)
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._index, self._threads))
-        self._process.start()
+        process = context.Process(target=_serve, args=(theirs, self._index, self._threads))
+        process.start()  # may take seconds, while the server from which it is forked imports
         theirs.close()  # ours is then told when the process ends
-        if self._killed:
-            self._process.kill()
+        with self._lock:
+            self._process = process
+            if self._killed:
+                process.kill()
 
     def close(self) -> None:
         """End the process and clean up after it."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ class RayWorker:
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._actor: Any = None
+        self._killed = False
+        self._lock = threading.Lock()
 
     def run(self, work: Callable[[Any], None], task: object, on_progress: Callable[[int, float], None]) -> None:
         """Do one task and wait for it; its progress is told when it is done.
@@ -30,8 +33,11 @@ class RayWorker:
         """
         import ray
 
-        if self._actor is None:
-            self._actor = _actor_class(self._engine).remote(self._engine.threads)
+        with self._lock:
+            if self._killed:
+                raise WorkerDied
+            if self._actor is None:
+                self._actor = _actor_class(self._engine).remote(self._engine.threads)
         try:
             told, error = ray.get(self._actor.run.remote(work, task))
         except ray.exceptions.RayTaskError:  # our own bug
@@ -48,8 +54,10 @@ class RayWorker:
         """End the actor at once; may be called from another thread."""
         import ray
 
-        if self._actor is not None and ray.is_initialized():
-            ray.kill(self._actor)
+        with self._lock:
+            self._killed = True
+            if self._actor is not None and ray.is_initialized():
+                ray.kill(self._actor)
 
     def close(self) -> None:
         """The cluster stays until the process ends, or :func:`close` is called."""
@@ -90,7 +98,7 @@ def open_workers(engine: "Engine") -> list[RayWorker]:
             "compute.executor = 'ray' needs Ray, which is not installed; install explain2me[ray], or use 'local'"
         ) from None
     if not ray.is_initialized():
-        here: dict[str, Any] = {"num_cpus": engine.workers, "include_dashboard": False}
+        here: dict[str, Any] = {"address": "local", "num_cpus": engine.workers, "include_dashboard": False}
         where = {"address": engine.address} if engine.address else here
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)

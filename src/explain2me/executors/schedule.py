@@ -163,9 +163,11 @@ def _run_in_workers(
                     queue.extendleft(reversed(recovery.done(task)))
                     yield task
     finally:
-        for each in everyone:
-            each.kill()
-        threads.shutdown()
+        try:
+            for each in everyone:
+                each.kill()
+        finally:
+            threads.shutdown(cancel_futures=True)
         for each in everyone:
             each.close()
 
