@@ -422,7 +422,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(_tuples(tree))
     except ValidationError as error:
-        mistakes = [dict(mistake) for mistake in error.errors()]
+        mistakes = [_plain(dict(mistake)) for mistake in error.errors() if mistake["loc"][-1:] != ("literal['auto']",)]
         inner = [mistake for mistake in mistakes if mistake["type"] != "too_short"]  # follows from a wrong item
         lines = list(dict.fromkeys(_explain_mistake(mistake) for mistake in inner or mistakes))
         more = f"; and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
@@ -566,6 +566,11 @@ def _parse_value(text: str, item: str) -> Any:
 def _index(key: str, node: Sequence[Any]) -> int | None:
     """The place in a list that a part of a key names."""
     return int(key) if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(node) else None
+
+
+def _plain(mistake: dict[str, Any]) -> dict[str, Any]:
+    """Where a field takes a number or a word, the mistake is about the number."""
+    return mistake | {"loc": tuple(part for part in mistake["loc"] if part != "constrained-int")}
 
 
 def _explain_mistake(mistake: dict[str, Any]) -> str:

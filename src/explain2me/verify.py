@@ -89,7 +89,7 @@ def _guarded(where: Path, check: Iterator[str]) -> Iterator[str]:
     try:
         yield from check
     except RunFolderError as error:
-        yield f"damaged: {error}"
+        yield f"damaged: {where}: {error}"
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
         yield f"damaged: {where}: {' '.join(str(error).split())}"
 

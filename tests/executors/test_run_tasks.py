@@ -97,7 +97,7 @@ def test_every_task_is_done_and_tells_its_progress(tmp_path: Path, work: ModuleT
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("engine", ["two", "ray"], indirect=True)
+@pytest.mark.parametrize("engine", ["two", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path, work: ModuleType, engine: Engine) -> None:
     tasks = paths_in(tmp_path, "a", "deadly", "b", "c")
     assert sorted(run_tasks(work.die_once, tasks, engine)) == sorted(tasks)

@@ -99,7 +99,7 @@ def run_under_fire(driver: Any, folder: Path, *, kills: int, seed: int, options:
 
 
 def test_a_few_kills(driver: Any, tmp_path: Path) -> None:
-    run_under_fire(driver, tmp_path / "runs", kills=3, seed=1, options=("--set", "compute.workers=2"))
+    run_under_fire(driver, tmp_path / "runs", kills=2, seed=1, options=("--set", "compute.workers=2"))
 
 
 @pytest.mark.slow

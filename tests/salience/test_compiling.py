@@ -32,7 +32,12 @@ def fresh_compiler() -> None:
 @pytest.mark.parametrize(
     ("architecture", "layer", "compiled"),
     [
-        ("timm:test_resnet", "auto", {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
+        pytest.param(
+            "timm:test_resnet",
+            "auto",
+            {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("timm:test_vit", "auto", {"patch_embed", "blocks.0"}, marks=pytest.mark.slow),
         pytest.param("timm:test_resnet", "layer2", {"conv1", "bn1", "layer1"}, marks=pytest.mark.slow),
         pytest.param("torchvision:densenet121", "auto", {"features"}, marks=pytest.mark.slow),
