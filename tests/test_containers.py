@@ -820,3 +820,21 @@ def test_training_reads_images_and_human_maps_in_a_tar(tmp_path, write_config):
     tested = load_config(write_config(data=text, extra=training.replace("'train'", "'test'")))
     with pytest.raises(ConfigError, match="4 images would be trained on and tested"):
         read_splits(tested, tested.training)
+
+
+@pytest.mark.parametrize("kind", ["string", "dictionary"])
+def test_a_parquet_file_that_unpacks_to_far_more_than_it_holds_is_refused(tmp_path, kind):
+    labels = pa.array(["x" * 200_000] * 400)
+    table = pa.table({"image": [png()] * 400, "label": labels.dictionary_encode() if kind == "dictionary" else labels})
+    path = write_parquet(tmp_path / "bomb.parquet", table)
+    assert path.stat().st_size < 1_000_000
+    assert "unpack to more than" in refusal(path)
+
+
+def test_images_that_unpack_to_more_than_a_row_group_may_hold_are_not_read(tmp_path, monkeypatch):
+    picture = png(side=64)
+    path = write_parquet(tmp_path / "bomb.parquet", pa.table({"image": [picture] * 1000, "label": ["a", "b"] * 500}))
+    monkeypatch.setattr(containers, "MAX_ROW_GROUP", 20 * len(picture))
+    monkeypatch.setattr(containers, "MAX_HEADER", 0)
+    assert path.stat().st_size < 10 * len(picture)
+    assert kind_of(lambda: read_file(path / "0"))[0] == "too_many_bytes"

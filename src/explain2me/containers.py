@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from explain2me.errors import ImageError
@@ -32,6 +33,8 @@ KINDS = (".tar", ".parquet", ".arrow")
 MAX_NAME = 4096
 MAX_HEADER = 2**20
 """Bytes of a member's name, and of a header that says more about a member (pax)."""
+MAX_TEXT = 16 * 2**10
+"""Bytes of the label, source, split and the like of a row, on average over the rows."""
 MAX_ROW_GROUP = 4 * 2**30
 """Bytes of a Parquet row group's images, which are in memory together."""
 Value = TypeVar("Value")
@@ -368,7 +371,7 @@ class Rows:
                 batches = _arrow_batches(self._path, [self.names.index(name) for name in names])
                 table = pa.Table.from_batches(batches, None if batches else self.schema)
             else:
-                table = self._file.read(columns=list(names), use_threads=False)
+                table = self._read_bounded(list(names), None, MAX_TEXT * len(self))
             if len(table) != len(self):
                 raise ValueError(f"{len(table)} rows, not {len(self)}")
             return table
@@ -402,7 +405,31 @@ class Rows:
                 f"the row group {part} of {self.name!r} holds {num_bytes} bytes of images, more than the allowed "
                 f"{MAX_ROW_GROUP}; write it in smaller row groups",
             )
-        return self._file.read_row_group(part, columns=[column], use_threads=False).column(0)
+        return self._read_bounded([column], [part], MAX_ROW_GROUP).column(0)
+
+    def _read_bounded(self, names: list[str], row_groups: list[int] | None, max_bytes: int) -> pa.Table:
+        """Some columns, a few rows at a time: a dictionary makes few bytes of a file to many in memory."""
+        batches, num_bytes = [], 0
+        for batch in self._file.iter_batches(256, row_groups=row_groups, columns=names, use_threads=False):
+            num_bytes += sum(map(_unpacked_bytes, batch.columns))
+            if num_bytes > max_bytes + MAX_HEADER:
+                raise ImageError(
+                    "too_many_bytes",
+                    f"{self.name!r}: {', '.join(map(repr, names))} unpack to more than {max_bytes} bytes",
+                )
+            batches.append(batch)
+        schema = pa.schema([self._file.schema_arrow.field(name) for name in names])
+        return pa.Table.from_batches(batches, None if batches else schema)
+
+
+def _unpacked_bytes(column: pa.Array) -> int:
+    """Of a column without its dictionary."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    words = column.dictionary
+    if not len(words) or not (pa.types.is_string(words.type) or pa.types.is_large_string(words.type)):
+        return int(column.nbytes)
+    return int(pc.sum(pc.take(pc.binary_length(words), column.indices)).as_py() or 0)
 
 
 _files: _Recent[Rows] = _Recent(64)
