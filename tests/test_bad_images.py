@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from odd_files import make_socket, make_too_large, writes
 from PIL import Image
 
 from explain2me import decode
@@ -31,25 +31,6 @@ def encoded(kind: str = "PNG", *, size: tuple[int, int] = (SIDE, SIDE), seed: in
 
 def pages() -> dict[str, Any]:
     return {"save_all": True, "append_images": [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "blue")]}
-
-
-def in_socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # the name of a socket may have about 100 characters only
-    try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
-def sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(decode.MAX_BYTES + 1)
-
-
-def writes(data: Callable[[], bytes]) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(data())
 
 
 def without_checksum() -> bytes:
@@ -72,10 +53,10 @@ WAYS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "link to itself": ("dangling_link", lambda path: path.symlink_to(path.name)),
     "folder": ("not_regular", lambda path: path.mkdir()),
     "pipe": ("not_regular", lambda path: os.mkfifo(path)),
-    "socket": ("not_regular", in_socket),
+    "socket": ("not_regular", make_socket),
     "device": ("not_regular", lambda path: path.symlink_to("/dev/zero")),
     "no bytes": ("empty", writes(lambda: b"")),
-    "half a gigabyte": ("too_many_bytes", sparse),
+    "half a gigabyte": ("too_many_bytes", make_too_large),
     "text": ("not_an_image", writes(lambda: b"<!DOCTYPE html><title>404</title>")),
     "zeros": ("not_an_image", writes(lambda: bytes(2000))),
     "PDF": ("format_not_allowed", writes(lambda: encoded("PDF"))),

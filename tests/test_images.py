@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import resource
-import socket
 import struct
 import subprocess
 import sys
@@ -22,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from odd_files import make_socket, make_too_large, writes
 from PIL import Image, ImageOps
 
-from explain2me.decode import MAX_BYTES, MIN_SIDE, decode_image, load_image, read_file
+from explain2me.decode import MIN_SIDE, decode_image, load_image, read_file
 from explain2me.errors import ImageError, ManifestError
 from explain2me.images import batches, index_images
 from explain2me.manifest import check_labels, image_root, list_images, num_ignored, resolve
@@ -346,25 +346,6 @@ def _pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def _socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # the name of a socket may have about 100 characters only
-    try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
-def _too_many_bytes(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(MAX_BYTES + 1)  # sparse: takes no disk
-
-
-def _writes(data: Callable[[], bytes]) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(data())
-
-
 def _cut(data: bytes, share: float) -> bytes:
     return data[: int(len(data) * share)]
 
@@ -384,49 +365,49 @@ BAD = {
     "folder": ("not_regular", lambda path: path.mkdir()),
     "link-to-folder": ("not_regular", lambda path: path.symlink_to(".")),
     "pipe": ("not_regular", _pipe),
-    "socket": ("not_regular", _socket),
+    "socket": ("not_regular", make_socket),
     "device": ("not_regular", lambda path: path.symlink_to("/dev/zero")),
-    "empty": ("empty", _writes(lambda: b"")),
-    "too-many-bytes": ("too_many_bytes", _too_many_bytes),
-    "text": ("not_an_image", _writes(lambda: b"no image here\n" * 100)),
-    "one-byte": ("not_an_image", _writes(lambda: b"\xff")),
-    "git-lfs-pointer": ("not_an_image", _writes(lambda: b"version https://git-lfs.github.com/spec/v1\n")),
-    "pdf": ("format_not_allowed", _writes(lambda: encoded(picture(), "PDF"))),
-    "eps": ("format_not_allowed", _writes(lambda: encoded(picture(), "EPS"))),
-    "psd": ("format_not_allowed", _writes(lambda: b"8BPS\0\1" + bytes(100))),
-    "ico": ("format_not_allowed", _writes(lambda: encoded(picture(), "ICO"))),
-    "ppm": ("format_not_allowed", _writes(lambda: encoded(picture(), "PPM"))),
-    "jpeg2000": ("format_not_allowed", _writes(lambda: encoded(picture(), "JPEG2000"))),
-    "avif": ("format_not_allowed", _writes(lambda: b"\0\0\0\x1cftypavif" + bytes(100))),
-    "svg": ("format_not_allowed", _writes(lambda: b'<?xml version="1.0"?>\n<svg xmlns="x"/>')),
-    "zip": ("format_not_allowed", _writes(lambda: b"PK\3\4" + bytes(100))),
-    "truncated-jpeg": ("truncated", _writes(lambda: _cut(encoded(picture(), "JPEG"), 0.8))),
-    "truncated-jpeg-header": ("truncated", _writes(lambda: encoded(picture(), "JPEG")[:100])),
-    "truncated-progressive": ("truncated", _writes(lambda: _cut(encoded(picture(), "JPEG", progressive=True), 0.9))),
-    "truncated-png": ("truncated", _writes(lambda: _cut(encoded(picture()), 0.8))),
-    "truncated-gif": ("truncated", _writes(lambda: _cut(encoded(picture(), "GIF"), 0.9))),
-    "truncated-bmp": ("truncated", _writes(lambda: _cut(encoded(picture(), "BMP"), 0.8))),
-    "truncated-webp": ("truncated", _writes(lambda: _cut(encoded(picture(), "WEBP"), 0.8))),
-    "truncated-tiff": ("truncated", _writes(lambda: _cut(encoded(picture(), "TIFF"), 0.8))),
-    "truncated-tiff-lzw": ("truncated", _writes(lambda: _cut(encoded(picture(), "TIFF", compression="tiff_lzw"), 0.8))),
-    "corrupt-png": ("corrupt", _writes(_png_without_its_checksum)),
-    "corrupt-jpeg": ("corrupt", _writes(lambda: b"\xff\xd8\xff\xdb" + bytes(200))),
-    "corrupt-tiff": ("corrupt", _writes(lambda: b"II*\0\x08\0\0\0" + b"\xff" * 200)),
-    "20000x20000": ("too_many_pixels", _writes(lambda: png_of_zeros(20_000, 20_000))),
-    "1x1": ("too_small", _writes(lambda: encoded(picture(1, 1)))),
-    "narrow": ("too_small", _writes(lambda: encoded(picture(MIN_SIDE - 1, 100)))),
-    "animated-gif": ("animated", _writes(lambda: encoded(pages()[0], "GIF", save_all=True, append_images=pages()[1:]))),
+    "empty": ("empty", writes(lambda: b"")),
+    "too-many-bytes": ("too_many_bytes", make_too_large),
+    "text": ("not_an_image", writes(lambda: b"no image here\n" * 100)),
+    "one-byte": ("not_an_image", writes(lambda: b"\xff")),
+    "git-lfs-pointer": ("not_an_image", writes(lambda: b"version https://git-lfs.github.com/spec/v1\n")),
+    "pdf": ("format_not_allowed", writes(lambda: encoded(picture(), "PDF"))),
+    "eps": ("format_not_allowed", writes(lambda: encoded(picture(), "EPS"))),
+    "psd": ("format_not_allowed", writes(lambda: b"8BPS\0\1" + bytes(100))),
+    "ico": ("format_not_allowed", writes(lambda: encoded(picture(), "ICO"))),
+    "ppm": ("format_not_allowed", writes(lambda: encoded(picture(), "PPM"))),
+    "jpeg2000": ("format_not_allowed", writes(lambda: encoded(picture(), "JPEG2000"))),
+    "avif": ("format_not_allowed", writes(lambda: b"\0\0\0\x1cftypavif" + bytes(100))),
+    "svg": ("format_not_allowed", writes(lambda: b'<?xml version="1.0"?>\n<svg xmlns="x"/>')),
+    "zip": ("format_not_allowed", writes(lambda: b"PK\3\4" + bytes(100))),
+    "truncated-jpeg": ("truncated", writes(lambda: _cut(encoded(picture(), "JPEG"), 0.8))),
+    "truncated-jpeg-header": ("truncated", writes(lambda: encoded(picture(), "JPEG")[:100])),
+    "truncated-progressive": ("truncated", writes(lambda: _cut(encoded(picture(), "JPEG", progressive=True), 0.9))),
+    "truncated-png": ("truncated", writes(lambda: _cut(encoded(picture()), 0.8))),
+    "truncated-gif": ("truncated", writes(lambda: _cut(encoded(picture(), "GIF"), 0.9))),
+    "truncated-bmp": ("truncated", writes(lambda: _cut(encoded(picture(), "BMP"), 0.8))),
+    "truncated-webp": ("truncated", writes(lambda: _cut(encoded(picture(), "WEBP"), 0.8))),
+    "truncated-tiff": ("truncated", writes(lambda: _cut(encoded(picture(), "TIFF"), 0.8))),
+    "truncated-tiff-lzw": ("truncated", writes(lambda: _cut(encoded(picture(), "TIFF", compression="tiff_lzw"), 0.8))),
+    "corrupt-png": ("corrupt", writes(_png_without_its_checksum)),
+    "corrupt-jpeg": ("corrupt", writes(lambda: b"\xff\xd8\xff\xdb" + bytes(200))),
+    "corrupt-tiff": ("corrupt", writes(lambda: b"II*\0\x08\0\0\0" + b"\xff" * 200)),
+    "20000x20000": ("too_many_pixels", writes(lambda: png_of_zeros(20_000, 20_000))),
+    "1x1": ("too_small", writes(lambda: encoded(picture(1, 1)))),
+    "narrow": ("too_small", writes(lambda: encoded(picture(MIN_SIDE - 1, 100)))),
+    "animated-gif": ("animated", writes(lambda: encoded(pages()[0], "GIF", save_all=True, append_images=pages()[1:]))),
     "animated-webp": (
         "animated",
-        _writes(lambda: encoded(pages()[0], "WEBP", save_all=True, append_images=pages()[1:])),
+        writes(lambda: encoded(pages()[0], "WEBP", save_all=True, append_images=pages()[1:])),
     ),
-    "animated-png": ("animated", _writes(lambda: encoded(pages()[0], "PNG", save_all=True, append_images=pages()[1:]))),
+    "animated-png": ("animated", writes(lambda: encoded(pages()[0], "PNG", save_all=True, append_images=pages()[1:]))),
     "tiff-of-pages": (
         "animated",
-        _writes(lambda: encoded(pages()[0], "TIFF", save_all=True, append_images=pages()[1:])),
+        writes(lambda: encoded(pages()[0], "TIFF", save_all=True, append_images=pages()[1:])),
     ),
-    "float": ("unknown_range", _writes(lambda: encoded(Image.new("F", (16, 16), 0.5), "TIFF"))),
-    "32-bit": ("unknown_range", _writes(lambda: encoded(Image.new("I", (16, 16), 5), "TIFF"))),
+    "float": ("unknown_range", writes(lambda: encoded(Image.new("F", (16, 16), 0.5), "TIFF"))),
+    "32-bit": ("unknown_range", writes(lambda: encoded(Image.new("I", (16, 16), 5), "TIFF"))),
 }
 
 

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -128,19 +129,13 @@ def run(
 
     With --shard make a share of the maps; the machine that finds every map there goes on with the tables.
     """
-    from explain2me.config import load_config
-
-    settings = _with_hashes(load_config(config, sets or ()), verify_hashes)
-    _run(settings, out or Path("runs") / settings.name, shard, _console())
+    _run(*_settings(config, out, sets, verify_hashes=verify_hashes), shard, _console())
 
 
 @app.command()
 def train(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
     """Train every detector of CONFIG that is not trained yet; a second call goes on where the first stopped."""
-    from explain2me.config import load_config
-
-    settings = load_config(config, sets or ())
-    _train(settings, out or Path("runs") / settings.name, shard, _console())
+    _train(*_settings(config, out, sets), shard, _console())
 
 
 @app.command()
@@ -152,10 +147,7 @@ def study(
     verify_hashes: VerifyHashes = False,
 ) -> None:
     """Train, run and compare; with --shard train a share, and compare once every share is there."""
-    from explain2me.config import load_config
-
-    settings = _with_hashes(load_config(config, sets or ()), verify_hashes)
-    _study(settings, out or Path("runs") / settings.name, shard, _console())
+    _study(*_settings(config, out, sets, verify_hashes=verify_hashes), shard, _console())
 
 
 @app.command()
@@ -167,11 +159,8 @@ def explain(
     verify_hashes: VerifyHashes = False,
 ) -> None:
     """Stage 1: make every map that is not there yet."""
-    from explain2me.config import load_config
-
-    settings = _with_hashes(load_config(config, sets or ()), verify_hashes)
     console = _console()
-    done = _explain(settings, out or Path("runs") / settings.name, shard, console)
+    done = _explain(*_settings(config, out, sets, verify_hashes=verify_hashes), shard, console)
     if _is_whole(done, console):
         _finish(done, console)
 
@@ -292,7 +281,7 @@ def main() -> None:
         )
         sys.exit(2)
     except Exception as error:
-        if not type(error).__module__.startswith("pyarrow"):
+        if not type(error).__module__.startswith("pyarrow") or isinstance(error, MemoryError):
             raise
         text = _printable(" ".join(str(error).split()))
         print(
@@ -303,13 +292,18 @@ def main() -> None:
         sys.exit(2)
 
 
-def _with_hashes(config: "Config", wanted: bool) -> "Config":
-    """The same config, after a check that every image has a hash where that is ``wanted``."""
-    if wanted:
+def _settings(
+    config: Path, out: Path | None, sets: list[str] | None, *, verify_hashes: bool = False
+) -> "tuple[Config, Path]":
+    """The config with ``--set`` applied, and the folder of its run; every image must have a hash where that is asked."""
+    from explain2me.config import load_config
+
+    settings = load_config(config, sets or ())
+    if verify_hashes:
         from explain2me.prepare import require_all_hashes
 
-        require_all_hashes(config)
-    return config
+        require_all_hashes(settings)
+    return settings, out or Path("runs") / settings.name
 
 
 def _verify_hashes(config: "Config", console: "Console") -> None:
@@ -367,25 +361,22 @@ def _class_order(classes: "Sequence[str]", config: "Config") -> str:
 def _run(config: "Config", folder: Path, shard: str | None, console: "Console") -> None:
     from explain2me.show import show_run
 
-    clock = time.monotonic()
+    ends = [("", time.monotonic())]
     done = _explain(config, folder, shard, console)
     console.print(_printable(_class_order(done.classes, config)), markup=False, soft_wrap=True)
     if not _is_whole(done, console):
         return
-    explained = time.monotonic()
+    ends.append(("explain", time.monotonic()))
     _measure(done, done.config, console)
-    measured = time.monotonic()
+    ends.append(("measure", time.monotonic()))
     _summarise(done, done.config, console)
-    summarised = time.monotonic()
+    ends.append(("summarise", time.monotonic()))
     show_run(done, console)
     if config.report.after_run:
         _report(done, config, console)
-    ends = {"explain": explained, "measure": measured, "summarise": summarised, "show and report": time.monotonic()}
-    parts = []
-    for stage, end in ends.items():
-        parts.append(f"{stage} {_duration(end - clock)}")
-        clock = end
-    console.print(f"time: {', '.join(parts)}", markup=False)
+    ends.append(("show and report", time.monotonic()))
+    times = [f"{stage} {_duration(end - begin)}" for (_, begin), (stage, end) in itertools.pairwise(ends)]
+    console.print(f"time: {', '.join(times)}", markup=False)
     _finish(done, console)
 
 

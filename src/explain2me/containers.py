@@ -412,7 +412,7 @@ class Rows:
         batches, num_bytes = [], 0
         for batch in self._file.iter_batches(256, row_groups=row_groups, columns=names, use_threads=False):
             num_bytes += sum(map(_unpacked_bytes, batch.columns))
-            if num_bytes > max_bytes + MAX_HEADER:
+            if num_bytes > max_bytes:
                 raise ImageError(
                     "too_many_bytes",
                     f"{self.name!r}: {', '.join(map(repr, names))} unpack to more than {max_bytes} bytes",

@@ -63,7 +63,7 @@ class CrashSearch(Recovery[Attempt]):
         self.num_deaths = 0
         self._record = record
         self._open: Counter[Whole] = Counter()
-        self._found: Counter[Whole] = Counter()
+        self._found: set[Whole] = set()
         self._fruitless: Counter[Whole] = Counter()
         self._recorded: defaultdict[Whole, set[int]] = defaultdict(set)
 
@@ -94,7 +94,7 @@ class CrashSearch(Recovery[Attempt]):
                 )
             self._record(whole, start)
             self._recorded[whole].add(start)
-            self._found[whole] += 1
+            self._found.add(whole)
             return self._close(whole)
         middle = (start + stop) // 2
         halves = [Attempt(whole, a, b, probe=True) for a, b in ((start, middle), (middle, stop)) if a < b]
@@ -111,7 +111,7 @@ class CrashSearch(Recovery[Attempt]):
         self._open[whole] -= 1
         if self._open[whole]:
             return []
-        if not self._found[whole]:
+        if whole not in self._found:
             self._fruitless[whole] += 1
             if self._fruitless[whole] < DEATHS:  # somebody else may have ended the workers
                 return [Attempt.at(whole)]
@@ -120,7 +120,7 @@ class CrashSearch(Recovery[Attempt]):
                 f"memory was probably too small for all of them. What is committed stays; lower compute.batch_size or "
                 f"compute.workers (a lower batch_size needs a new folder) and call the same command again"
             )
-        self._found[whole] = 0
+        self._found.remove(whole)
         return [Attempt.at(whole)]
 
 

@@ -9,6 +9,5 @@ def log_event(folder: Path, share: tuple[int, int], stage: str, event: str, **va
     """Append one line; each of several machines has a file of its own, ``events-2-of-8.jsonl``."""
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "stage": stage, "event": event} | values
     name = "events.jsonl" if share[1] == 1 else f"events-{share[0]}-of-{share[1]}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -201,8 +201,8 @@ def commit_shard(folder: Path, attempt: Attempt) -> None:
 def _warm_up(run: Run, model: Model) -> None:
     """All that a worker does before it sees an image."""
     detector, cam = _load(run, model)
-    blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8, device=run.config.compute.device)
-    cam(detector.preprocess(blank))
+    size = (_batch_size(run), 3, *detector.input_size)
+    cam(detector.preprocess(torch.zeros(size, dtype=torch.uint8, device=run.config.compute.device)))
 
 
 def _commit_precision(run: Run, shard: Shard) -> None:

@@ -62,7 +62,6 @@ def prepare(
     config = with_device(config, old.config if old else None)
     if old is not None:
         _refuse_other(old.config, config, folder)
-    if old is not None:
         _refuse_vanished(old)
     images, record = check(config)
     if old is None and config.compute.batch_size == "auto":

@@ -4,6 +4,7 @@ A shard is one model x a contiguous range of images x all conditions. It owns it
 of 16 differ in the last bits, and its file name holds a key of everything that decides its bytes.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -42,17 +43,18 @@ class Shard(NamedTuple):
         return folder / "maps" / f"model={self.model.name}" / self.file_name
 
 
-def plan(run: Run) -> list[Shard]:
-    """Every shard of a run, model by model, in a fixed order."""
+@functools.lru_cache(maxsize=1)
+def plan(run: Run) -> tuple[Shard, ...]:
+    """Every shard of a run, model by model, in a fixed order; kept, since every stage asks for it."""
     images = run.image_table
     size = run.config.compute.shard_size
     settings = shard_settings(run.config)
     contents = [digest(images.slice(start, size).to_pylist()) for start in range(0, len(images), size)]
-    return [
+    return tuple(
         Shard(model, part, part * size, min((part + 1) * size, len(images)), _key(model, settings, content, run))
         for model in run.models
         for part, content in enumerate(contents)
-    ]
+    )
 
 
 def missing_of(shards: Sequence[Shard], folder: Path) -> list[Shard]:

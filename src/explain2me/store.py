@@ -1,4 +1,4 @@
-"""The files of a run: Parquet schemas, atomic writes, reading back.
+"""The files of a run: Parquet schemas, and reading back.
 
 ```
 run.json  images.parquet  maps/model=<detector>__<run>/part-00012-<key>.parquet  precision/...

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +77,8 @@ def _check_quarantine(run: Run) -> Iterator[str]:
         yield f"missing: {lost} images of the manifest are neither in images.parquet nor in quarantine/"
 
 
-def _check_precision(run: Run, shards: list[Shard]) -> Iterator[str]:
-    for shard in shards if run.config.compute.precision != "float32" else []:
+def _check_precision(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
+    for shard in shards if run.config.compute.precision != "float32" else ():
         path = run.folder / "precision" / f"model={shard.model.name}" / shard.file_name
         if shard.part == 0 and not path.exists():
             yield f"missing: {path.relative_to(run.folder)}; delete {shard.path(run.folder).relative_to(run.folder)} to have both made"
@@ -144,13 +144,13 @@ def _created_by(version: str) -> str:
     return f"parquet-cpp-arrow version {version}"
 
 
-def _check_names(run: Run, shards: list[Shard]) -> Iterator[str]:
+def _check_names(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
     """Files that no plan knows, and those that a killed process left."""
     planned = {shard.path(run.folder) for shard in shards}
+    names = {shard.file_name for shard in shards}
     packed = {folder: _packed(folder) for folder in {path.parent for path in planned}}
     for path in sorted((run.folder / "maps").rglob("*")):
         if path.name.startswith(PACKED):
-            names = {shard.file_name for shard in shards}
             yield from _guarded(path.relative_to(run.folder), _check_pack(run, path, names))
         elif path.is_file() and path not in planned and not path.name.startswith(TEMPORARY):
             yield f"not in the plan: {path.relative_to(run.folder)}"

@@ -1,0 +1,30 @@
+"""Files that are no images, for the tests of what becomes of them."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from explain2me.decode import MAX_BYTES
+
+
+def make_socket(path: Path) -> None:
+    """A socket that nobody listens to any more."""
+    here = Path.cwd()
+    os.chdir(path.parent)  # the name of a socket may have about 100 characters only
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def make_too_large(path: Path) -> None:
+    """A file of more bytes than are read; sparse, so that it takes no disk."""
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+
+
+def writes(data: Callable[[], bytes]) -> Callable[[Path], object]:
+    """What writes these bytes to a path."""
+    return lambda path: path.write_bytes(data())
