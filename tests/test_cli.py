@@ -363,6 +363,7 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "training: 12 images (fake/gan 6, real/camera 6)" in said
     assert "test_resnet-guided: 2 run(s) of 1 epochs" in said
     said = call("study", config, "--out", out, "--shard", "0/2")
+    assert "1 of 2: test_resnet-plain run 0, best of 1 epochs: epoch 1: train_loss " in said
     assert "2 trainings are not finished, first test_resnet-plain run 1" in said
     said = call("study", config, "--out", out)
     assert "The five measures over all sources" in said

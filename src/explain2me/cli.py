@@ -408,6 +408,11 @@ def _duration(seconds: float) -> str:
 def _train(config: "Config", folder: Path, shard: str | None, console: "Console") -> bool:
     """Train; whether every training of the config is finished."""
     from explain2me.study import train_missing
+    from explain2me.train.trainer import Training
+
+    def tell(training: Training, done: int, total: int) -> None:
+        progress.update(task, completed=done)
+        progress.console.print(_printable(f"{done} of {total}: {training.outcome()}"), markup=False, soft_wrap=True)
 
     with _progress(console) as progress:
         task = progress.add_task("train", total=None)
@@ -420,7 +425,7 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
             on_step=lambda done, total, text: progress.update(
                 now, description=text, completed=done, total=total, visible=True
             ),
-            on_trained=lambda training, done, total: progress.update(task, completed=done),
+            on_trained=tell,
         )
     console.print(_printable(f"trained: {folder / 'training'}"), markup=False, soft_wrap=True)
     if left:

@@ -1,7 +1,10 @@
 """Train, run, compare: the paper's whole protocol from one config."""
 
+import contextlib
+import csv
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,10 +12,13 @@ import torch
 from explain2me.config import Config, DetectorConfig
 from explain2me.errors import ConfigError
 from explain2me.executors import Engine, run_tasks
-from explain2me.train.trainer import OnStep, Training, refuse_other_settings, train_detector
+from explain2me.train.trainer import METRICS, OnStep, Training, epoch_text, refuse_other_settings, train_detector
 
 OnTrained = Callable[[Training, int, int], None]
 """Called with a training that is done, and how many of how many are."""
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the epochs that other processes have finished."""
 
 
 def trainings(config: Config, out: Path) -> list[Training]:
@@ -53,7 +59,7 @@ def train_missing(
         out: folder; each training gets ``training/DETECTOR/runNN`` in it.
         shard: (i, N) takes every N-th training, from the i-th: for several machines on one folder.
         on_start: called with the number of trainings of this shard, finished and all.
-        on_step: of :func:`train_detector`; only with one worker.
+        on_step: of :func:`train_detector`; with several workers it is told of epochs, of all trainings, instead of steps.
         on_trained: called after each training.
 
     Returns:
@@ -73,10 +79,54 @@ def train_missing(
     engine = engine_for_training(config)
     here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2)
     work = functools.partial(train_detector, on_step=on_step) if here else train_detector
-    for count, training in enumerate(run_tasks(work, missing, engine), start=len(mine) - len(missing) + 1):
-        if on_trained:
-            on_trained(training, count, len(mine))
+    with contextlib.nullcontext() if here else _telling_epochs(missing, on_step):
+        for count, training in enumerate(run_tasks(work, missing, engine), start=len(mine) - len(missing) + 1):
+            if on_trained:
+                on_trained(training, count, len(mine))
     return [training for training in every if not training.done]
+
+
+@contextlib.contextmanager
+def _telling_epochs(missing: Sequence[Training], on_step: OnStep | None) -> Iterator[None]:
+    """Meanwhile call ``on_step`` for the epochs that workers, here or elsewhere, have written to their folders."""
+    if on_step is None:
+        yield
+        return
+    over = threading.Event()
+
+    def look() -> None:
+        told = {training: _epochs_done(training)[0] for training in missing}
+        last = False
+        while not last:
+            last = over.wait(LOOK_SECONDS)
+            for training in missing:
+                epochs, text = _epochs_done(training)
+                if epochs > told[training]:
+                    told[training] = epochs
+                    on_step(
+                        sum(told.values()),
+                        sum(training.settings.epochs for training in missing),
+                        f"{training.detector} run {training.run}, {text}",
+                    )
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _epochs_done(training: Training) -> tuple[int, str]:
+    """How many, and what the last one came to."""
+    try:
+        lines = list(csv.DictReader((training.folder / METRICS).read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        lines = []
+    if not lines:
+        return 0, ""
+    return len(lines), epoch_text({name: float(value) for name, value in lines[-1].items() if value})
 
 
 def engine_for_training(config: Config) -> Engine:

@@ -489,7 +489,12 @@ def test_trainings_in_workers_give_the_same_weights(manifest: Path, tmp_path: Pa
         update={"compute": one_config.compute.model_copy(update={"executor": executor})}
     )
     assert train_missing(one_config, tmp_path / "one") == []
-    assert train_missing(two_config, tmp_path / "two") == []
+    told = []
+    assert train_missing(two_config, tmp_path / "two", on_step=lambda *args: told.append(args)) == []
+    assert [(done, total) for done, total, _ in told] == [(1, 2), (2, 2)]
+    assert {text.partition(", epoch 1: train_loss")[0] for *_, text in told} == {
+        f"{training.detector} run 0" for training in trainings(two_config, tmp_path)
+    }
     if executor == "ray":
         from explain2me.executors import ray
 

@@ -9,7 +9,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,12 @@ class Training:
     def checkpoint(self) -> Path:
         """The weights that a study evaluates."""
         return self.folder / (BEST if self.settings.checkpoint == "best" else LAST)
+
+    def outcome(self) -> str:
+        """Of a finished training, in a line."""
+        card = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
+        shown = epoch_text({name: value for name, value in card["metrics"].items() if value is not None})
+        return f"{self.detector} run {self.run}, best of {card['epochs']} epochs: {shown}"
 
 
 def train_detector(training: Training, on_step: OnStep | None = None) -> None:
@@ -424,16 +430,22 @@ class _Files(L.Callback):
         return self.seconds + (time.monotonic() - self._started if self._started else 0.0)
 
     def _text(self) -> str:
-        if not self.curve:
-            return "epoch 1"
-        last = self.curve[-1]
-        shown = {name: last[name] for name in ("train_loss", "val_accuracy", "val_auroc") if name in last}
-        return f"epoch {len(self.curve)}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        return epoch_text(self.curve[-1]) if self.curve else "epoch 1"
 
     def _save(self, path: Path, module: L.LightningModule) -> None:
         assert isinstance(module.model, nn.Module)
         with atomic_path(path) as temporary:
             save_file({n: v.detach().contiguous().cpu() for n, v in module.model.state_dict().items()}, temporary)
+
+
+def epoch_text(metrics: Mapping[str, float]) -> str:
+    """A line of metrics.csv, for people.
+
+    >>> epoch_text({"epoch": 3.0, "train_loss": 0.5, "val_auroc": 0.75})
+    'epoch 3: train_loss 0.500, val_auroc 0.750'
+    """
+    shown = [f"{name} {metrics[name]:.3f}" for name in ("train_loss", "val_accuracy", "val_auroc") if name in metrics]
+    return f"epoch {metrics['epoch']:.0f}: {', '.join(shown)}"
 
 
 def learning_rate_factor(config: OptimizerConfig, epoch: int, num_epochs: int) -> float:
