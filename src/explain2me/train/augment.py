@@ -31,8 +31,10 @@ def draw_move(config: AugmentationConfig, rng: np.random.Generator) -> Move:
     """Draw what happens to one image; the same numbers are drawn whatever is switched off."""
     flip, area, aspect, top, left, down, right = rng.random(7)
     share = config.crop + (1 - config.crop) * area
-    stretch = math.exp((2 * aspect - 1) * math.log(LARGEST_ASPECT) / 2) if config.crop < 1 else 1.0
-    height, width = min(1.0, math.sqrt(share) / stretch), min(1.0, math.sqrt(share) * stretch)
+    side = math.sqrt(share)
+    longest = min(math.sqrt(LARGEST_ASPECT), 1 / side)  # that fits into the image
+    stretch = longest ** (2 * aspect - 1) if config.crop < 1 else 1.0
+    height, width = min(1.0, side / stretch), min(1.0, side * stretch)
     shift = (2 * np.array([down, right]) - 1) * config.shift
     place = (top * (1 - height), left * (1 - width))
     return Move(bool(config.flip and flip < 0.5), *place, height, width, *map(float, shift))
