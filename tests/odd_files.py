@@ -1,8 +1,10 @@
-"""Files that are no images, for the tests of what becomes of them."""
+"""Files that are no images, and a disk that takes no more, for the tests of what becomes of them."""
 
+import contextlib
 import os
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from explain2me.decode import MAX_BYTES
@@ -28,3 +30,14 @@ def make_too_large(path: Path) -> None:
 def writes(data: Callable[[], bytes]) -> Callable[[Path], object]:
     """What writes these bytes to a path."""
     return lambda path: path.write_bytes(data())
+
+
+@contextlib.contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file may grow over ``size`` bytes, as on a disk that is full; workers inherit it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -334,8 +334,10 @@ def _check_training(config: "Config", console: "Console") -> None:
     """Say what a study would train; every image and human map to train on is opened."""
     from collections import Counter
 
-    from explain2me.study import trainings
+    from explain2me.prepare import check_images
+    from explain2me.study import evaluation, trainings
     from explain2me.train.data import read_human_maps, read_splits
+    from explain2me.train.trainer import check_architecture
 
     assert config.training is not None
     splits = read_splits(config, config.training)
@@ -348,6 +350,10 @@ def _check_training(config: "Config", console: "Console") -> None:
             found = ", ".join(f"{key} {count}" for key, count in splits.record[name]["by_label_and_source"].items())
             console.print(_printable(f"{name}: {splits.record[name]['images']} images ({found})"), markup=False)
     every = trainings(config, Path())
+    for training in every[:: config.training.runs]:
+        check_architecture(training)
+    tested, _ = check_images(evaluation(config, Path()))
+    console.print(f"test: {len(tested)} images")
     for detector, count in Counter(training.detector for training in every).items():
         console.print(_printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
 
@@ -439,8 +445,9 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
 
 
 def _study(config: "Config", folder: Path, shard: str | None, console: "Console") -> None:
-    from explain2me.study import evaluation, trainings
+    from explain2me.study import check_study, evaluation, trainings
 
+    check_study(config, folder)
     # trainings are shared first; once they are all there, the next call shares the run
     trained = shard is not None and all(training.done for training in trainings(config, folder))
     if _train(config, folder, shard, console):

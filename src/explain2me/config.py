@@ -243,7 +243,7 @@ class StrategyConfig(Section):
     @property
     def guided(self) -> bool:
         """Whether training reads class activation maps."""
-        return self.loss == "cyborg" or self.entropy_weight > 0
+        return (self.loss == "cyborg" and self.alpha < 1) or self.entropy_weight > 0
 
 
 class OptimizerConfig(Section):
@@ -255,7 +255,8 @@ class OptimizerConfig(Section):
     """sgd only."""
     weight_decay: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
     schedule: Literal["step", "cosine", "constant"] = "step"
-    """step: times step_factor every step_epochs epochs; cosine: down to 0 at the last epoch."""
+    """step: times step_factor every step_epochs epochs; cosine: down to 0 at the end of
+    the last epoch."""
     step_epochs: int = Field(default=12, ge=1)
     step_factor: float = Field(default=0.1, gt=0, le=1)
     warmup_epochs: int = Field(default=0, ge=0)
@@ -276,7 +277,8 @@ class AugmentationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Detectors to train: every architecture with every strategy, ``runs`` times each. Defaults: the paper's."""
+    """Detectors to train: every architecture with every strategy, ``runs`` times each. Defaults: the paper's, but for
+    ``pretrained``, which downloads."""
 
     architectures: tuple[str, ...] = Field(min_length=1)
     """``timm:NAME`` or ``torchvision:NAME``."""
@@ -310,13 +312,14 @@ class TrainingConfig(Section):
     checkpoint: Literal["best", "last"] = "best"
     """Which weights a study evaluates."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: mixed, as Lightning's bf16-mixed. float32 on CUDA is what PyTorch takes it for: convolutions in TF32."""
     device: str = "auto"
     devices: int = Field(default=1, ge=1, le=1024)
     """Devices that share one training (Lightning's data parallel strategy); batch_size is that of each."""
     workers: int = Field(default=1, ge=1, le=1024)
     """Trainings at a time, each in a process of its own."""
     loaders: int = Field(default=0, ge=0, le=256)
-    """Processes of each training that read images; 0 reads in its own, with threads."""
+    """Processes of each training that read images; 0 reads in its own, where what fits into 2 GiB is kept decoded."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Beside the CSV file that is always written; each must be installed."""
 
@@ -332,6 +335,13 @@ class TrainingConfig(Section):
             raise ValueError(f"expected different strategy names, got {twice[0]!r} twice; rename one")
         if self.validation_split is not None and self.validation_share:
             raise ValueError("expected one of validation_split and validation_share, got both; remove one")
+        if self.patience is not None and self.validation_split is None and not self.validation_share:
+            raise ValueError("patience waits for a better epoch, and without validation each is; give validation_split")
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"expected a device without a number for devices = {self.devices}, got {self.device!r}; give 'cuda', and "
+                f"choose with CUDA_VISIBLE_DEVICES"
+            )
         names = [name.partition(":")[2] for name in self.architectures]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"expected different architectures, got {twice[0]!r} twice; remove one")

@@ -325,6 +325,8 @@ def _with_new_head(model: nn.Module, num_classes: int | None) -> nn.Module:
         parent, _, last = name.rpartition(".")
         new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
         setattr(model.get_submodule(parent), last, new)
+    if hasattr(model, "transform_input"):  # a second normalisation, which a model built for a checkpoint has not
+        setattr(model, "transform_input", False)  # noqa: B010 - nn.Module does not declare it
     if hasattr(model, "aux_logits"):
         setattr(model, "aux_logits", False)  # noqa: B010 - nn.Module does not declare it
         for auxiliary in ("AuxLogits", "aux1", "aux2"):

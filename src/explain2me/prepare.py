@@ -158,15 +158,7 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
     Raises:
         Explain2MeError: the first thing that is wrong.
     """
-    images = list_images(Path(config.data.manifest), split=config.data.split, classes=config.data.classes)
-    for name in ("label", "source"):
-        if RESERVED in images[name].to_pylist():
-            raise ManifestError(f"{config.data.manifest!r}: the {name} {RESERVED!r} means all of them; rename it")
-    images = sample_images(images, config.data.sample, seed=config.seed)
-    labelled = images["label"].null_count < len(images)
-    if not labelled and config.salience.target == "true":
-        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
-    classes = class_names(config, images)
+    images, classes = check_images(config)
     models = check_models(config, len(classes) or None)
     if not classes:
         classes = tuple(str(i) for i in range(models[0].num_classes))
@@ -183,6 +175,30 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
         "listed": digest(images.to_pylist()),
     }
     return images, record
+
+
+def check_images(config: Config) -> tuple[pa.Table, tuple[str, ...]]:
+    """The listed images and their classes in the order of the logits; opens no image.
+
+    Raises:
+        Explain2MeError: the first thing that is wrong.
+    """
+    images = list_images(Path(config.data.manifest), split=config.data.split, classes=config.data.classes)
+    for name in ("label", "source"):
+        if RESERVED in images[name].to_pylist():
+            raise ManifestError(f"{config.data.manifest!r}: the {name} {RESERVED!r} means all of them; rename it")
+    images = sample_images(images, config.data.sample, seed=config.seed)
+    labelled = images["label"].null_count < len(images)
+    if not labelled and config.salience.target == "true":
+        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
+    return images, class_names(config, images)
+
+
+def refuse_other_run(config: Config, folder: Path) -> None:
+    """Raise a RunFolderError where ``folder`` holds a run of another config."""
+    old = _open_old(folder)
+    if old is not None:
+        _refuse_other(old.config, with_device(config, old.config), folder)
 
 
 def require_all_hashes(config: Config) -> pa.Table:
@@ -339,9 +355,9 @@ def load_model(wanted: DetectorConfig, checkpoint: str | None, seed: int, num_cl
         raise type(error)(f"detector {wanted.name!r}: {error}") from None
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, git state and hardware kind of this process."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pyarrow", "pillow")
+def provenance(*more: str) -> dict[str, Any]:
+    """Versions, of ``more`` packages too, git state and hardware kind of this process."""
+    packages = ("torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", *more)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     versions = {"explain2me": explain2me.__version__, "python": platform.python_version()}
     return {
@@ -361,20 +377,30 @@ def with_device(config: Config, old: Config | None = None) -> Config:
     device, threads = config.compute.device, config.compute.threads
     if threads is None:
         threads = old.compute.threads if old else max(1, torch.get_num_threads() // config.compute.workers)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    elif device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"compute.device = {device!r}: {torch.cuda.device_count() or 'no'} CUDA devices are visible here; use 'auto' or "
-            f"'cpu'" + (", or a smaller number" if torch.cuda.device_count() else "")
-        )
-    elif device == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("compute.device = 'mps': there is none here; use 'auto' or 'cpu'")
+    device = real_device(device, "compute.device")
     size = config.compute.batch_size
     if size == "auto" and old is not None:
         size = old.compute.batch_size
     compute = config.compute.model_copy(update={"device": device, "threads": threads, "batch_size": size})
     return config.model_copy(update={"compute": compute})
+
+
+def real_device(device: str, key: str) -> str:
+    """``auto`` replaced by the kind of device at hand.
+
+    Raises:
+        ConfigError: the device that ``key`` of the config names is not there.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{key} = {device!r}: {torch.cuda.device_count() or 'no'} CUDA devices are visible here; use 'auto' or "
+            f"'cpu'" + (", or a smaller number" if torch.cuda.device_count() else "")
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"{key} = 'mps': there is none here; use 'auto' or 'cpu'")
+    return device
 
 
 def _check_model(

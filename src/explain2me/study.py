@@ -10,9 +10,19 @@ from pathlib import Path
 import torch
 
 from explain2me.config import Config, DetectorConfig
-from explain2me.errors import ConfigError
+from explain2me.errors import ConfigError, RunFolderError
 from explain2me.executors import Engine, run_tasks
-from explain2me.train.trainer import METRICS, OnStep, Training, epoch_text, refuse_other_settings, train_detector
+from explain2me.prepare import check_images, refuse_other_run
+from explain2me.train.data import training_classes
+from explain2me.train.trainer import (
+    METRICS,
+    OnStep,
+    Training,
+    check_architecture,
+    epoch_text,
+    refuse_other_settings,
+    train_detector,
+)
 
 OnTrained = Callable[[Training, int, int], None]
 """Called with a training that is done, and how many of how many are."""
@@ -76,14 +86,37 @@ def train_missing(
     if on_start:
         on_start(len(mine) - len(missing), len(mine))
     assert config.training is not None
+    for architecture in dict.fromkeys(training.architecture for training in missing):
+        of_it = [training for training in missing if training.architecture == architecture]
+        check_architecture(next((each for each in of_it if each.strategy.guided), of_it[0]))
     engine = engine_for_training(config)
-    here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2)
+    here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
     work = functools.partial(train_detector, on_step=on_step) if here else train_detector
     with contextlib.nullcontext() if here else _telling_epochs(missing, on_step):
         for count, training in enumerate(run_tasks(work, missing, engine), start=len(mine) - len(missing) + 1):
             if on_trained:
                 on_trained(training, count, len(mine))
     return [training for training in every if not training.done]
+
+
+def check_study(config: Config, out: Path) -> None:
+    """Find, before hours of training, what would stop the comparison after them; opens no image.
+
+    Raises:
+        Explain2MeError: the images to test or the runs do not do, or ``out`` holds another comparison.
+    """
+    assert config.training is not None
+    if config.measures.stability and config.training.runs < 2:
+        raise ConfigError(
+            f"measures.stability compares training runs and needs at least 2 of each detector, got training.runs = "
+            f"{config.training.runs}; raise it, or set measures.stability = false"
+        )
+    compared = evaluation(config, out)
+    check_images(compared)
+    try:
+        refuse_other_run(compared, out / "run")
+    except RunFolderError as error:
+        raise RunFolderError(f"{error}. What was trained stays: deleting {str(out / 'run')!r} is enough") from None
 
 
 @contextlib.contextmanager
@@ -122,25 +155,28 @@ def _epochs_done(training: Training) -> tuple[int, str]:
     """How many, and what the last one came to."""
     try:
         lines = list(csv.DictReader((training.folder / METRICS).read_text(encoding="utf-8").splitlines()))
-    except FileNotFoundError:
-        lines = []
-    if not lines:
+        return len(lines), epoch_text({name: float(value) for name, value in lines[-1].items() if value})
+    except (OSError, ValueError, TypeError, LookupError):  # nothing there yet, or nothing to be read just now
         return 0, ""
-    return len(lines), epoch_text({name: float(value) for name, value in lines[-1].items() if value})
 
 
 def engine_for_training(config: Config) -> Engine:
     """Who carries the trainings."""
     settings, compute = config.training, config.compute
     assert settings is not None
+    threads = compute.threads or max(1, torch.get_num_threads() // settings.workers)
     gpus = float(settings.devices) if settings.device.startswith("cuda") else 0.0
     if settings.device == "auto" and compute.executor == "ray":
         gpus = compute.gpus_per_worker if torch.cuda.is_available() else 0.0
-    return Engine(compute.executor, settings.workers, None, compute.ray_address, gpus)
+    return Engine(compute.executor, settings.workers, threads, compute.ray_address, gpus)
 
 
 def evaluation(config: Config, out: Path) -> Config:
-    """The config of the run that compares what was trained, beside the detectors that the config lists."""
+    """The config of the run that compares what was trained, beside the detectors that the config lists.
+
+    The classes are those of the images to train on, in the order of the logits.
+    """
+    assert config.training is not None
     names: dict[str, list[Training]] = {}
     for training in trainings(config, out):
         names.setdefault(training.detector, []).append(training)
@@ -153,7 +189,8 @@ def evaluation(config: Config, out: Path) -> Config:
         )
         for name, runs in names.items()
     )
-    return config.model_copy(update={"detectors": (*trained, *config.detectors), "training": None})
+    data = config.data.model_copy(update={"classes": training_classes(config, config.training)})
+    return config.model_copy(update={"data": data, "detectors": (*trained, *config.detectors), "training": None})
 
 
 def _in_folder(training: Training, out: Path) -> Training:

@@ -1,8 +1,6 @@
 """Disks that are full, folders that may not be written, files that vanish: one clear line, no half file, and it goes on."""
 
-import contextlib
 import os
-import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from odd_files import small_files
 
 from explain2me.store import open_run
 from explain2me.verify import verify_run
@@ -24,17 +23,6 @@ def one_line(error: str) -> str:
 
 def no_half_files(folder: Path) -> bool:
     return not [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
-
-
-@contextlib.contextmanager
-def small_files(size: int) -> Iterator[None]:
-    """No file may grow over ``size`` bytes, as on a disk that is full; workers inherit it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -1,22 +1,24 @@
 """Trainings of a tiny real network: the same bytes after an interrupt, the human map beside its image, clear errors."""
 
+import gc
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from odd_files import small_files
 from PIL import Image
 from safetensors.torch import load_file
 
 from explain2me.config import AugmentationConfig, Config, OptimizerConfig, parse_config
 from explain2me.detectors import load_detector
 from explain2me.errors import Explain2MeError
-from explain2me.study import evaluation, train_missing, trainings
+from explain2me.study import check_study, evaluation, train_missing, trainings
 from explain2me.train.augment import Move, draw_move, move_image, move_map
 from explain2me.train.cams import class_activation_maps, find_features
 from explain2me.train.data import EpochSampler, Examples, class_weights, read_human_maps, read_splits
-from explain2me.train.trainer import CARD, RESUME, learning_rate_factor, train_detector
+from explain2me.train.trainer import CARD, RESUME, learning_rate_factor, ranking, train_detector
 
 ARCHITECTURE = "timm:test_resnet"
 SIZE = 64
@@ -78,9 +80,9 @@ def stop_after(steps: int):
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["plain", "guided"])
-@pytest.mark.parametrize("steps", [4, 6], ids=["within an epoch", "after an epoch"])
+@pytest.mark.parametrize("steps", [4, 7], ids=["within an epoch", "after two epochs"])
 def test_an_interrupt_changes_no_bit(tmp_path, manifest, index, steps):
-    config = make_config(manifest, optimizer={"schedule": "cosine"}, architectures=["timm:test_efficientnet"])
+    config = make_config(manifest, optimizer={"schedule": "cosine"}, architectures=["torchvision:mobilenet_v3_small"])
     if index == 1:  # its head is not linear behind the pooling: no class activation map
         config = make_config(manifest, optimizer={"name": "adamw", "learning_rate": 0.001})
     whole, broken = one(config, tmp_path / "whole", index), one(config, tmp_path / "broken", index)
@@ -98,6 +100,207 @@ def test_an_interrupt_changes_no_bit(tmp_path, manifest, index, steps):
         del card["seconds"]
     assert cards[0] == cards[1]
     assert {path.name for path in broken.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_an_interrupt_changes_no_bit_where_processes_read_the_images(tmp_path, manifest):
+    plain, config = make_config(manifest, epochs=2), make_config(manifest, epochs=2, loaders=1)
+    trained = [one(config, tmp_path / name) for name in ("plain", "whole", "broken")]
+    train_detector(one(plain, tmp_path / "plain"))
+    train_detector(trained[1])
+    with pytest.raises(Stop):
+        train_detector(trained[2], stop_after(4))
+    train_detector(trained[2])
+    weights = [(training.folder / "last.safetensors").read_bytes() for training in trained]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_a_training_keeps_its_number_of_threads(tmp_path, manifest):
+    config = make_config(manifest, epochs=2)
+    training = one(config, tmp_path)
+    seen = []
+
+    def on_step(done: int, total: int, text: str) -> None:
+        seen.append(torch.get_num_threads())
+        if len(seen) == 4:
+            raise Stop
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with pytest.raises(Stop):
+            train_detector(training, on_step)
+        torch.set_num_threads(2)
+        train_detector(training, on_step)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+    assert json.loads((training.folder / CARD).read_text())["threads"] == 1
+
+
+def test_guidance_that_weighs_nothing_changes_no_bit(tmp_path, manifest):
+    strategies = [{"name": "plain"}, {"name": "guided", "loss": "cyborg", "alpha": 1.0}]
+    config = make_config(manifest, epochs=2, strategies=strategies)
+    for index in (0, 1):
+        train_detector(one(config, tmp_path, index))
+    weights = [(one(config, tmp_path, index).folder / "last.safetensors").read_bytes() for index in (0, 1)]
+    assert weights[0] == weights[1]
+
+
+def test_what_going_on_needs_must_be_of_this_training(tmp_path, manifest):
+    config = make_config(manifest, epochs=2, runs=2)
+    first, second = trainings(config, tmp_path)[:2]
+    for training in (first, second):
+        with pytest.raises(Stop):
+            train_detector(training, stop_after(4))
+    (second.folder / RESUME).write_bytes((first.folder / RESUME).read_bytes())
+    with pytest.raises(
+        Explain2MeError, match=r"run01/resume\.ckpt' holds a training begun with another config.*run was 0, is 1"
+    ):
+        train_detector(second)
+    (second.folder / RESUME).write_bytes(b"not a checkpoint")
+    with pytest.raises(Explain2MeError, match=r"resume\.ckpt cannot be read"):
+        train_detector(second)
+    (second.folder / "training.json").write_text("{")
+    with pytest.raises(Explain2MeError, match=r"training\.json is damaged"):
+        train_detector(second)
+
+
+def test_one_study_trains_on_one_set_of_images(tmp_path, manifest):
+    config = make_config(manifest, epochs=1, runs=2)
+    train_detector(one(config, tmp_path))
+    other = tmp_path / "manifest.csv"
+    lines = manifest.read_text().splitlines()
+    other.write_text("\n".join([lines[0], *(f"{manifest.parent}/{line}" for line in lines[3:])]) + "\n")
+    changed = config.model_copy(update={"data": config.data.model_copy(update={"manifest": str(other)})})
+    with pytest.raises(Explain2MeError, match=r"run00' holds a training begun with .* other data: data\.training\."):
+        train_missing(changed, tmp_path)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, manifest, monkeypatch):
+    from explain2me.train import trainer
+
+    training = one(make_config(manifest, epochs=1), tmp_path)
+    mark = training.folder / trainer.RUNNING
+    training.folder.mkdir(parents=True)
+    here = trainer.this_process().rpartition("-")[0]
+    mark.write_text(f"{here}-1")  # lives as long as the machine
+    with pytest.raises(Explain2MeError, match="is being trained by another process, 1; wait for it"):
+        train_detector(training)
+    mark.write_text(f"{here}-999999999")  # ended
+    train_detector(training)
+    assert training.done
+    assert not mark.exists()
+
+
+def test_a_full_disk_keeps_the_last_whole_epoch(tmp_path, manifest):
+    training = one(make_config(manifest, epochs=2), tmp_path)
+    with pytest.raises(Stop):
+        train_detector(training, stop_after(4))
+    before = {path.name: path.read_bytes() for path in training.folder.iterdir()}
+    with small_files(100_000), pytest.raises(OSError, match="File too large"):
+        train_detector(training)
+    assert {path.name: path.read_bytes() for path in training.folder.iterdir()} == before
+    train_detector(training)
+    assert training.done
+    assert {path.stat().st_mode & 0o777 for path in training.folder.glob("*.safetensors")} == {0o644}
+
+
+def test_every_architecture_is_built_before_the_first_is_trained(tmp_path, manifest):
+    config = make_config(manifest, architectures=[ARCHITECTURE, "timm:test_resnett"])
+    with pytest.raises(Explain2MeError, match="unknown architecture 'timm:test_resnett'"):
+        train_missing(config, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("data", "training", "message"),
+    [
+        ({}, {"runs": 1}, "needs at least 2 of each detector, got training.runs = 1"),
+        ({"sample": 9}, {}, "expected at least 9 images of the source 'camera', got 8"),
+        ({"split": "tset"}, {}, "did you mean 'test'"),
+    ],
+    ids=["runs", "sample", "split"],
+)
+def test_what_would_stop_the_comparison_is_found_before_training(tmp_path, manifest, data, training, message):
+    config = make_config(manifest, **({"runs": 2} | training))
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    with pytest.raises(Explain2MeError, match=message):
+        check_study(config, tmp_path)
+
+
+def test_an_extended_study_says_what_to_delete(tmp_path, manifest):
+    from explain2me.prepare import prepare
+
+    config = make_config(manifest, runs=2, epochs=1)
+    assert train_missing(config, tmp_path) == []
+    prepare(evaluation(config, tmp_path), tmp_path / "run")
+    check_study(config, tmp_path)
+    more = make_config(manifest, runs=3, epochs=1)
+    with pytest.raises(Explain2MeError, match=r"What was trained stays: deleting '.*run' is enough"):
+        check_study(more, tmp_path)
+
+
+def test_labels_to_test_are_those_that_were_trained(tmp_path, manifest):
+    lines = manifest.read_text().replace("fake,camera,test", "odd,camera,test")
+    other = manifest.parent / "odd_test.csv"
+    other.write_text(lines)
+    config = make_config(other, runs=2, epochs=1)
+    with pytest.raises(Explain2MeError, match="'odd'"):
+        check_study(config, tmp_path)
+
+
+def test_an_undefined_score_is_never_the_best(tmp_path, manifest):
+    from explain2me.train.trainer import _Files
+
+    training = one(make_config(manifest, monitor="loss"), tmp_path)
+    files = _Files(training, load_detector(ARCHITECTURE, num_classes=2, seed=1), {})
+    scores = [files._score({"epoch": i, "val_loss": loss}) for i, loss in enumerate([0.2, float("nan"), 0.1])]
+    assert scores == [-0.2, -float("inf"), -0.1]
+
+
+def test_the_best_epoch_is_not_chosen_by_ties():
+    logits = torch.tensor([[0.0, 20.0], [0.0, 21.0], [0.0, 22.0], [1.0, 0.0]])
+    found = ranking(logits, 1)
+    assert found.diff()[:2].gt(0).all()
+    assert ((found > 0) & (found < 1)).all()
+    assert found[3] == found.min()
+    several = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    assert ranking(several, 2).argsort().tolist() == several.double().softmax(1)[:, 2].argsort().tolist()
+
+
+def test_an_epoch_that_spoils_the_weights_is_not_kept(tmp_path, manifest):
+    training = one(make_config(manifest, epochs=2), tmp_path)
+
+    def on_step(done, total, text):
+        if done == 6:  # the last step of the second epoch: every loss was finite
+            module = next(thing for thing in gc.get_objects() if type(thing).__name__ == "_Module")
+            next(module.model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(Explain2MeError, match="is not finite after epoch 2"):
+        train_detector(training, on_step)
+    assert not training.done
+    kept = load_detector(ARCHITECTURE, training.folder / "last.safetensors", num_classes=2, input_size=SIZE)
+    assert all(value.isfinite().all() for value in kept.model.state_dict().values())
+
+
+def test_large_seeds(tmp_path, manifest):
+    config = make_config(manifest, epochs=1).model_copy(update={"seed": 2**63 - 1000})
+    train_detector(one(config, tmp_path))
+
+
+@pytest.mark.parametrize("pretrained", ["inception_v3", "googlenet"])
+def test_pretrained_weights_get_no_second_normalisation(monkeypatch, pretrained):
+    """Their checkpoints are read into a model without it."""
+    import torchvision
+
+    plain = torchvision.models.get_model(pretrained, init_weights=False)
+    weights = plain.state_dict()
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", lambda *_, **__: weights)
+    trained = load_detector(f"torchvision:{pretrained}", num_classes=2, pretrained=True, new_head=True).model
+    assert plain.transform_input is False
+    assert trained.transform_input is False
 
 
 def test_a_stop_between_the_last_epoch_and_the_card(tmp_path, manifest, monkeypatch):
@@ -259,10 +462,12 @@ def test_augmentation_by_hand():
     assert draw_move(AugmentationConfig(), np.random.default_rng(0)) == still
 
 
-def test_crops_keep_the_share_that_was_asked_for():
-    for seed in range(50):
-        move = draw_move(AugmentationConfig(crop=0.5), np.random.default_rng(seed))
-        assert 0.49 <= move.height * move.width <= 1
+@pytest.mark.parametrize("crop", [0.5, 0.9, 0.99])
+def test_crops_keep_the_share_that_was_asked_for(crop):
+    for seed in range(200):
+        move = draw_move(AugmentationConfig(crop=crop), np.random.default_rng(seed))
+        assert crop - 1e-9 <= move.height * move.width <= 1
+        assert 3 / 4 - 1e-9 <= move.width / move.height <= 4 / 3 + 1e-9
         assert move.top + move.height <= 1 + 1e-9
         assert move.left + move.width <= 1 + 1e-9
 
@@ -362,7 +567,7 @@ def test_schedules():
         ),
         (
             {"optimizer": {"learning_rate": 1e30}},
-            "the loss is not finite in epoch 1, at or up to 9 steps before step 3",
+            "the loss is not finite in epoch 1, step 2; lower",
         ),
         ({"loggers": ["mlflow"]}, "'mlflow' needs a package that is not installed"),
     ],
@@ -397,8 +602,6 @@ def test_a_training_that_diverges_keeps_its_last_whole_epoch(tmp_path, manifest)
 
     def on_step(done, total, text):
         if done == 4:  # in the second epoch: weights that give no finite loss
-            import gc
-
             for thing in gc.get_objects():
                 if type(thing).__name__ == "_Module":
                     next(thing.model.parameters()).data.fill_(float("nan"))
@@ -410,21 +613,26 @@ def test_a_training_that_diverges_keeps_its_last_whole_epoch(tmp_path, manifest)
     assert all(value.isfinite().all() for value in kept.model.state_dict().values())
 
 
-def test_a_class_of_one_image_is_not_held_out(tmp_path, manifest):
+def test_a_class_of_one_or_no_image_is_refused(tmp_path, manifest):
     lines = manifest.read_text().splitlines()
     train = [line for line in lines[1:] if ",train," in line]
-    odd = manifest.parent / "odd.csv"
-    odd.write_text("\n".join([lines[0], *train, "39.png,other,camera,train,"]) + "\n")
-    config = make_config(odd, split=None, validation_split=None, validation_share=0.25)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"manifest": str(manifest)})})
-    training = config.training.model_copy(update={"manifest": str(odd)})
-    splits = read_splits(config.model_copy(update={"data": config.data.model_copy(update={"split": "val"})}), training)
-    assert splits.training.labels.bincount().tolist() == [9, 1, 9]
+    tests = [line for line in lines[1:] if ",test," in line]
+    config = make_config(manifest, split="train", validation_split=None, validation_share=0.25)
+
+    def splits_of(more: list[str], **data: object):
+        odd = tmp_path / "odd.csv"
+        odd.write_text("\n".join([lines[0], *(f"{manifest.parent}/{line}" for line in [*more, *tests])]) + "\n")
+        changed = config.data.model_copy(update={"manifest": str(odd)} | data)
+        return read_splits(config.model_copy(update={"data": changed}), config.training)
+
+    with pytest.raises(
+        Explain2MeError, match="expected at least 2 images of every class to train on, got 1 of 'other'"
+    ):
+        splits_of([*train, "24.png,other,camera,train,"])
+    both = splits_of([*train, "24.png,other,camera,train,", "25.png,other,camera,train,"])
+    assert both.training.labels.bincount().tolist() == [9, 1, 9]  # one of two is held out
     with pytest.raises(Explain2MeError, match="got none of 'fake'"):
-        only = manifest.parent / "only.csv"
-        only.write_text("\n".join([lines[0], *(line for line in train if ",real," in line)]) + "\n")
-        both = config.data.model_copy(update={"classes": ("real", "fake"), "split": "val"})
-        read_splits(config.model_copy(update={"data": both}), training.model_copy(update={"manifest": str(only)}))
+        splits_of([line for line in train if ",real," in line], classes=("real", "fake"))
 
 
 def test_manifest_without_human_maps(tmp_path, manifest):
@@ -449,7 +657,20 @@ def test_two_processes_share_one_training(tmp_path, manifest):
     train_detector(training)
     card = json.loads((training.folder / CARD).read_text())
     assert len(card["curve"]) == 2
-    assert card["metrics"]["val_accuracy"] * 8 == pytest.approx(round(card["metrics"]["val_accuracy"] * 8))
+    splits = read_splits(training.config, training.settings)
+    assert splits.validation is not None
+    detector = load_detector(ARCHITECTURE, training.folder / "last.safetensors", num_classes=2, input_size=SIZE)
+    images = torch.stack([Examples(splits.validation, (SIZE, SIZE), "bilinear")[0, i].image for i in range(8)])
+    with torch.no_grad():  # over the images of both
+        loss = torch.nn.functional.cross_entropy(detector.model(detector.preprocess(images)), splits.validation.labels)
+    assert card["curve"][-1]["val_loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_one_of_two_processes_raises_is_said_in_a_line(tmp_path, manifest):
+    config = make_config(manifest, devices=2, batch_size=4, optimizer={"learning_rate": 1e30})
+    with pytest.raises(Explain2MeError, match="the loss is not finite in epoch 1"):
+        train_missing(config, tmp_path, on_step=lambda *_: None)
 
 
 @pytest.mark.slow

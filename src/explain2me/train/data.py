@@ -25,7 +25,7 @@ from explain2me.train.augment import draw_move, move_image, move_map
 
 MEAN_OF = "mean-of:"
 CACHE_BYTES = 2 * 2**30
-"""Decoded images that a process keeps; more are read again each epoch."""
+"""Decoded images, and as much of human maps, that a process keeps; more are read again each epoch."""
 
 
 class Rows(NamedTuple):
@@ -54,12 +54,15 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
         Explain2MeError: a manifest is wrong, labels are absent, an image cannot be used, or an image would be both
             trained on and tested.
     """
-    source = Path(training.manifest or config.data.manifest)
-    table = list_images(source, split=training.split, extra=("salience",), classes=config.data.classes)
-    if table["label"].null_count:
-        raise ManifestError(f"{str(source)!r}: training needs labels, and this manifest has none; add a column 'label'")
-    table = sample_images(table, training.sample, seed=config.seed)
+    source, table = _listed(config, training)
     classes = class_names(config, table)
+    counts = Counter(table["label"].to_pylist())
+    if min(counts.values()) < 2:
+        alone = min(counts, key=lambda label: (counts[label], label))
+        raise ConfigError(
+            f"training: expected at least 2 images of every class to train on, got 1 of {alone!r}; add some, or leave that class "
+            f"out"
+        )
     _refuse_tested(config, source, table, "trained on")
     validation = None
     if training.validation_split is not None:
@@ -88,13 +91,30 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
     record: dict[str, Any] = {"manifest": source.name, "classes": list(classes)}
     for name, part, rows in zip(("training", "validation"), (table, validation), found, strict=True):
         if part is not None and rows is not None:
-            counts = Counter(zip(part["label"].to_pylist(), part["source"].to_pylist(), strict=True))
+            of_each = Counter(zip(part["label"].to_pylist(), part["source"].to_pylist(), strict=True))
             record[name] = {
                 "images": len(part),
-                "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(counts.items())},
+                "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(of_each.items())},
                 "sha256": digest([rows.sha256, rows.labels.tolist()]),
             }
     return Splits(classes, found[0], found[1], record)
+
+
+def training_classes(config: Config, training: TrainingConfig) -> tuple[str, ...]:
+    """Labels of the images to train on in the order of the logits; opens no image.
+
+    Raises:
+        Explain2MeError: a manifest is wrong, or labels are absent.
+    """
+    return class_names(config, _listed(config, training)[1])
+
+
+def _listed(config: Config, training: TrainingConfig) -> tuple[Path, pa.Table]:
+    source = Path(training.manifest or config.data.manifest)
+    table = list_images(source, split=training.split, extra=("salience",), classes=config.data.classes)
+    if table["label"].null_count:
+        raise ManifestError(f"{str(source)!r}: training needs labels, and this manifest has none; add a column 'label'")
+    return source, sample_images(table, training.sample, seed=config.seed)
 
 
 def _read_rows(table: pa.Table, source: Path, classes: Sequence[str], config: Config) -> Rows:
@@ -178,10 +198,9 @@ def read_human_maps(strategy: StrategyConfig, rows: Rows, size: tuple[int, int])
             f"strategy {strategy.name!r} needs human maps, and no image to train on has one; fill the column 'salience' "
             f"of the manifest, or set salience = 'mean-of:FOLDER'"
         )
-    hashes = []
     for file, image_size in given:
         load_map(file, image_size=image_size)
-        hashes.append(hashlib.sha256(read_file(file)).hexdigest())
+    hashes = ["" if file is None else hashlib.sha256(read_file(file)).hexdigest() for file in rows.human_maps]
     record = {"kind": "a map for each image", "maps": len(given), "images": len(rows.files), "sha256": digest(hashes)}
     return HumanMaps(rows.human_maps, None, record)
 
@@ -206,6 +225,7 @@ class Examples(Dataset[Example]):
     seed: int = 0
     max_pixels: int = MAX_PIXELS
     _cache: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _map_cache: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows.files)
@@ -244,7 +264,13 @@ class Examples(Dataset[Example]):
         file = self.human_maps.files[position]
         if file is None:
             return torch.full(self.size, torch.nan)
-        return torch.from_numpy(resize_map(load_map(file, image_size=self.rows.sizes[position]), self.size).copy())
+        if position not in self._map_cache:
+            human_map = resize_map(load_map(file, image_size=self.rows.sizes[position]), self.size)
+            found = torch.from_numpy(human_map.copy())
+            if (len(self._map_cache) + 1) * found.nbytes > CACHE_BYTES:
+                return found
+            self._map_cache[position] = found
+        return self._map_cache[position]
 
 
 @dataclass

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FLAT_RANGE = 1e-6
-"""A map with max - min below this share of its largest magnitude says nothing: scaling would magnify rounding."""
+"""A map with max - min below this share of its largest magnitude says nothing, nor does one below DEAD_SUM: scaling would
+magnify rounding."""
 
 
 DEAD_SUM = 1e-12
@@ -132,7 +133,7 @@ def minmax(maps: Float[Tensor, "N h w"]) -> tuple[Float[Tensor, "N h w"], Bool[T
              [[0., 0.]]]), tensor([ True, False]))
     """
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    varies = high - low > FLAT_RANGE * torch.maximum(high.abs(), low.abs())
+    varies = high - low > (FLAT_RANGE * torch.maximum(high.abs(), low.abs())).clamp_min(DEAD_SUM)
     scaled = (maps - low) / torch.where(varies, high - low, 1.0)
     return torch.where(varies, scaled, 0.0), varies[:, 0, 0]
 

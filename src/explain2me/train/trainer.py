@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import math
+import pickle
 import signal
 import time
 import warnings
@@ -15,18 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from jaxtyping import Float
 from lightning.pytorch.loggers import Logger
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
+from explain2me import errors
 from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat
 from explain2me.detectors import Detector, classifier_of, load_detector
-from explain2me.errors import CheckpointError, ConfigError
-from explain2me.files import atomic_path, write_json
-from explain2me.prepare import provenance, with_device
+from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
+from explain2me.files import atomic_path, is_at_work, remove_leftovers, this_process, write_json
+from explain2me.prepare import provenance, real_device
 from explain2me.salience import predicted_classes
 from explain2me.train.cams import FeatureReader, class_activation_maps, find_features
 from explain2me.train.data import (
@@ -38,6 +43,7 @@ from explain2me.train.data import (
     class_weights,
     read_human_maps,
     read_splits,
+    training_classes,
 )
 from explain2me.train.losses import cross_entropy, guided_loss
 
@@ -45,8 +51,17 @@ CARD = "card.json"
 BEST, LAST, RESUME, METRICS = "best.safetensors", "last.safetensors", "resume.ckpt", "metrics.csv"
 HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
 
+BEGUN, RUNNING = "training.json", ".running"
+NO_MATTER = {"threads", "training.loggers"}
+"""What may differ from what a training was begun with."""
+
+UNRECORDED = (
+    "architectures", "strategies", "runs", "workers", "loaders", "device", "manifest", "checkpoint", "loggers",
+)  # fmt: skip
+"""Of the table [training]: what decides no weight, or is told otherwise."""
+
 CHECK_STEPS = 10
-"""Steps between two looks at whether the loss is finite."""
+"""Steps between two looks at whether the loss was finite."""
 
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, of how many, and a short text about the last epoch."""
@@ -102,6 +117,17 @@ class Training:
         return f"{self.detector} run {self.run}, best of {card['epochs']} epochs: {shown}"
 
 
+def check_architecture(training: Training) -> None:
+    """Build it once, before anything is trained.
+
+    Raises:
+        Explain2MeError: it is unknown, takes no such input or number of classes, or cannot be guided.
+    """
+    detector = _build(training, len(training_classes(training.config, training.settings)))
+    if training.strategy.guided:
+        find_features(detector.model, detector.input_size)
+
+
 def train_detector(training: Training, on_step: OnStep | None = None) -> None:
     """Train one detector, or go on where an interrupt left it, and write its files; does nothing when it is finished.
 
@@ -112,23 +138,24 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
         Explain2MeError: wrong config, images or human maps; the loss is not finite; ``folder`` holds another training.
     """
     settings = training.settings
+    device = real_device(settings.device, "training.device")
     splits = read_splits(training.config, settings)
     detector = _build(training, len(splits.classes))
     human_maps = read_human_maps(training.strategy, splits.training, detector.input_size)
     record = _record(training, splits, human_maps)
     training.folder.mkdir(parents=True, exist_ok=True)
-    _refuse_other(training.folder, record)
+    record["threads"] = _begin(training, record).get("threads", torch.get_num_threads())
     if training.done:
         return
+    remove_leftovers(training.folder)
     module = _Module(training, detector, splits, human_maps)
     files = _Files(training, detector, record, on_step=on_step)
-    device = with_device(training.config.model_copy(update={"compute": _compute(training)})).compute.device
     kind, _, index = device.partition(":")
     resume = training.folder / RESUME
-    with _quiet(), torch.random.fork_rng(range(torch.cuda.device_count()) if kind == "cuda" else []):
+    with _quiet(), _alone(training), _threads(record["threads"]), torch.random.fork_rng(_cuda_devices(kind)):
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(kind, kind),
-            devices=[int(index)] if index and settings.devices == 1 else settings.devices,
+            devices=_devices(settings.devices, kind, index),
             strategy="auto" if settings.devices == 1 else "ddp_spawn",
             precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
             max_epochs=settings.epochs,
@@ -146,6 +173,46 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
         _fit(trainer, module, resume if resume.exists() else None)
 
 
+def _cuda_devices(kind: str) -> range:
+    return range(torch.cuda.device_count() if kind == "cuda" else 0)
+
+
+def _devices(count: int, kind: str, index: str) -> int | list[int]:
+    """One device is named by its number, else Lightning takes the first for every worker."""
+    if count > 1 or kind != "cuda":
+        return count
+    return [int(index) if index else torch.cuda.current_device()]
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The last bits depend on the number of threads, so that a training keeps the one that it was begun with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _alone(training: Training) -> Iterator[None]:
+    """Leave a mark while this process trains; refuse where another process of this machine is at it."""
+    mark = training.folder / RUNNING
+    with contextlib.suppress(FileNotFoundError):
+        who = mark.read_text(encoding="utf-8")
+        if who != this_process() and is_at_work(who):
+            raise ConfigError(
+                f"{training.detector} run {training.run} is being trained by another process, {who.rpartition('-')[2]}; wait for "
+                f"it, or end it and call the same command again"
+            )
+    mark.write_text(this_process(), encoding="utf-8")
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
 def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path | None) -> None:
     """Lightning ends the process on Ctrl-C; we stop as everything else does."""
     handler = signal.getsignal(signal.SIGINT)
@@ -153,7 +220,9 @@ def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path | None) -> 
         trainer.fit(module, ckpt_path=resume, weights_only=True)
     except SystemExit:
         raise KeyboardInterrupt from None
-    except (RuntimeError, EOFError, OSError) as error:
+    except ProcessRaisedException as error:
+        raise _of_a_process(error) from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         if resume is not None and module.trainer.global_step == 0:
             raise CheckpointError(
                 f"{resume} cannot be read ({error}); delete it to start this training again"
@@ -164,10 +233,18 @@ def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path | None) -> 
             signal.signal(signal.SIGINT, handler)
 
 
+def _of_a_process(error: ProcessRaisedException) -> Exception:
+    """What one of several processes raised, of which the text of its trace is all that comes back."""
+    name, _, message = str(error).strip().rpartition("\nexplain2me.errors.")[2].partition(": ")
+    kind = getattr(errors, name, None)
+    return kind(message) if isinstance(kind, type) and issubclass(kind, Explain2MeError) else error
+
+
 class _Module(L.LightningModule):
     """What Lightning needs to know: the loss of a batch, the validation, the optimiser and the batches."""
 
     _class_weights: Tensor | None
+    _first_bad_step: Tensor
 
     def __init__(self, training: Training, detector: Detector, splits: Splits, human_maps: HumanMaps | None) -> None:
         super().__init__()
@@ -187,6 +264,7 @@ class _Module(L.LightningModule):
         self._positive = splits.classes.index(positive) if positive in splits.classes else len(splits.classes) - 1
         self._auroc = BinaryAUROC()
         self._sums = {"train": _Sums(), "val": _Sums()}
+        self.register_buffer("_first_bad_step", torch.tensor(-1), persistent=False)
         self.epoch_metrics: dict[str, float] = {}
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
@@ -209,27 +287,41 @@ class _Module(L.LightningModule):
                     class_weights=self._class_weights,
                 )
         self._sums["train"].add(loss.detach(), logits.detach(), labels)
+        first = self._first_bad_step
+        self._first_bad_step = torch.where((first < 0) & ~loss.detach().isfinite(), batch_idx, first)
         if batch_idx % CHECK_STEPS == CHECK_STEPS - 1:
-            self._check_finite(batch_idx)
+            self.check_loss()
         return loss
 
-    def _check_finite(self, step: int) -> None:
+    def check_loss(self) -> None:
         """Stop a training that has diverged; looked at now and then, since looking waits for the device."""
-        if not math.isfinite(float(self._sums["train"].loss)):
-            raise ConfigError(
-                f"{self._training.detector} run {self._training.run}: the loss is not finite in epoch {self.current_epoch + 1}, at "
-                f"or up to {CHECK_STEPS - 1} steps before step {step + 1}; lower training.optimizer.learning_rate or set its "
-                f"gradient_clip. The last whole epoch is kept"
-            )
+        step = int(self._first_bad_step)
+        if step >= 0:
+            raise self._diverged(f"the loss is not finite in epoch {self.current_epoch + 1}, step {step + 1}")
+
+    def check_weights(self) -> None:
+        """Refuse to keep an epoch whose last steps have spoilt the weights, though its losses were finite."""
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise self._diverged(f"{name!r} is not finite after epoch {self.current_epoch + 1}")
+
+    def _diverged(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{self._training.detector} run {self._training.run}: {what}; lower training.optimizer.learning_rate or set its "
+            f"gradient_clip (in a new folder, or delete {str(self._training.folder)!r}). The last whole epoch is kept"
+        )
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         logits = self.model(self._detector.preprocess(batch.image)).float()
-        self._auroc.update(logits.softmax(1)[:, self._positive], (batch.label == self._positive).long())
+        self._auroc.update(ranking(logits, self._positive), (batch.label == self._positive).long())
         self._sums["val"].add(cross_entropy(logits, batch.label), logits, batch.label)
 
+    def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
+        # dropout and the like: keyed by the step, so that neither an interrupt nor what else draws changes anything
+        key = [self._training.seed, 3, self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
     def on_train_epoch_start(self) -> None:
-        # dropout and the like: keyed by the epoch, so that going on after an interrupt changes nothing
-        torch.manual_seed((self._training.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank)
         self.epoch_metrics = {"learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"])}
 
     def on_validation_epoch_end(self) -> None:
@@ -267,7 +359,12 @@ class _Module(L.LightningModule):
         examples = self._examples(rows, self._human_maps, augmented=True)
         balanced = rows.labels if settings.class_balance == "sampling" else None
         sampler = EpochSampler(
-            len(rows.files), training.seed, class_of=balanced, rank=self.global_rank, world=self.trainer.world_size
+            len(rows.files),
+            training.seed,
+            class_of=balanced,
+            rank=self.global_rank,
+            world=self.trainer.world_size,
+            epoch=self.current_epoch,  # Lightning begins to read before it sets the epoch
         )
         if len(sampler) < settings.batch_size:
             raise ConfigError(
@@ -303,6 +400,9 @@ class _Module(L.LightningModule):
             num_workers=settings.loaders,
             persistent_workers=settings.loaders > 0,
             multiprocessing_context="spawn" if settings.loaders else None,
+            generator=torch.Generator().manual_seed(
+                0
+            ),  # what the loader draws for itself is not drawn from the model's
             pin_memory=self.device.type == "cuda",
             drop_last=drop_last,
         )
@@ -361,7 +461,8 @@ class _Files(L.Callback):
         return {"curve": self.curve, "best_epoch": self.best_epoch, "seconds": self._seconds(), "record": self.record}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there, unless it is of another training."""
+        _refuse_changed(str(self.training.folder / RESUME), state_dict["record"], self.record)
         self.curve, self.best_epoch = state_dict["curve"], state_dict["best_epoch"]
         self.seconds = state_dict["seconds"]
 
@@ -380,7 +481,8 @@ class _Files(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Commit the epoch; resume.ckpt comes last, and an epoch made again gives the same files."""
         assert isinstance(pl_module, _Module)
-        pl_module._check_finite(int(trainer.num_training_batches) - 1)
+        pl_module.check_loss()
+        pl_module.check_weights()
         metrics = pl_module.end_epoch()
         self.curve.append({"epoch": trainer.current_epoch + 1} | metrics)
         better = self._score(self.curve[-1]) > max(map(self._score, self.curve[:-1]), default=-math.inf)
@@ -408,7 +510,9 @@ class _Files(L.Callback):
             "curve": self.curve,
             "files": {name: _sha256(folder / name) for name in (BEST, LAST)},
             "seconds": round(self._seconds(), 1),
-            **provenance(),
+            "input": {name: list(getattr(self.detector, name)) for name in ("input_size", "mean", "std")},
+            "device": str(pl_module.device),
+            **provenance("lightning", "torchmetrics", "safetensors"),
         }
         write_json(_without_nan(card), folder / CARD)
         (folder / RESUME).unlink(missing_ok=True)
@@ -419,11 +523,13 @@ class _Files(L.Callback):
         return len(self.curve) >= settings.epochs or (bool(self.curve) and waited)
 
     def _score(self, metrics: dict[str, float]) -> float:
-        """Larger is better; without validation, or where it is undefined, the later epoch is."""
+        """Larger is better; without validation the later epoch is. An undefined value is never the best."""
         monitor = self.training.settings.monitor
         value = metrics.get(f"val_{monitor}")
-        if value is None or math.isnan(value):
+        if value is None:
             return metrics["epoch"]
+        if math.isnan(value):
+            return -math.inf
         return value if HIGHER_IS_BETTER[monitor] else -value
 
     def _seconds(self) -> float:
@@ -435,7 +541,21 @@ class _Files(L.Callback):
     def _save(self, path: Path, module: L.LightningModule) -> None:
         assert isinstance(module.model, nn.Module)
         with atomic_path(path) as temporary:
-            save_file({n: v.detach().contiguous().cpu() for n, v in module.model.state_dict().items()}, temporary)
+            # save_file would hide the errors of the disk, and set its own rights
+            temporary.write_bytes(
+                save({n: v.detach().contiguous().cpu() for n, v in module.model.state_dict().items()})
+            )
+
+
+def ranking(logits: Float[Tensor, "N num_logits"], positive: int) -> Float[Tensor, " N"]:
+    """Orders images as the softmax of the positive class does, in (0, 1), also where that is rounded to 1.
+
+    >>> ranking(torch.tensor([[0.0, 0.0], [0.0, 60.0], [0.0, 61.0]]), 1)
+    tensor([0.5000, 0.9918, 0.9919], dtype=torch.float64)
+    """
+    logits = logits.to(_widest(logits.device))
+    others = torch.cat([logits[:, :positive], logits[:, positive + 1 :]], 1)
+    return (torch.nn.functional.softsign(logits[:, positive] - others.logsumexp(1)) + 1) / 2
 
 
 def epoch_text(metrics: Mapping[str, float]) -> str:
@@ -477,12 +597,8 @@ def _build(training: Training, num_classes: int) -> Detector:
     return detector
 
 
-def _compute(training: Training) -> Any:
-    return training.config.compute.model_copy(update={"device": training.settings.device})
-
-
 def _record(training: Training, splits: Splits, human_maps: HumanMaps | None) -> dict[str, Any]:
-    """The start of the card: everything that decides the weights."""
+    """The start of the card: everything that decides the weights, and which of them are the best."""
     data = {"data": splits.record, "human_maps": None if human_maps is None else human_maps.record}
     return json.loads(json.dumps(_settings_record(training) | data))
 
@@ -490,7 +606,7 @@ def _record(training: Training, splits: Splits, human_maps: HumanMaps | None) ->
 def _settings_record(training: Training) -> dict[str, Any]:
     """The part of it that the config alone decides."""
     settings = json.loads(training.settings.model_dump_json())
-    for name in ("architectures", "strategies", "runs", "workers", "loaders", "device", "manifest", "checkpoint"):
+    for name in UNRECORDED:
         del settings[name]
     strategy = json.loads(training.strategy.model_dump_json())
     strategy["salience"] = training.strategy.salience.partition(":")[0]
@@ -499,6 +615,7 @@ def _settings_record(training: Training) -> dict[str, Any]:
         "run": training.run,
         "architecture": training.architecture,
         "seed": training.seed,
+        "positive": training.config.data.positive,
         "strategy": strategy,
         "training": settings,
     }
@@ -506,30 +623,46 @@ def _settings_record(training: Training) -> dict[str, Any]:
 
 def refuse_other_settings(training: Training) -> None:
     """Raise where a training that is begun or finished has other settings than the config; reads no data."""
-    path = training.folder / "training.json"
-    if path.exists():
+    if (old := _begun(training.folder)) is not None:
         record = json.loads(json.dumps(_settings_record(training)))
-        old = json.loads(path.read_text(encoding="utf-8"))
-        _refuse_changed(training.folder, {key: old.get(key) for key in record}, record)
+        _refuse_changed(str(training.folder), {key: old.get(key) for key in record}, record)
 
 
-def _refuse_other(folder: Path, record: dict[str, Any]) -> None:
-    """A folder keeps what it was begun with, so that going on cannot mix two trainings."""
-    path = folder / "training.json"
-    if not path.exists():
-        write_json(record, path)
-        return
-    old = json.loads(path.read_text(encoding="utf-8"))
-    _refuse_changed(folder, old, record)
+def _begin(training: Training, record: dict[str, Any]) -> dict[str, Any]:
+    """A folder keeps what it was begun with, so that going on cannot mix two trainings; nor can a study mix data."""
+    old = _begun(training.folder)
+    if old is None:
+        for folder in sorted(training.folder.parent.parent.glob("*/run*")):
+            other = _begun(folder)
+            if other is not None:
+                shared = ["data", "human_maps"] if folder.parent == training.folder.parent else ["data"]
+                _refuse_changed(str(folder), *({name: each.get(name) for name in shared} for each in (other, record)))
+        old = record | {"threads": torch.get_num_threads()}
+        write_json(old, training.folder / BEGUN)
+    _refuse_changed(str(training.folder), old, record)
+    return old
 
 
-def _refuse_changed(folder: Path, old: dict[str, Any], record: dict[str, Any]) -> None:
+def _begun(folder: Path) -> dict[str, Any] | None:
+    path = folder / BEGUN
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete {str(folder)!r} to train again") from None
+    return found
+
+
+def _refuse_changed(where: str, old: dict[str, Any], record: dict[str, Any]) -> None:
     before, after = flat(old), flat(record)
-    changed = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    changed = sorted(key for key in {*before, *after} - NO_MATTER if before.get(key) != after.get(key))
     if changed:
         key = changed[0]
         raise ConfigError(
-            f"{str(folder)!r} holds a training begun with another config or other data: {key} was {before.get(key)!r}, is "
+            f"{where!r} holds a training begun with another config or other data: {key} was {before.get(key)!r}, is "
             f"{after.get(key)!r}; give a new folder with --out, or delete the old one"
         )
 
