@@ -364,7 +364,8 @@ class _Module(L.LightningModule):
             class_of=balanced,
             rank=self.global_rank,
             world=self.trainer.world_size,
-            epoch=self.current_epoch,  # Lightning begins to read before it sets the epoch
+            # Lightning begins to read before it sets the epoch; current_epoch is the last one when a training goes on
+            epoch=self.trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
         )
         if len(sampler) < settings.batch_size:
             raise ConfigError(
