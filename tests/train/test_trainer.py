@@ -275,8 +275,9 @@ def test_an_epoch_that_spoils_the_weights_is_not_kept(tmp_path, manifest):
 
     def on_step(done, total, text):
         if done == 6:  # the last step of the second epoch: every loss was finite
-            module = next(thing for thing in gc.get_objects() if type(thing).__name__ == "_Module")
-            next(module.model.parameters()).data.fill_(float("nan"))
+            for thing in gc.get_objects():
+                if type(thing).__name__ == "_Module":
+                    next(thing.model.parameters()).data.fill_(float("nan"))
 
     with pytest.raises(Explain2MeError, match="is not finite after epoch 2"):
         train_detector(training, on_step)
