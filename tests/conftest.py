@@ -16,6 +16,11 @@ SIZE = 96
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: at the end one worker would do it while the other waits."""
+    items.sort(key=lambda item: "test_tutorial" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def shared_faces() -> Path:
     """The folder of real faces beside the repository, or a skip."""
