@@ -134,6 +134,7 @@ def _telling_epochs(missing: Sequence[Training], on_step: OnStep | None) -> Iter
             last = over.wait(LOOK_SECONDS)
             for training in missing:
                 epochs, text = _epochs_done(training)
+                epochs = training.settings.epochs if training.done else epochs  # patience may have ended it
                 if epochs > told[training]:
                     told[training] = epochs
                     on_step(

@@ -320,6 +320,39 @@ def test_a_stop_between_the_last_epoch_and_the_card(tmp_path, manifest, monkeypa
     assert (training.folder / "best.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["save_checkpoint", "_take_best"])
+def test_the_best_weights_are_those_that_are_committed(tmp_path, manifest, monkeypatch, place):
+    from explain2me.train import trainer
+
+    config = make_config(manifest, epochs=2, validation_split=None)  # the later epoch is the better
+    whole, short, broken = (one(config, tmp_path / name) for name in ("whole", "short", "broken"))
+    train_detector(whole)
+    with pytest.raises(Stop):
+        train_detector(short, stop_after(4))
+    after = {1: (short.folder / "best.safetensors").read_bytes(), 2: (whole.folder / "best.safetensors").read_bytes()}
+    owner = trainer.L.Trainer if place == "save_checkpoint" else trainer._Files
+    real, calls = getattr(owner, place), []
+
+    def stop_at_the_second(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stop
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, stop_at_the_second)
+        with pytest.raises(Stop):
+            train_detector(broken)
+    assert (broken.folder / "best.safetensors").read_bytes() == after[1]
+    if place == "save_checkpoint":  # the second epoch is not committed, so that it begins again
+        with pytest.raises(Stop):
+            train_detector(broken, stop_after(4))
+        assert (broken.folder / "best.safetensors").read_bytes() == after[1]
+    train_detector(broken)
+    assert (broken.folder / "best.safetensors").read_bytes() == after[2]
+    assert {path.name for path in broken.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
 def test_a_finished_training_is_left_alone_and_the_random_state_too(tmp_path, manifest):
     training = one(make_config(manifest, epochs=1), tmp_path)
     torch.manual_seed(3)

@@ -51,6 +51,8 @@ CARD = "card.json"
 BEST, LAST, RESUME, METRICS = "best.safetensors", "last.safetensors", "resume.ckpt", "metrics.csv"
 HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
 
+NEXT_BEST = "best-of-epoch-{}.safetensors"
+"""Weights that become the best ones once resume.ckpt says so: an epoch made again on a GPU may end elsewhere."""
 BEGUN, RUNNING = "training.json", ".running"
 NO_MATTER = {"threads", "training.loggers"}
 """What may differ from what a training was begun with."""
@@ -466,6 +468,7 @@ class _Files(L.Callback):
         _refuse_changed(str(self.training.folder / RESUME), state_dict["record"], self.record)
         self.curve, self.best_epoch = state_dict["curve"], state_dict["best_epoch"]
         self.seconds = state_dict["seconds"]
+        self._take_best()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a training that was stopped after its last epoch has nothing left to do."""
@@ -492,11 +495,12 @@ class _Files(L.Callback):
         if trainer.is_global_zero:
             folder = self.training.folder
             if self.best_epoch == trainer.current_epoch + 1:
-                self._save(folder / BEST, pl_module)
+                self._save(folder / NEXT_BEST.format(self.best_epoch), pl_module)
             self._save(folder / LAST, pl_module)
             _write_curve(self.curve, folder / METRICS)
         with _committed(self.training.folder / RESUME, trainer) as path:
             trainer.save_checkpoint(path)
+        self._take_best()
         trainer.should_stop = trainer.should_stop or self._exhausted()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -517,6 +521,14 @@ class _Files(L.Callback):
         }
         write_json(_without_nan(card), folder / CARD)
         (folder / RESUME).unlink(missing_ok=True)
+
+    def _take_best(self) -> None:
+        """Take the weights of the best committed epoch for the best ones, and those of an epoch that was not for none."""
+        folder = self.training.folder
+        with contextlib.suppress(FileNotFoundError):  # done already, or by another rank
+            (folder / NEXT_BEST.format(self.best_epoch)).replace(folder / BEST)
+        for path in folder.glob(NEXT_BEST.format("*")):
+            path.unlink(missing_ok=True)
 
     def _exhausted(self) -> bool:
         settings = self.training.settings
