@@ -335,9 +335,8 @@ def _check_training(config: "Config", console: "Console") -> None:
     from collections import Counter
 
     from explain2me.prepare import check_images
-    from explain2me.study import evaluation, trainings
+    from explain2me.study import check_architectures, evaluation, trainings
     from explain2me.train.data import read_human_maps, read_splits
-    from explain2me.train.trainer import check_architecture
 
     assert config.training is not None
     splits = read_splits(config, config.training)
@@ -350,8 +349,7 @@ def _check_training(config: "Config", console: "Console") -> None:
             found = ", ".join(f"{key} {count}" for key, count in splits.record[name]["by_label_and_source"].items())
             console.print(_printable(f"{name}: {splits.record[name]['images']} images ({found})"), markup=False)
     every = trainings(config, Path())
-    for training in every[:: config.training.runs]:
-        check_architecture(training)
+    check_architectures(every)
     tested, _ = check_images(evaluation(config, Path()))
     console.print(f"test: {len(tested)} images")
     for detector, count in Counter(training.detector for training in every).items():

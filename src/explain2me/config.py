@@ -255,8 +255,7 @@ class OptimizerConfig(Section):
     """sgd only."""
     weight_decay: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
     schedule: Literal["step", "cosine", "constant"] = "step"
-    """step: times step_factor every step_epochs epochs; cosine: down to 0 at the end of
-    the last epoch."""
+    """step: times step_factor every step_epochs epochs; cosine: down to 0 after the last epoch."""
     step_epochs: int = Field(default=12, ge=1)
     step_factor: float = Field(default=0.1, gt=0, le=1)
     warmup_epochs: int = Field(default=0, ge=0)

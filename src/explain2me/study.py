@@ -86,9 +86,7 @@ def train_missing(
     if on_start:
         on_start(len(mine) - len(missing), len(mine))
     assert config.training is not None
-    for architecture in dict.fromkeys(training.architecture for training in missing):
-        of_it = [training for training in missing if training.architecture == architecture]
-        check_architecture(next((each for each in of_it if each.strategy.guided), of_it[0]))
+    check_architectures(missing)
     engine = engine_for_training(config)
     here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
     work = functools.partial(train_detector, on_step=on_step) if here else train_detector
@@ -97,6 +95,17 @@ def train_missing(
             if on_trained:
                 on_trained(training, count, len(mine))
     return [training for training in every if not training.done]
+
+
+def check_architectures(trainings: Sequence[Training]) -> None:
+    """Build each architecture once, to be guided where a strategy does, before hours of training.
+
+    Raises:
+        Explain2MeError: one is unknown, takes no such input or number of classes, or cannot be guided.
+    """
+    for architecture in dict.fromkeys(training.architecture for training in trainings):
+        of_it = [training for training in trainings if training.architecture == architecture]
+        check_architecture(next((each for each in of_it if each.strategy.guided), of_it[0]))
 
 
 def check_study(config: Config, out: Path) -> None:

@@ -79,6 +79,13 @@ def stop_after(steps: int):
     return on_step
 
 
+def spoil_the_weights() -> None:
+    """Of every training under way in this process."""
+    for thing in gc.get_objects():
+        if type(thing).__name__ == "_Module":
+            next(thing.model.parameters()).data.fill_(float("nan"))
+
+
 @pytest.mark.parametrize("index", [0, 1], ids=["plain", "guided"])
 @pytest.mark.parametrize("steps", [4, 7], ids=["within an epoch", "after two epochs"])
 def test_an_interrupt_changes_no_bit(tmp_path, manifest, index, steps):
@@ -275,9 +282,7 @@ def test_an_epoch_that_spoils_the_weights_is_not_kept(tmp_path, manifest):
 
     def on_step(done, total, text):
         if done == 6:  # the last step of the second epoch: every loss was finite
-            for thing in gc.get_objects():
-                if type(thing).__name__ == "_Module":
-                    next(thing.model.parameters()).data.fill_(float("nan"))
+            spoil_the_weights()
 
     with pytest.raises(Explain2MeError, match="is not finite after epoch 2"):
         train_detector(training, on_step)
@@ -636,9 +641,7 @@ def test_a_training_that_diverges_keeps_its_last_whole_epoch(tmp_path, manifest)
 
     def on_step(done, total, text):
         if done == 4:  # in the second epoch: weights that give no finite loss
-            for thing in gc.get_objects():
-                if type(thing).__name__ == "_Module":
-                    next(thing.model.parameters()).data.fill_(float("nan"))
+            spoil_the_weights()
 
     with pytest.raises(Explain2MeError, match="not finite in epoch 2"):
         train_detector(training, on_step)

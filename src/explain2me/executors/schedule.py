@@ -1,5 +1,6 @@
 """Which worker does which task, and what becomes of a task whose worker died."""
 
+import contextlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -119,11 +120,18 @@ def run_tasks(
 def _run_here(
     work: Callable[[Task], None], task: Task, threads: int | None, on_progress: OnProgress[Task] | None
 ) -> None:
+    hear = None if on_progress is None else lambda *done: on_progress(task, *done)
+    with torch_threads(threads or torch.get_num_threads()), listening(hear):
+        work(task)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads of torch meanwhile; the last bits of a sum depend on them."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(count)
     try:
-        with listening(None if on_progress is None else lambda *done: on_progress(task, *done)):
-            work(task)
+        yield
     finally:
         torch.set_num_threads(before)
 

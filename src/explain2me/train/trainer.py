@@ -30,6 +30,7 @@ from explain2me import errors
 from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat
 from explain2me.detectors import Detector, classifier_of, load_detector
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
+from explain2me.executors.schedule import torch_threads
 from explain2me.files import atomic_path, is_at_work, remove_leftovers, this_process, write_json
 from explain2me.prepare import provenance, real_device
 from explain2me.salience import predicted_classes
@@ -54,7 +55,7 @@ HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
 NEXT_BEST = "best-of-epoch-{}.safetensors"
 """Weights that become the best ones once resume.ckpt says so: an epoch made again on a GPU may end elsewhere."""
 BEGUN, RUNNING = "training.json", ".running"
-NO_MATTER = {"threads", "training.loggers"}
+NO_MATTER = {"threads"}
 """What may differ from what a training was begun with."""
 
 UNRECORDED = (
@@ -154,7 +155,7 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
     files = _Files(training, detector, record, on_step=on_step)
     kind, _, index = device.partition(":")
     resume = training.folder / RESUME
-    with _quiet(), _alone(training), _threads(record["threads"]), torch.random.fork_rng(_cuda_devices(kind)):
+    with _quiet(), _alone(training), torch_threads(record["threads"]), torch.random.fork_rng(_cuda_devices(kind)):
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(kind, kind),
             devices=_devices(settings.devices, kind, index),
@@ -184,17 +185,6 @@ def _devices(count: int, kind: str, index: str) -> int | list[int]:
     if count > 1 or kind != "cuda":
         return count
     return [int(index) if index else torch.cuda.current_device()]
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """The last bits depend on the number of threads, so that a training keeps the one that it was begun with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
