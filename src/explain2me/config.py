@@ -320,7 +320,11 @@ class TrainingConfig(Section):
     loaders: int = Field(default=0, ge=0, le=256)
     """Processes of each training that read images; 0 reads in its own, where what fits into 2 GiB is kept decoded."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Beside the CSV file that is always written; each must be installed."""
+    """Beside the CSV file that is always written; each must be installed.
+
+    W&B and MLflow read their own environment variables; MLflow writes to ``mlflow.db`` in the output folder where
+    ``MLFLOW_TRACKING_URI`` is not set.
+    """
 
     @field_validator("device")
     @classmethod

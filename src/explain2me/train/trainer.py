@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import json
 import logging
 import math
@@ -19,7 +18,6 @@ import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float
-from lightning.pytorch.loggers import Logger
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -46,6 +44,7 @@ from explain2me.train.data import (
     read_splits,
     training_classes,
 )
+from explain2me.train.loggers import open_loggers
 from explain2me.train.losses import cross_entropy, guided_loss
 
 CARD = "card.json"
@@ -155,7 +154,19 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
     files = _Files(training, detector, record, on_step=on_step)
     kind, _, index = device.partition(":")
     resume = training.folder / RESUME
-    with _quiet(), _alone(training), torch_threads(record["threads"]), torch.random.fork_rng(_cuda_devices(kind)):
+    with (
+        _quiet(),
+        _alone(training),
+        torch_threads(record["threads"]),
+        torch.random.fork_rng(_cuda_devices(kind)),
+        open_loggers(
+            settings.loggers,
+            training.folder,
+            project=training.config.name,
+            name=f"{training.detector}-run{training.run:02d}",
+            settings=_settings_record(training),
+        ) as loggers,
+    ):
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(kind, kind),
             devices=_devices(settings.devices, kind, index),
@@ -164,7 +175,7 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
             max_epochs=settings.epochs,
             gradient_clip_val=settings.optimizer.gradient_clip,
             benchmark=kind == "cuda",
-            logger=_loggers(training),
+            logger=loggers,
             callbacks=[files],
             default_root_dir=training.folder,
             use_distributed_sampler=False,
@@ -668,28 +679,6 @@ def _refuse_changed(where: str, old: dict[str, Any], record: dict[str, Any]) -> 
             f"{where!r} holds a training begun with another config or other data: {key} was {before.get(key)!r}, is "
             f"{after.get(key)!r}; give a new folder with --out, or delete the old one"
         )
-
-
-def _loggers(training: Training) -> list[Logger]:
-    """Lightning's loggers by name; each needs its own package."""
-    made: list[Logger] = []
-    name = f"{training.detector}-run{training.run:02d}"
-    for kind in training.settings.loggers:
-        loggers = importlib.import_module("lightning.pytorch.loggers")
-        try:
-            if kind == "tensorboard":
-                made.append(loggers.TensorBoardLogger(training.folder, name="tensorboard", version=""))
-            elif kind == "wandb":
-                made.append(loggers.WandbLogger(name, save_dir=training.folder, project=training.config.name))
-            else:
-                uri = f"file:{training.folder / 'mlflow'}"
-                made.append(loggers.MLFlowLogger(training.config.name, run_name=name, tracking_uri=uri))
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"training.loggers: {kind!r} needs a package that is not installed ({error.name or error}); install it, "
-                f"or remove it from the list"
-            ) from None
-    return made
 
 
 def _write_curve(curve: list[dict[str, float]], path: Path) -> None:

@@ -1,0 +1,172 @@
+"""The loggers that a training can have beside its CSV file, each with the real library, without a network."""
+
+import pickle
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from explain2me.config import Config, parse_config
+from explain2me.errors import ConfigError
+from explain2me.study import trainings
+from explain2me.train.loggers import open_loggers
+from explain2me.train.trainer import train_detector
+
+EPOCHS = 3
+STEPS = 2
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the loggers' own libraries
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    lines = "path,label,source,split\n"
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        lines += f"{i}.png,{('real', 'fake')[i % 2]},camera,{'train' if i < 8 else 'val' if i < 12 else 'test'}\n"
+    (folder / "manifest.csv").write_text(lines)
+    return folder / "manifest.csv"
+
+
+def make_config(manifest: Path, logger: str) -> Config:
+    training = {
+        "architectures": ["timm:test_resnet"],
+        "strategies": [{"name": "plain"}],
+        "split": "train",
+        "validation_split": "val",
+        "runs": 2,
+        "input_size": 64,
+        "epochs": EPOCHS,
+        "batch_size": 4,
+        "device": "cpu",
+        "optimizer": {"learning_rate": 0.01},
+        "loggers": [logger],
+    }
+    return parse_config(
+        {"name": "our study", "data": {"manifest": str(manifest), "split": "test"}, "training": training}
+    )
+
+
+def train_both(manifest: Path, logger: str, out: Path) -> list[Path]:
+    """Two trainings in one process, the first of them interrupted in its second epoch and gone on with at the end."""
+    first, second = trainings(make_config(manifest, logger), out)
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done == STEPS + 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_detector(first, stop)
+    train_detector(second)
+    train_detector(first)
+    return [first.folder, second.folder]
+
+
+def losses(folder: Path) -> list[float]:
+    """What the CSV file says, to the precision of float32."""
+    names, *lines = (line.split(",") for line in (folder / "metrics.csv").read_text().splitlines())
+    return pytest.approx([float(line[names.index("train_loss")]) for line in lines], rel=1e-6)
+
+
+def test_tensorboard(manifest, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for folder in train_both(manifest, "tensorboard", tmp_path):
+        events = EventAccumulator(str(folder / "tensorboard")).Reload()
+        assert [event.value for event in events.Scalars("train_loss")] == losses(folder)
+        assert [event.step for event in events.Scalars("train_loss")] == [1, 3, 5]
+        assert "learning_rate: 0.01" in (folder / "tensorboard" / "hparams.yaml").read_text()
+
+
+def test_mlflow_goes_on_with_the_run_of_an_interrupted_training(manifest, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    folders = train_both(manifest, "mlflow", tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("our study")
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(found) == ["test_resnet-plain-run00", "test_resnet-plain-run01"]
+    for name, folder in zip(sorted(found), folders, strict=True):
+        run = found[name]
+        assert [point.value for point in client.get_metric_history(run.info.run_id, "train_loss")] == losses(folder)
+        assert (run.info.status, run.data.params["training/optimizer/learning_rate"]) == ("FINISHED", "0.01")
+
+
+def test_mlflow_writes_where_its_environment_says(manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'server.db'}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "faces")
+    train_detector(trainings(make_config(manifest, "mlflow"), tmp_path / "out")[0])
+    from mlflow.tracking import MlflowClient
+
+    assert MlflowClient(f"sqlite:///{tmp_path / 'server.db'}").get_experiment_by_name("faces")
+    assert not (tmp_path / "out" / "mlflow.db").exists()
+
+
+def test_wandb_tells_trainings_apart_and_goes_on_with_an_interrupted_one(manifest, tmp_path):
+    folders = train_both(manifest, "wandb", tmp_path)
+    runs = [
+        sorted({path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")})
+        for folder in folders
+    ]
+    assert [len(names) for names in runs] == [1, 1]
+    assert runs[0] != runs[1]
+    assert [logged_losses(folder) for folder in folders] == [losses(folder) for folder in folders]
+
+
+def logged_losses(folder: Path) -> list[float]:
+    """From the files that `wandb sync` uploads, in the order of their time; each is in the history and in the summary."""
+    files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    item = re.compile(rb"train_loss\x82\x01.([\d.e-]+)", re.DOTALL)  # protocol buffers: key, then field 16, a string
+    return [
+        float(value) for value in dict.fromkeys(value for path in files for value in item.findall(path.read_bytes()))
+    ]
+
+
+def test_a_logger_that_is_not_installed(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    with pytest.raises(ConfigError, match=r"'wandb' needs a package that is not installed \(.+\); install it"):
+        train_detector(trainings(make_config(manifest, "wandb"), tmp_path)[0])
+
+
+def test_a_logger_that_does_not_start(manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"'mlflow' does not start \(.+\); mend that, or remove it from the list"):
+        train_detector(trainings(make_config(manifest, "mlflow"), tmp_path / "out")[0])
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
+def test_can_be_sent_to_the_processes_of_several_devices(kind, tmp_path):
+    folder = tmp_path / "training" / "detector" / "run00"
+    folder.mkdir(parents=True)
+    with open_loggers((kind,), folder, project="our study", name="one", settings={}) as loggers:
+        assert pickle.loads(pickle.dumps(loggers))
+
+
+def test_mlflow_begins_one_database_for_trainings_side_by_side(tmp_path):
+    folders = [tmp_path / "training" / "detector" / f"run{i:02d}" for i in range(3)]
+
+    def begin(folder: Path) -> None:
+        with open_loggers(("mlflow",), folder, project="our study", name=folder.name, settings={}):
+            pass
+
+    with ThreadPoolExecutor(len(folders)) as pool:
+        list(pool.map(begin, folders))
+    assert len({(folder / "loggers.json").read_text() for folder in folders}) == 3
