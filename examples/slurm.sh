@@ -14,6 +14,7 @@
 #SBATCH --requeue
 #SBATCH --output=%x-%A-%a.log
 set -euo pipefail
+# activate your environment here, unless the submitting shell did: source /path/to/.venv/bin/activate
 
 usage="usage: sbatch --array=0-15 slurm.sh CONFIG RUN 16"
 config=${1:?$usage}

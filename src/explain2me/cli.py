@@ -48,7 +48,7 @@ def _options(
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/NAME.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run or study; default: runs/NAME.")]
 ShardOf = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Do the I-th (from 0) of N shares; N machines work in one folder."),
@@ -69,7 +69,7 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images and of the training.")] = 7,
 ) -> None:
-    """Train six small detectors on made and real faces and compare them; needs no file and no network."""
+    """Train two small detectors, three times each, on real and made faces and compare them; needs no file and no network."""
     from explain2me.config import load_config
     from explain2me.demo import ABOUT, prepare
 
@@ -86,7 +86,10 @@ def demo(
 
 @app.command()
 def check(config: ConfigFile, sets: Sets = None, verify_hashes: VerifyHashes = False) -> None:
-    """Check CONFIG and every file it names, and say what would run; writes nothing."""
+    """Check CONFIG, its list of images and its checkpoints, and say what would run; writes nothing.
+
+    Images to train on are opened, images to test only with --verify-hashes.
+    """
     from explain2me import prepare
     from explain2me.conditions import conditions_for
     from explain2me.config import load_config
@@ -146,7 +149,7 @@ def study(
     sets: Sets = None,
     verify_hashes: VerifyHashes = False,
 ) -> None:
-    """Train, run and compare; with --shard train a share, and compare once every share is there."""
+    """Train, run and compare; with --shard train a share, and compare where every share is there."""
     _study(*_settings(config, out, sets, verify_hashes=verify_hashes), shard, _console())
 
 
@@ -167,7 +170,7 @@ def explain(
 
 @app.command()
 def measure(run: RunFolder, sets: Sets = None) -> None:
-    """Stage 2: score the maps of RUN, one row an image, measure and condition."""
+    """Stage 2: score the maps of RUN, one row per image, measure and condition."""
     from explain2me.store import open_run
 
     opened = open_run(run)

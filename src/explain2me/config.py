@@ -58,7 +58,7 @@ class DataConfig(Section):
     """Which images, which classes, and which class counts as positive."""
 
     manifest: str
-    """CSV with the columns path[, label, source, split, image_id, sha256], or a folder label/source/*.jpg; or a .tar
+    """CSV with the columns path[, label, source, split, salience, image_id, sha256], or a folder label/source/*.jpg; or a .tar
     (WebDataset), .parquet or .arrow file, a folder of these, or what ``datasets`` saved to disk, see
     :mod:`explain2me.packed`. Relative to the TOML file."""
     split: str | None = None
@@ -123,7 +123,10 @@ class NoiseConfig(Section):
     """One kind of noise at one or more levels (section 3.2)."""
 
     kind: Literal["salt_pepper", "gaussian", "uniform_blend", "turbulence"] = "salt_pepper"
+    """See :mod:`explain2me.measures.noise`."""
     levels: tuple[Level, ...] = Field(default=(0.05,), min_length=1)
+    """salt_pepper: share of the channel values replaced; gaussian: standard deviation as a fraction of 255; uniform_blend: share
+    of the noise; turbulence: displacement (root mean square) in pixels of an image of 224 pixels."""
 
     @model_validator(mode="after")
     def _levels_fit(self) -> Self:
@@ -176,7 +179,7 @@ class ReportConfig(Section):
     after_run: bool = True
     """Whether `run`, `study` and `demo` end with it; `explain2me report` writes it at any time."""
     images: int = Field(default=4, ge=1, le=50)
-    """Telling images of each score: so many lowest, highest, and most different between detectors."""
+    """Of each score, so many images with the lowest values, the highest, and the largest differences between detectors."""
     colormap: Literal["viridis", "cividis", "magma", "inferno", "plasma", "jet", "turbo"] = "viridis"
     """Of maps; jet is the paper's rainbow, which misleads the eye and colour-blind readers."""
 
@@ -298,8 +301,10 @@ class TrainingConfig(Section):
     pretrained: bool = False
     """Start from the library's weights (downloaded by timm or torchvision) instead of random ones."""
     input_size: Side | tuple[Side, Side] | None = None
+    """Height and width in pixels; None takes the model's own."""
     epochs: int = Field(default=50, ge=1, le=100_000)
     batch_size: int = Field(default=20, ge=1, le=65536)
+    """Images of a step; of each device where ``devices`` share a training."""
     optimizer: OptimizerConfig = OptimizerConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     class_balance: Literal["none", "weights", "sampling"] = "none"
@@ -311,8 +316,9 @@ class TrainingConfig(Section):
     checkpoint: Literal["best", "last"] = "best"
     """Which weights a study evaluates."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: mixed, as Lightning's bf16-mixed. float32 on CUDA is what PyTorch takes it for: convolutions in TF32."""
+    """bfloat16: mixed, as Lightning's bf16-mixed. float32 on CUDA is PyTorch's: its convolutions are in TF32 there."""
     device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; of the trainings, as compute.device is of the comparison."""
     devices: int = Field(default=1, ge=1, le=1024)
     """Devices that share one training (Lightning's data parallel strategy); batch_size is that of each."""
     workers: int = Field(default=1, ge=1, le=1024)
@@ -355,7 +361,9 @@ class Config(Section):
     """Everything that decides the numbers of a run."""
 
     name: Name
+    """Of the run or study; the default folder is runs/NAME."""
     seed: int = Field(default=7, ge=0, lt=2**63)
+    """Of everything that is drawn: samples, noise, chance partners, resamples; training run i has seed + i."""
     data: DataConfig
     detectors: tuple[DetectorConfig, ...] = ()
     """With a table [training] these are compared beside the detectors that are trained."""

@@ -95,7 +95,7 @@ def open_workers(engine: "Engine") -> list[RayWorker]:
         import ray
     except ModuleNotFoundError:
         raise ConfigError(
-            "compute.executor = 'ray' needs Ray, which is not installed; install explain2me[ray], or use 'local'"
+            "compute.executor = 'ray' needs Ray, which is not installed; install it (`pip install ray`), or use 'local'"
         ) from None
     if not ray.is_initialized():
         here: dict[str, Any] = {"address": "local", "num_cpus": engine.workers, "include_dashboard": False}

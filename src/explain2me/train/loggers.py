@@ -27,7 +27,7 @@ def open_loggers(
     Args:
         kinds: of ``tensorboard``, ``wandb`` and ``mlflow``.
         folder: of the training. TensorBoard and W&B write in it. MLflow writes where ``MLFLOW_TRACKING_URI`` says,
-            otherwise to ``mlflow.db`` two folders above, which the trainings of a study share.
+            otherwise to ``mlflow.db`` in the folder of the study, three above, which its trainings share.
         project: the trainings to be shown together, unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` say otherwise.
         name: of the training.
         settings: the hyperparameters, nested or flat.
