@@ -85,6 +85,7 @@ def bare(architecture: str, options: argparse.Namespace) -> float:
     """Median seconds of a step in plain PyTorch."""
     model = load_detector(architecture, num_classes=2, seed=7).model.to(options.device)
     model = model.to(memory_format=torch.channels_last).train()
+    torch.backends.cudnn.benchmark = options.device == "cuda"  # as in our training
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
     inputs = torch.randn(options.batch, 3, 224, 224, device=options.device).to(memory_format=torch.channels_last)
     labels = torch.arange(options.batch, device=options.device) % 2

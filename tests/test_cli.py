@@ -362,6 +362,14 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "strategy guided: cyborg, 1 human maps: the mean of 1 maps, the same for every image" in said
     assert "training: 12 images (fake/gan 6, real/camera 6)" in said
     assert "test_resnet-guided: 2 run(s) of 1 epochs" in said
+    for change, message in (
+        ("training.runs=1", "needs at least 2"),
+        ("training.batch_size=13", "more than the 12 images"),
+    ):
+        monkeypatch.setattr("sys.argv", ["explain2me", "check", config, "--set", change])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert message in capsys.readouterr().err
     said = call("study", config, "--out", out, "--shard", "0/2")
     assert "1 of 2: test_resnet-plain run 0, best of 1 epochs: epoch 1: train_loss " in said
     assert "2 trainings are not finished, first test_resnet-plain run 1" in said

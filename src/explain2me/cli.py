@@ -338,10 +338,11 @@ def _check_training(config: "Config", console: "Console") -> None:
     from collections import Counter
 
     from explain2me.prepare import check_images
-    from explain2me.study import check_architectures, evaluation, trainings
+    from explain2me.study import check_architectures, check_settings, evaluation, trainings
     from explain2me.train.data import read_human_maps, read_splits
 
     assert config.training is not None
+    check_settings(config)
     splits = read_splits(config, config.training)
     for strategy in config.training.strategies:
         maps = read_human_maps(strategy, splits.training, (32, 32))

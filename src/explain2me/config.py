@@ -205,7 +205,7 @@ class ComputeConfig(Section):
     ray_address: str | None = None
     """ray: ``auto``, or ``ray://HOST:PORT`` of a cluster; None starts one on this machine."""
     gpus_per_worker: float = Field(default=1.0, ge=0, le=64)
-    """ray, on cuda: share of a GPU that each worker asks for."""
+    """ray: share of a GPU that each worker asks for, where the device is cuda, or auto and the driver has a GPU."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of each process on a CPU. The last bits of a forward pass depend on it, so it belongs to the run: None
     takes cores / workers when the run begins, and that number ever after."""

@@ -120,6 +120,8 @@ def is_at_work(process: str) -> bool:
         return False
     except OSError:  # of another user
         return True
+    with contextlib.suppress(OSError, IndexError):  # one that ended may wait for its parent to ask
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 
 

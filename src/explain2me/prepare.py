@@ -191,7 +191,7 @@ def check_images(config: Config) -> tuple[pa.Table, tuple[str, ...]]:
     labelled = images["label"].null_count < len(images)
     if not labelled and config.salience.target == "true":
         raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
-    return images, class_names(config, images)
+    return images, class_names(config, images, config.data.manifest)
 
 
 def refuse_other_run(config: Config, folder: Path) -> None:
@@ -235,8 +235,13 @@ def warnings_of(config: Config) -> list[str]:
     return found
 
 
-def class_names(config: Config, images: pa.Table) -> tuple[str, ...]:
+def class_names(config: Config, images: pa.Table, source: str) -> tuple[str, ...]:
     """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
+
+    Args:
+        config: says which class is positive, and perhaps the order.
+        images: with the column label.
+        source: where they are listed.
 
     Raises:
         ManifestError: a label that is not among data.classes.
@@ -247,15 +252,15 @@ def class_names(config: Config, images: pa.Table) -> tuple[str, ...]:
     folded = {label.casefold().strip() for label in found}
     if len(folded) < len(found):
         raise ManifestError(
-            f"{config.data.manifest!r}: expected labels that differ by more than case and spaces, got {found}; write each "
+            f"{source!r}: expected labels that differ by more than case and spaces, got {found}; write each "
             f"class in one way"
         )
     if classes is not None:
         check_labels(images, classes)
     elif len(found) == 1:
         raise ConfigError(
-            f"data.manifest: expected images of at least two labels, got only {found[0]!r}; add data.classes, the "
-            f"labels in the order of the model's logits"
+            f"{source!r}: expected images of at least two labels, got only {found[0]!r}; add data.classes, the labels in "
+            f"the order of the model's logits"
         )
     else:
         classes = tuple(sorted(found, key=lambda label: (label == positive and len(found) == 2, label)))

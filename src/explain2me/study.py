@@ -22,6 +22,7 @@ from explain2me.train.trainer import (
     epoch_text,
     refuse_other_settings,
     train_detector,
+    training_device,
 )
 
 OnTrained = Callable[[Training, int, int], None]
@@ -108,11 +109,11 @@ def check_architectures(trainings: Sequence[Training]) -> None:
         check_architecture(next((each for each in of_it if each.strategy.guided), of_it[0]))
 
 
-def check_study(config: Config, out: Path) -> None:
-    """Find, before hours of training, what would stop the comparison after them; opens no image.
+def check_settings(config: Config) -> None:
+    """Find what no training and no comparison can do, here; reads no data.
 
     Raises:
-        Explain2MeError: the images to test or the runs do not do, or ``out`` holds another comparison.
+        ConfigError: too few runs to compare, or a device that is not there.
     """
     assert config.training is not None
     if config.measures.stability and config.training.runs < 2:
@@ -120,6 +121,17 @@ def check_study(config: Config, out: Path) -> None:
             f"measures.stability compares training runs and needs at least 2 of each detector, got training.runs = "
             f"{config.training.runs}; raise it, or set measures.stability = false"
         )
+    if config.compute.executor == "local":
+        training_device(config.training)
+
+
+def check_study(config: Config, out: Path) -> None:
+    """Find, before hours of training, what would stop the comparison after them; opens no image.
+
+    Raises:
+        Explain2MeError: the images to test or the runs do not do, or ``out`` holds another comparison.
+    """
+    check_settings(config)
     compared = evaluation(config, out)
     check_images(compared)
     try:
@@ -175,9 +187,8 @@ def engine_for_training(config: Config) -> Engine:
     settings, compute = config.training, config.compute
     assert settings is not None
     threads = compute.threads or max(1, torch.get_num_threads() // settings.workers)
-    gpus = float(settings.devices) if settings.device.startswith("cuda") else 0.0
-    if settings.device == "auto" and compute.executor == "ray":
-        gpus = compute.gpus_per_worker if torch.cuda.is_available() else 0.0
+    on_gpus = settings.device.startswith("cuda") or (settings.device == "auto" and torch.cuda.is_available())
+    gpus = 0.0 if not on_gpus else compute.gpus_per_worker if settings.devices == 1 else float(settings.devices)
     return Engine(compute.executor, settings.workers, threads, compute.ray_address, gpus)
 
 

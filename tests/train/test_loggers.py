@@ -18,7 +18,7 @@ from explain2me.train.trainer import train_detector
 EPOCHS = 3
 STEPS = 2
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the loggers' own libraries
+pytestmark = pytest.mark.filterwarnings("ignore", "error:.* did not take epoch")  # but for ours, those of the libraries
 
 
 class Stop(Exception):
@@ -86,13 +86,17 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_tensorboard(manifest, tmp_path):
+    for folder in train_both(manifest, "tensorboard", tmp_path):
+        assert logged(folder) == (losses(folder), [1, 2, 3])
+        assert "learning_rate: 0.01" in (folder / "tensorboard" / "hparams.yaml").read_text()
+
+
+def logged(folder: Path) -> tuple[list[float], list[int]]:
+    """Losses and steps that TensorBoard would show."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for folder in train_both(manifest, "tensorboard", tmp_path):
-        events = EventAccumulator(str(folder / "tensorboard")).Reload()
-        assert [event.value for event in events.Scalars("train_loss")] == losses(folder)
-        assert [event.step for event in events.Scalars("train_loss")] == [1, 3, 5]
-        assert "learning_rate: 0.01" in (folder / "tensorboard" / "hparams.yaml").read_text()
+    events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("train_loss")
+    return [event.value for event in events], [event.step for event in events]
 
 
 def test_mlflow_goes_on_with_the_run_of_an_interrupted_training(manifest, tmp_path):
@@ -106,6 +110,7 @@ def test_mlflow_goes_on_with_the_run_of_an_interrupted_training(manifest, tmp_pa
     for name, folder in zip(sorted(found), folders, strict=True):
         run = found[name]
         assert [point.value for point in client.get_metric_history(run.info.run_id, "train_loss")] == losses(folder)
+        assert [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3]
         assert (run.info.status, run.data.params["training/optimizer/learning_rate"]) == ("FINISHED", "0.01")
 
 
@@ -132,11 +137,41 @@ def test_wandb_tells_trainings_apart_and_goes_on_with_an_interrupted_one(manifes
 
 def logged_losses(folder: Path) -> list[float]:
     """From the files that `wandb sync` uploads, in the order of their time; each is in the history and in the summary."""
+    import wandb
+
+    wandb.teardown()  # waits until they are written
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     item = re.compile(rb"train_loss\x82\x01.([\d.e-]+)", re.DOTALL)  # protocol buffers: key, then field 16, a string
     return [
         float(value) for value in dict.fromkeys(value for path in files for value in item.findall(path.read_bytes()))
     ]
+
+
+def test_a_training_that_begins_anew_is_logged_anew(manifest, tmp_path):
+    training = trainings(make_config(manifest, "tensorboard"), tmp_path)[0]
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done == STEPS + 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_detector(training, stop)
+    (training.folder / "resume.ckpt").unlink()
+    train_detector(training)
+    assert logged(training.folder) == (losses(training.folder), [1, 2, 3])
+
+
+def test_a_service_that_fails_later_ends_no_training(manifest, tmp_path, monkeypatch):
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    def fail(self, metrics, step):
+        raise OSError("no route to host\nand so on")
+
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", fail)
+    training = trainings(make_config(manifest, "tensorboard"), tmp_path)[0]
+    with pytest.warns(UserWarning, match=r"TensorBoardLogger did not take epoch \d: no route to host$"):
+        train_detector(training)
+    assert training.done
 
 
 def test_a_logger_that_is_not_installed(manifest, tmp_path, monkeypatch):
@@ -156,7 +191,9 @@ def test_a_logger_that_does_not_start(manifest, tmp_path, monkeypatch):
 def test_can_be_sent_to_the_processes_of_several_devices(kind, tmp_path):
     folder = tmp_path / "training" / "detector" / "run00"
     folder.mkdir(parents=True)
-    with open_loggers((kind,), folder, project="our study", name="one", settings={}) as loggers:
+    with open_loggers(
+        (kind,), folder, project="our study", name="one", settings={"a": {"b": 1}}, goes_on=True
+    ) as loggers:
         assert pickle.loads(pickle.dumps(loggers))
 
 
@@ -164,7 +201,7 @@ def test_mlflow_begins_one_database_for_trainings_side_by_side(tmp_path):
     folders = [tmp_path / "training" / "detector" / f"run{i:02d}" for i in range(3)]
 
     def begin(folder: Path) -> None:
-        with open_loggers(("mlflow",), folder, project="our study", name=folder.name, settings={}):
+        with open_loggers(("mlflow",), folder, project="our study", name=folder.name, settings={}, goes_on=True):
             pass
 
     with ThreadPoolExecutor(len(folders)) as pool:

@@ -1,7 +1,11 @@
 """Trainings of a tiny real network: the same bytes after an interrupt, the human map beside its image, clear errors."""
 
 import gc
+import itertools
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,7 @@ from explain2me.study import check_study, evaluation, train_missing, trainings
 from explain2me.train.augment import Move, draw_move, move_image, move_map
 from explain2me.train.cams import class_activation_maps, find_features
 from explain2me.train.data import EpochSampler, Examples, class_weights, read_human_maps, read_splits
-from explain2me.train.trainer import CARD, RESUME, learning_rate_factor, ranking, train_detector
+from explain2me.train.trainer import CARD, LOCK, RESUME, _build, learning_rate_factor, ranking, train_detector
 
 ARCHITECTURE = "timm:test_resnet"
 SIZE = 64
@@ -146,7 +150,10 @@ def test_a_training_keeps_its_number_of_threads(tmp_path, manifest):
     assert json.loads((training.folder / CARD).read_text())["threads"] == 1
 
 
-def test_guidance_that_weighs_nothing_changes_no_bit(tmp_path, manifest):
+@pytest.mark.parametrize("all_the_same", [False, True], ids=["skipped", "computed"])
+def test_guidance_that_weighs_nothing_changes_no_bit(tmp_path, manifest, monkeypatch, all_the_same):
+    if all_the_same:  # alpha = 1 reads no activation maps; here it does
+        monkeypatch.setattr("explain2me.config.StrategyConfig.guided", property(lambda self: self.loss == "cyborg"))
     strategies = [{"name": "plain"}, {"name": "guided", "loss": "cyborg", "alpha": 1.0}]
     config = make_config(manifest, epochs=2, strategies=strategies)
     for index in (0, 1):
@@ -185,20 +192,48 @@ def test_one_study_trains_on_one_set_of_images(tmp_path, manifest):
         train_missing(changed, tmp_path)
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path, manifest, monkeypatch):
-    from explain2me.train import trainer
-
+def test_two_processes_do_not_train_in_one_folder(tmp_path, manifest):
     training = one(make_config(manifest, epochs=1), tmp_path)
-    mark = training.folder / trainer.RUNNING
     training.folder.mkdir(parents=True)
-    here = trainer.this_process().rpartition("-")[0]
-    mark.write_text(f"{here}-1")  # lives as long as the machine
-    with pytest.raises(Explain2MeError, match="is being trained by another process, 1; wait for it"):
-        train_detector(training)
-    mark.write_text(f"{here}-999999999")  # ended
+    hold = "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); time.sleep(99)"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, training.folder / LOCK], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "\n"
+        with pytest.raises(Explain2MeError, match="run 0 is being trained by another process already; wait for it"):
+            train_detector(training)
+        assert not list(training.folder.glob("*.safetensors"))
+        other.kill()
     train_detector(training)
     assert training.done
-    assert not mark.exists()
+
+
+def test_a_device_that_fails_is_not_a_damaged_checkpoint(tmp_path, manifest, monkeypatch):
+    training = one(make_config(manifest, epochs=2), tmp_path)
+    with pytest.raises(Stop):
+        train_detector(training, stop_after(4))
+
+    def fail(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.model_to_device", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            train_detector(training)
+    train_detector(training)
+    assert training.done
+
+
+def test_the_ranks_of_a_scheduler_are_not_those_of_a_training(tmp_path, manifest, monkeypatch):
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    for name, value in (("SLURM_NTASKS", "4"), ("SLURM_PROCID", "3"), ("SLURM_LOCALID", "3"), ("SLURM_JOB_NAME", "x")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 3)  # as Lightning sets it when it is imported under SLURM
+    training = one(make_config(manifest, epochs=1, loggers=["tensorboard"]), tmp_path)
+    train_detector(training)
+    assert list((training.folder / "tensorboard").glob("events*"))
+    assert rank_zero_only.rank == 3
 
 
 def test_a_full_disk_keeps_the_last_whole_epoch(tmp_path, manifest):
@@ -325,8 +360,8 @@ def test_a_stop_between_the_last_epoch_and_the_card(tmp_path, manifest, monkeypa
     assert (training.folder / "best.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("place", ["save_checkpoint", "_take_best"])
-def test_the_best_weights_are_those_that_are_committed(tmp_path, manifest, monkeypatch, place):
+@pytest.mark.parametrize(("place", "call"), [("save_checkpoint", 2), ("_take_best", 3)])  # of the second epoch
+def test_the_best_weights_are_those_that_are_committed(tmp_path, manifest, monkeypatch, place, call):
     from explain2me.train import trainer
 
     config = make_config(manifest, epochs=2, validation_split=None)  # the later epoch is the better
@@ -338,14 +373,14 @@ def test_the_best_weights_are_those_that_are_committed(tmp_path, manifest, monke
     owner = trainer.L.Trainer if place == "save_checkpoint" else trainer._Files
     real, calls = getattr(owner, place), []
 
-    def stop_at_the_second(*arguments):
+    def stop_there(*arguments):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == call:
             raise Stop
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, place, stop_at_the_second)
+        patch.setattr(owner, place, stop_there)
         with pytest.raises(Stop):
             train_detector(broken)
     assert (broken.folder / "best.safetensors").read_bytes() == after[1]
@@ -379,8 +414,8 @@ def test_runs_differ_and_strategies_start_alike(tmp_path, manifest):
         for t in trainings(config, tmp_path)
     }
     assert len(set(digests.values())) == 4
-    seeds = {(t.detector, t.run): t.seed for t in trainings(config, tmp_path)}
-    assert seeds["test_resnet-plain", 1] == seeds["test_resnet-guided", 1] != seeds["test_resnet-plain", 0]
+    begun = {(t.detector, t.run): _build(t, 2).weights_sha256 for t in trainings(config, tmp_path)}
+    assert begun["test_resnet-plain", 1] == begun["test_resnet-guided", 1] != begun["test_resnet-plain", 0]
 
 
 def test_training_learns_and_its_card_tells(tmp_path, manifest):
@@ -476,6 +511,23 @@ def test_human_maps_come_from_files_or_are_one_average(tmp_path, manifest, salie
     else:
         assert torch.equal(examples[0, 0].human_map, examples[0, 7].human_map)
         assert maps.record["kind"].startswith("the mean of 3 maps, the same for every image")
+
+
+def test_each_example_has_the_human_map_of_what_it_shows(manifest):
+    config = make_config(manifest, augmentation={"flip": True, "crop": 0.5, "shift": 0.1})
+    splits = read_splits(config, config.training)
+    maps = read_human_maps(config.training.strategies[1], splits.training, (SIZE, SIZE))
+    examples = Examples(
+        splits.training, (SIZE, SIZE), "bilinear", human_maps=maps, augmentation=config.training.augmentation, seed=1
+    )
+    seen = set()
+    for epoch, position in itertools.product(range(4), range(len(examples))):
+        image, label, human_map = examples[epoch, position]
+        if splits.classes[label] == "fake" and not human_map.isnan().any():  # a white square, which its map marks
+            assert image[:, human_map > 250].min() > 200
+            assert image.amin(0)[human_map < 5].max() < 200
+            seen.add(human_map.numpy().tobytes())
+    assert len(seen) > 30
 
 
 def test_the_human_map_follows_the_image():
@@ -669,6 +721,25 @@ def test_a_class_of_one_or_no_image_is_refused(tmp_path, manifest):
     assert both.training.labels.bincount().tolist() == [9, 1, 9]  # one of two is held out
     with pytest.raises(Explain2MeError, match="got none of 'fake'"):
         splits_of([line for line in train if ",real," in line], classes=("real", "fake"))
+
+
+def test_what_cannot_be_held_out_or_validated_with(tmp_path, manifest):
+    lines = [f"{manifest.parent}/{line}" for line in manifest.read_text().splitlines()[1:]]
+    odd = tmp_path / "odd.csv"
+
+    def splits_of(lines: list[str], **training: object):
+        odd.write_text(LINES + "\n".join(lines) + "\n")
+        config = make_config(manifest, **training)
+        return read_splits(config, config.training.model_copy(update={"manifest": str(odd)}))
+
+    alone = [line.replace("camera", f"camera{i}") for i, line in enumerate(lines)]
+    with pytest.raises(Explain2MeError, match="nothing can be held out"):
+        splits_of(alone, validation_split=None, validation_share=0.25)
+    unlabelled = [re.sub(",(real|fake),camera,val", ",,camera,val", line) for line in lines]
+    with pytest.raises(Explain2MeError, match=r"odd\.csv': validating needs labels, and its rows have none"):
+        splits_of(unlabelled)
+    with pytest.raises(Explain2MeError, match=r"odd\.csv': expected images of at least two labels, got only 'fake'"):
+        splits_of([line for line in lines if ",fake," in line])
 
 
 def test_manifest_without_human_maps(tmp_path, manifest):

@@ -122,7 +122,8 @@ def _context(work: Work) -> Any:
 
 def _serve(pipe: Connection, index: int, threads: int) -> None:
     """What the process does: tasks from the pipe, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then ends its workers
+    # Ctrl-C is for the driver, which then ends its workers; SIG_IGN would be inherited by what a worker starts
+    signal.signal(signal.SIGINT, lambda *_: None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():

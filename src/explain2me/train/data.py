@@ -18,7 +18,7 @@ from explain2me.config import AugmentationConfig, Config, StrategyConfig, Traini
 from explain2me.decode import MAX_PIXELS, load_array, read_file
 from explain2me.errors import ConfigError, ImageError, ManifestError
 from explain2me.images import index_images
-from explain2me.manifest import image_root, list_images, resolve, sample_images
+from explain2me.manifest import check_labels, image_root, list_images, resolve, sample_images
 from explain2me.prepare import class_names
 from explain2me.salience.files import load_map, mean_map, resize_map
 from explain2me.train.augment import draw_move, move_image, move_map
@@ -55,7 +55,7 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
             trained on and tested.
     """
     source, table = _listed(config, training)
-    classes = class_names(config, table)
+    classes = class_names(config, table, str(source))
     counts = Counter(table["label"].to_pylist())
     if min(counts.values()) < 2:
         alone = min(counts, key=lambda label: (counts[label], label))
@@ -69,7 +69,8 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
         validation = list_images(
             source, split=training.validation_split, extra=("salience",), classes=config.data.classes
         )
-        class_names(config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})}), validation)
+        _require_labels(validation, source, "validating")
+        check_labels(validation, classes)
         _refuse_tested(config, source, validation, "validated with")
     elif training.validation_share:
         table, validation = _hold_out(table, training.validation_share, seed=config.seed)
@@ -86,6 +87,11 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
                 f"training: expected images of every class to {name}, got none of {min(missing)!r}; add some, or leave that "
                 f"class out"
             )
+    if len(table) // training.devices < training.batch_size:
+        raise ConfigError(
+            f"training.batch_size = {training.batch_size} is more than the {len(table) // training.devices} images to train on"
+            + (" of each device" if training.devices > 1 else "")
+        )
     found = [part if part is None else _read_rows(part, source, classes, config) for part in (table, validation)]
     assert found[0] is not None
     record: dict[str, Any] = {"manifest": source.name, "classes": list(classes)}
@@ -106,15 +112,20 @@ def training_classes(config: Config, training: TrainingConfig) -> tuple[str, ...
     Raises:
         Explain2MeError: a manifest is wrong, or labels are absent.
     """
-    return class_names(config, _listed(config, training)[1])
+    source, table = _listed(config, training)
+    return class_names(config, table, str(source))
 
 
 def _listed(config: Config, training: TrainingConfig) -> tuple[Path, pa.Table]:
     source = Path(training.manifest or config.data.manifest)
     table = list_images(source, split=training.split, extra=("salience",), classes=config.data.classes)
-    if table["label"].null_count:
-        raise ManifestError(f"{str(source)!r}: training needs labels, and this manifest has none; add a column 'label'")
+    _require_labels(table, source, "training")
     return source, sample_images(table, training.sample, seed=config.seed)
+
+
+def _require_labels(table: pa.Table, source: Path, what: str) -> None:
+    if table["label"].null_count:
+        raise ManifestError(f"{str(source)!r}: {what} needs labels, and its rows have none; fill the column 'label'")
 
 
 def _read_rows(table: pa.Table, source: Path, classes: Sequence[str], config: Config) -> Rows:
@@ -162,6 +173,11 @@ def _hold_out(table: pa.Table, share: float, *, seed: int) -> tuple[pa.Table, pa
         for _, rows in sorted(groups.items())
         for i in rng.choice(len(rows), min(len(rows) - 1, max(1, round(share * len(rows)))), replace=False)
     ]
+    if not held:
+        raise ConfigError(
+            "training.validation_share: nothing can be held out, for every label and source has a single image to train on; "
+            "give training.validation_split"
+        )
     kept = sorted(set(range(len(table))) - set(held))
     return table.take(kept), table.take(sorted(held))
 

@@ -4,7 +4,9 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ KNOWN = "loggers.json"
 
 @contextlib.contextmanager
 def open_loggers(
-    kinds: tuple[str, ...], folder: Path, *, project: str, name: str, settings: Mapping[str, Any]
+    kinds: tuple[str, ...], folder: Path, *, project: str, name: str, settings: Mapping[str, Any], goes_on: bool
 ) -> Iterator[list[Logger]]:
     """The loggers of a training; those of one that goes on continue the run that they had begun.
 
@@ -31,29 +33,35 @@ def open_loggers(
         project: the trainings to be shown together, unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` say otherwise.
         name: of the training.
         settings: the hyperparameters, nested or flat.
+        goes_on: whether to go on with what these loggers have been told before, if anything; else they begin anew.
 
     Raises:
         ConfigError: a logger is not installed, or does not start.
     """
     known: dict[str, str] = {}
+    if not goes_on:
+        (folder / KNOWN).unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
     with contextlib.ExitStack() as stack:
         made = []
         for kind in kinds:
-            made.append(stack.enter_context(_open(kind, folder, project, name, known)))
+            made.append(stack.enter_context(_open(kind, folder, project, name, settings, known)))
             if known:
                 write_json(known, folder / KNOWN)
-        for logger in made:
-            logger.log_hyperparams(dict(settings))
         yield made
 
 
 @contextlib.contextmanager
-def _open(kind: str, folder: Path, project: str, name: str, known: dict[str, str]) -> Iterator[Logger]:
+def _open(
+    kind: str, folder: Path, project: str, name: str, settings: Mapping[str, Any], known: dict[str, str]
+) -> Iterator[Logger]:
     loggers = importlib.import_module("lightning.pytorch.loggers")
     if kind == "tensorboard":
-        yield _start(kind, lambda: loggers.TensorBoardLogger(folder, "tensorboard", "", default_hp_metric=False))
+        yield _start(
+            kind, settings, lambda: loggers.TensorBoardLogger(folder, "tensorboard", "", default_hp_metric=False)
+        )
     elif kind == "wandb":
         project = os.environ.get("WANDB_PROJECT", project)
 
@@ -63,12 +71,14 @@ def _open(kind: str, folder: Path, project: str, name: str, known: dict[str, str
                 name, save_dir=folder, project=project, id=known.get("wandb"), settings={"console": "off"}
             )
 
-        logger = _start(kind, make)
+        logger = _start(kind, settings, make)
         known["wandb"] = logger.experiment.id
         try:
             yield logger
-        finally:
-            logger.experiment.finish()  # or the next training of this process would be taken for the same
+        except BaseException:
+            logger.experiment.finish(exit_code=1)
+            raise
+        logger.experiment.finish()  # or the next training of this process would be taken for the same
     else:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parents[2] / 'mlflow.db'}"
         project = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)
@@ -77,16 +87,28 @@ def _open(kind: str, folder: Path, project: str, name: str, known: dict[str, str
             return loggers.MLFlowLogger(project, run_name=name, tracking_uri=uri, run_id=known.get("mlflow"))
 
         with FileLock(folder.parents[2] / ".mlflow.lock"):  # trainings side by side would spoil a new database
-            logger = _start(kind, make)
+            logger = _start(kind, settings, make)
         known["mlflow"] = logger.run_id
         yield logger
 
 
-def _start(kind: str, make: Callable[[], Any]) -> Any:
-    """Make a logger and connect it."""
+def log_epoch(loggers: Sequence[Logger], metrics: Mapping[str, float]) -> None:
+    """Log one epoch, by its number. A service that fails now ends no training: the CSV file has it all."""
+    for logger in loggers:
+        try:
+            logger.log_metrics(dict(metrics), step=int(metrics["epoch"]))
+            logger.save()
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"{type(logger).__name__} did not take epoch {metrics['epoch']:.0f}: {reason}", stacklevel=2)
+
+
+def _start(kind: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    """Make a logger, connect it, and tell it the settings."""
     try:
         logger = make()
         _ = logger.experiment  # connects
+        logger.log_hyperparams(dict(settings))
         return logger
     except ModuleNotFoundError as error:
         raise ConfigError(

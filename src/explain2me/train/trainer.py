@@ -17,7 +17,10 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -29,7 +32,7 @@ from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingC
 from explain2me.detectors import Detector, classifier_of, load_detector
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
 from explain2me.executors.schedule import torch_threads
-from explain2me.files import atomic_path, is_at_work, remove_leftovers, this_process, write_json
+from explain2me.files import atomic_path, remove_leftovers, write_json
 from explain2me.prepare import provenance, real_device
 from explain2me.salience import predicted_classes
 from explain2me.train.cams import FeatureReader, class_activation_maps, find_features
@@ -44,7 +47,7 @@ from explain2me.train.data import (
     read_splits,
     training_classes,
 )
-from explain2me.train.loggers import open_loggers
+from explain2me.train.loggers import log_epoch, open_loggers
 from explain2me.train.losses import cross_entropy, guided_loss
 
 CARD = "card.json"
@@ -53,7 +56,7 @@ HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
 
 NEXT_BEST = "best-of-epoch-{}.safetensors"
 """Weights that become the best ones once resume.ckpt says so: an epoch made again on a GPU may end elsewhere."""
-BEGUN, RUNNING = "training.json", ".running"
+BEGUN, LOCK = "training.json", ".lock"
 NO_MATTER = {"threads"}
 """What may differ from what a training was begun with."""
 
@@ -140,24 +143,31 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
         Explain2MeError: wrong config, images or human maps; the loss is not finite; ``folder`` holds another training.
     """
     settings = training.settings
-    device = real_device(settings.device, "training.device")
+    device = training_device(settings)
     splits = read_splits(training.config, settings)
     detector = _build(training, len(splits.classes))
     human_maps = read_human_maps(training.strategy, splits.training, detector.input_size)
     record = _record(training, splits, human_maps)
     training.folder.mkdir(parents=True, exist_ok=True)
-    record["threads"] = _begin(training, record).get("threads", torch.get_num_threads())
-    if training.done:
-        return
-    remove_leftovers(training.folder)
-    module = _Module(training, detector, splits, human_maps)
-    files = _Files(training, detector, record, on_step=on_step)
+    with _alone(training):
+        record["threads"] = _begin(training, record).get("threads", torch.get_num_threads())
+        if training.done:
+            return
+        remove_leftovers(training.folder)
+        _check_resume(training.folder / RESUME)
+        files = _Files(training, detector, record, on_step=on_step)
+        _train(_Module(training, detector, splits, human_maps), files, device)
+
+
+def _train(module: "_Module", files: "_Files", device: str) -> None:
+    training, settings = files.training, files.training.settings
     kind, _, index = device.partition(":")
     resume = training.folder / RESUME
     with (
         _quiet(),
-        _alone(training),
-        torch_threads(record["threads"]),
+        _cudnn_benchmark(),
+        _first_of_its_own(),
+        torch_threads(files.record["threads"]),
         torch.random.fork_rng(_cuda_devices(kind)),
         open_loggers(
             settings.loggers,
@@ -165,6 +175,7 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
             project=training.config.name,
             name=f"{training.detector}-run{training.run:02d}",
             settings=_settings_record(training),
+            goes_on=resume.exists() or not (training.folder / METRICS).exists(),
         ) as loggers,
     ):
         trainer = L.Trainer(
@@ -175,6 +186,7 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
             max_epochs=settings.epochs,
             gradient_clip_val=settings.optimizer.gradient_clip,
             benchmark=kind == "cuda",
+            plugins=[LightningEnvironment()],  # not the scheduler's: its tasks are trainings of their own
             logger=loggers,
             callbacks=[files],
             default_root_dir=training.folder,
@@ -184,7 +196,21 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        _fit(trainer, module, resume if resume.exists() else None)
+        _fit(trainer, module, resume)
+
+
+def training_device(settings: TrainingConfig) -> str:
+    """Where to train on this machine.
+
+    Raises:
+        ConfigError: the device, or so many of them, are not there.
+    """
+    device = real_device(settings.device, "training.device")
+    if device == "cuda" and settings.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"training.devices = {settings.devices}: {torch.cuda.device_count()} CUDA devices are visible here; use a smaller number"
+        )
+    return device
 
 
 def _cuda_devices(kind: str) -> range:
@@ -200,37 +226,58 @@ def _devices(count: int, kind: str, index: str) -> int | list[int]:
 
 @contextlib.contextmanager
 def _alone(training: Training) -> Iterator[None]:
-    """Leave a mark while this process trains; refuse where another process of this machine is at it."""
-    mark = training.folder / RUNNING
-    with contextlib.suppress(FileNotFoundError):
-        who = mark.read_text(encoding="utf-8")
-        if who != this_process() and is_at_work(who):
-            raise ConfigError(
-                f"{training.detector} run {training.run} is being trained by another process, {who.rpartition('-')[2]}; wait for "
-                f"it, or end it and call the same command again"
-            )
-    mark.write_text(this_process(), encoding="utf-8")
+    """Hold the folder while this process trains; refuse where another process is at it. A lock ends with its process."""
+    try:
+        lock = FileLock(training.folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{training.detector} run {training.run} is being trained by another process already; wait for it, or end it and "
+            f"call the same command again"
+        ) from None
+    with lock:
+        yield
+
+
+@contextlib.contextmanager
+def _first_of_its_own() -> Iterator[None]:
+    """What a scheduler counts (SLURM_PROCID, RANK) are tasks, not processes of this training: nobody else would log."""
+    before = getattr(rank_zero_only, "rank", None)
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        mark.unlink(missing_ok=True)
+        rank_zero_only.rank = before  # type: ignore[attr-defined]
 
 
-def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path | None) -> None:
+@contextlib.contextmanager
+def _cudnn_benchmark() -> Iterator[None]:
+    """Lightning leaves the global switch as it set it."""
+    before = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _check_resume(path: Path) -> None:
+    """Tell a damaged file from a device that fails."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); delete it to start this training again") from None
+
+
+def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path) -> None:
     """Lightning ends the process on Ctrl-C; we stop as everything else does."""
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
     except SystemExit:
         raise KeyboardInterrupt from None
     except ProcessRaisedException as error:
         raise _of_a_process(error) from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        if resume is not None and module.trainer.global_step == 0:
-            raise CheckpointError(
-                f"{resume} cannot be read ({error}); delete it to start this training again"
-            ) from None
-        raise
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, handler)
@@ -336,10 +383,8 @@ class _Module(L.LightningModule):
         self.epoch_metrics |= found
 
     def end_epoch(self) -> dict[str, float]:
-        """The metrics of the epoch that is over, for the files and the loggers."""
-        self.epoch_metrics |= {f"train_{name}": value for name, value in self._averages("train").items()}
-        self.log_dict(self.epoch_metrics)
-        return self.epoch_metrics
+        """The metrics of the epoch that is over."""
+        return self.epoch_metrics | {f"train_{name}": value for name, value in self._averages("train").items()}
 
     def configure_optimizers(self) -> Any:
         settings = self._training.settings
@@ -370,10 +415,6 @@ class _Module(L.LightningModule):
             # Lightning begins to read before it sets the epoch; current_epoch is the last one when a training goes on
             epoch=self.trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
         )
-        if len(sampler) < settings.batch_size:
-            raise ConfigError(
-                f"training.batch_size = {settings.batch_size} is more than the {len(sampler)} images to train on"
-            )
         return self._loader(examples, sampler, drop_last=True)  # batch statistics of a rest of one or two are noise
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
@@ -469,13 +510,14 @@ class _Files(L.Callback):
         _refuse_changed(str(self.training.folder / RESUME), state_dict["record"], self.record)
         self.curve, self.best_epoch = state_dict["curve"], state_dict["best_epoch"]
         self.seconds = state_dict["seconds"]
-        self._take_best()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a training that was stopped after its last epoch has nothing left to do."""
         self._started = time.monotonic()
         self._steps = len(self.curve) * int(trainer.num_training_batches)
         trainer.should_stop = self._exhausted()
+        if trainer.is_global_zero:
+            self._take_best()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Tell how far it is."""
@@ -501,7 +543,9 @@ class _Files(L.Callback):
             _write_curve(self.curve, folder / METRICS)
         with _committed(self.training.folder / RESUME, trainer) as path:
             trainer.save_checkpoint(path)
-        self._take_best()
+        if trainer.is_global_zero:  # has renamed resume.ckpt by now; others may be ahead
+            self._take_best()
+            log_epoch(trainer.loggers, self.curve[-1])
         trainer.should_stop = trainer.should_stop or self._exhausted()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -509,6 +553,7 @@ class _Files(L.Callback):
         if not trainer.is_global_zero or trainer.interrupted or not self.curve:
             return
         folder = self.training.folder
+        self._take_best()
         card = self.record | {
             "best_epoch": self.best_epoch,
             "metrics": self.curve[self.best_epoch - 1],
@@ -517,7 +562,7 @@ class _Files(L.Callback):
             "files": {name: _sha256(folder / name) for name in (BEST, LAST)},
             "seconds": round(self._seconds(), 1),
             "input": {name: list(getattr(self.detector, name)) for name in ("input_size", "mean", "std")},
-            "device": str(pl_module.device),
+            "device": str(trainer.strategy.root_device),  # the model is back on the CPU
             **provenance("lightning", "torchmetrics", "safetensors"),
         }
         write_json(_without_nan(card), folder / CARD)
@@ -526,7 +571,7 @@ class _Files(L.Callback):
     def _take_best(self) -> None:
         """Take the weights of the best committed epoch for the best ones, and those of an epoch that was not for none."""
         folder = self.training.folder
-        with contextlib.suppress(FileNotFoundError):  # done already, or by another rank
+        with contextlib.suppress(FileNotFoundError):  # done already
             (folder / NEXT_BEST.format(self.best_epoch)).replace(folder / BEST)
         for path in folder.glob(NEXT_BEST.format("*")):
             path.unlink(missing_ok=True)
