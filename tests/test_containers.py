@@ -807,7 +807,7 @@ def test_training_reads_images_and_human_maps_in_a_tar(tmp_path, write_config):
     path = write_tar(tmp_path / "a.tar", members)
     text = f"manifest = {json.dumps(str(path))}\nsplit = 'test'"
     training = (
-        "[training]\narchitectures = ['timm:test_resnet']\nsplit = 'train'\nvalidation_share = 0\n"
+        "[training]\narchitectures = ['timm:test_resnet']\nsplit = 'train'\nbatch_size = 4\n"
         "[[training.strategies]]\nname = 'guided'\nloss = 'cyborg'\n"
     )
     config = load_config(write_config(data=text, extra=training))

@@ -554,14 +554,15 @@ def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
         if isinstance(node, list):
             if (index := _index(key, node)) is not None:
                 node = node[index]
-                continue
-            if len(node) == 1:  # measures.noise.levels when there is one kind of noise
+            elif len(node) == 1 and isinstance(node[0], dict):  # measures.noise.levels when there is one kind of noise
                 _set(node[0], keys[i:], value, item)
                 return
-            raise ConfigError(
-                f"--set {item}: {_short(key)!r} is not an index of a list of {len(node)}; give 0 to {len(node) - 1}"
-            )
-        node = node.setdefault(key, {})
+            else:
+                raise ConfigError(
+                    f"--set {item}: {_short(key)!r} is not an index of a list of {len(node)}; give 0 to {len(node) - 1}"
+                )
+        else:
+            node = node.setdefault(key, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {item}: {_short('.'.join(keys[: i + 1]))} is a value, not a table")
     if isinstance(node, list):
