@@ -154,7 +154,6 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
         if training.done:
             return
         remove_leftovers(training.folder)
-        _check_resume(training.folder / RESUME)
         files = _Files(training, detector, record, on_step=on_step)
         _train(_Module(training, detector, splits, human_maps), files, device)
 
@@ -260,7 +259,7 @@ def _cudnn_benchmark() -> Iterator[None]:
 
 
 def _check_resume(path: Path) -> None:
-    """Tell a damaged file from a device that fails."""
+    """After a failure: tell a damaged file from a device that fails."""
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -277,7 +276,11 @@ def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path) -> None:
     except SystemExit:
         raise KeyboardInterrupt from None
     except ProcessRaisedException as error:
+        _check_resume(resume)
         raise _of_a_process(error) from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        _check_resume(resume)
+        raise
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, handler)
