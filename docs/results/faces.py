@@ -28,13 +28,19 @@ PUBLISHED_AUROC = dict(zip(DETECTORS, (0.54, 0.63, 0.68, 0.68), strict=True))
 Row = dict[str, str]
 
 
-def main(study: Path, reference: Path) -> None:
-    """Write everything."""
-    page = HERE / "faces.md"
+def main(study: Path, reference: Path, here: Path = HERE) -> None:
+    """Write everything into the folder ``here``."""
+    page = here / "faces.md"
     text = page.read_text(encoding="utf-8")
     if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
         sys.exit(f"{page}: expected the lines {BEGIN} and {END} once each, in this order")
-    folder = HERE / "faces"
+    collect(study, here / "faces")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n\n{tables(here / 'faces', reference)}\n\n{END}{after}", encoding="utf-8")
+
+
+def collect(study: Path, folder: Path) -> None:
+    """The study's tables as CSV."""
     folder.mkdir(exist_ok=True)
     for path in sorted((study / "run" / "summary").glob("*.csv")):
         shutil.copyfile(path, folder / path.name)
@@ -43,6 +49,10 @@ def main(study: Path, reference: Path) -> None:
         writer = csv.DictWriter(file, list(trained[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(trained)
+
+
+def tables(folder: Path, reference: Path) -> str:
+    """The page's tables, of what is collected."""
     measures, performance = read(folder / "measures.csv"), read(folder / "performance.csv")
     table1, table2 = read(reference / "paper_table1.csv"), read(reference / "paper_table2.csv")
     parts = [
@@ -56,10 +66,9 @@ def main(study: Path, reference: Path) -> None:
         markdown(*auroc_table(performance)),
         "### Training",
         "The loss of `cyborg` is half the cross-entropy and half the difference of the maps.",
-        markdown(*training_table(trained)),
+        markdown(*training_table(read(folder / "training.csv"))),
     ]
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", encoding="utf-8")
+    return "\n\n".join(parts)
 
 
 def measure_table(measures: Sequence[Row], published: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
