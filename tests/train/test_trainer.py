@@ -3,9 +3,12 @@
 import gc
 import itertools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -759,9 +762,10 @@ def test_wrong_human_map_is_named_before_training(tmp_path, manifest):
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_training(tmp_path, manifest):
+def test_two_processes_share_one_training(tmp_path, manifest, capfd):
     training = one(make_config(manifest, devices=2, batch_size=4, epochs=2), tmp_path, 1)
     train_detector(training)
+    assert capfd.readouterr() == ("", "")
     card = json.loads((training.folder / CARD).read_text())
     assert len(card["curve"]) == 2
     splits = read_splits(training.config, training.settings)
@@ -771,6 +775,32 @@ def test_two_processes_share_one_training(tmp_path, manifest):
     with torch.no_grad():  # over the images of both
         loss = torch.nn.functional.cross_entropy(detector.model(detector.preprocess(images)), splits.validation.labels)
     assert card["curve"][-1]["val_loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_go_on_with_the_same_bits(tmp_path, manifest):
+    config = make_config(manifest, devices=2, batch_size=4, epochs=3, augmentation={"flip": True})
+    whole, broken = one(config, tmp_path / "whole", 1), one(config, tmp_path / "broken", 1)
+    train_detector(whole)
+    code = (
+        "import json, sys; from pathlib import Path\n"
+        "from explain2me.config import parse_config; from explain2me.study import trainings\n"
+        "from explain2me.train.trainer import train_detector\n"
+        "if __name__ == '__main__':\n"
+        "    train_detector(trainings(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2]))[1])\n"
+    )
+    script = tmp_path / "train.py"  # its processes import it again
+    script.write_text(code)
+    command = [sys.executable, script, config.model_dump_json(), tmp_path / "broken"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        while not (broken.folder / RESUME).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not broken.done
+    train_detector(broken)
+    for name in ("best.safetensors", "last.safetensors", "metrics.csv"):
+        assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
 
 @pytest.mark.slow

@@ -68,6 +68,8 @@ UNRECORDED = (
 CHECK_STEPS = 10
 """Steps between two looks at whether the loss was finite."""
 
+LOGGERS = tuple(map(logging.getLogger, ("lightning", "lightning.pytorch", "lightning.fabric")))
+
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, of how many, and a short text about the last epoch."""
 
@@ -185,7 +187,7 @@ def _train(module: "_Module", files: "_Files", device: str) -> None:
             max_epochs=settings.epochs,
             gradient_clip_val=settings.optimizer.gradient_clip,
             benchmark=kind == "cuda",
-            plugins=[LightningEnvironment()],  # not the scheduler's: its tasks are trainings of their own
+            plugins=[_OwnProcesses()],
             logger=loggers,
             callbacks=[files],
             default_root_dir=training.folder,
@@ -747,20 +749,32 @@ def _committed(path: Path, trainer: L.Trainer) -> Iterator[Path]:
         yield path.with_suffix(".unused")
 
 
+class _OwnProcesses(LightningEnvironment):
+    """Processes are this training's own, never a scheduler's, whose tasks are other trainings; and they keep quiet too."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """The first call in each of several processes."""
+        super().set_global_rank(rank)
+        _silence()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's hints about hardware and loaders; errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
+    levels = [logger.level for logger in LOGGERS]
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*|torch\.utils\.data.*|torchmetrics\..*")
+            _silence()
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in zip(LOGGERS, levels, strict=True):
             logger.setLevel(level)
+
+
+def _silence() -> None:
+    for logger in LOGGERS:
+        logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*|torch\.utils\.data.*|torchmetrics\..*")
 
 
 def _without_nan(value: Any) -> Any:
