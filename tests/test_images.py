@@ -293,8 +293,24 @@ def test_wrong_folder(tmp_path):
     make_folder(tmp_path, ["real/1.png", "2.png"])
     with pytest.raises(ManifestError, match=r"every image in a folder of its label, got 1 beside them, first '2\.png'"):
         list_images(tmp_path)
-    with pytest.raises(ManifestError, match="the split 'test' was asked, but a folder has no splits; give a manifest"):
-        list_images(tmp_path, split="test")
+    with pytest.raises(
+        ManifestError, match=r"no folder of the split 'rael'; did you mean 'real'\?; expected rael/label/"
+    ):
+        list_images(tmp_path, split="rael")
+
+
+def test_folders_of_splits(tmp_path):
+    make_folder(tmp_path, ["train/real/ffhq/1.png", "test/real/ffhq/1.png", "test/fake/2.png", "test/.hidden.png"])
+    table = list_images(tmp_path, split="test", extra=["salience"])
+    assert [tuple(row.values()) for row in table.to_pylist()] == [
+        ("test/fake/2.png", "test/fake/2.png", "fake", "fake", None),
+        ("test/real/ffhq/1.png", "test/real/ffhq/1.png", "real", "ffhq", None),
+    ]
+    assert index_images(table, image_root(tmp_path)).usable.num_rows == 2
+    assert list_images(tmp_path, split="train")["image_id"].to_pylist() == ["train/real/ffhq/1.png"]
+    for split in ("..", ".", "test/real", ""):
+        with pytest.raises(ManifestError, match="there is no folder of the split"):
+            list_images(tmp_path, split=split)
 
 
 def test_links_are_followed_once(tmp_path):

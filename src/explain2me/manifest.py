@@ -31,7 +31,8 @@ def list_images(
     ``label``, ``source``, ``split``, ``image_id`` and ``sha256``; further columns are ignored. An optional column is
     filled in every row taken or in none. Paths and image_ids must be unique over the whole file, all splits
     included. A folder holds ``label/source/*.jpg`` (deeper folders belong to their source), ``label/*.jpg`` or,
-    without labels, ``*.jpg``; every name with an image suffix is taken, whatever it is, except hidden ones.
+    without labels, ``*.jpg``, and each of these below folders of the splits, ``split/label/source/*.jpg``, where splits are
+    asked for; every name with an image suffix is taken, whatever it is, except hidden ones.
 
     Container files are WebDataset tars, Parquet or Arrow files, one or a folder of them without loose images, and what
     ``datasets`` saved to disk; :mod:`explain2me.packed` tells how they are read. The path of an image goes on behind
@@ -39,7 +40,7 @@ def list_images(
 
     Args:
         source: the CSV file, the container file or the folder.
-        split: take only the rows with this value in the column ``split``; None takes all.
+        split: take only the rows with this value in the column ``split``, or the subfolder of this name; None takes all.
         extra: further columns to read; null where empty, and throughout where absent.
         classes: labels in the order of the logits, for container files whose labels are numbers.
 
@@ -305,22 +306,35 @@ def _expected_sha256(row: Row, where: str) -> str | None:
 
 
 def _list_folder(folder: Path, *, split: str | None) -> pa.Table:
-    where = repr(str(folder))
-    if split is not None:
-        raise ManifestError(f"{where}: the split {split!r} was asked, but a folder has no splits; give a manifest")
-    files, ignored = _image_files(folder)
+    top = folder if split is None else _split_folder(folder, split)
+    where = repr(str(top))
+    files, ignored = _image_files(top)
     if not files:
         raise ManifestError(
             f"{where}: expected images as label/source/*.jpg, label/*.jpg or *.jpg, got none ({ignored} other files); "
             f"the suffixes read are {', '.join(sorted(SUFFIXES))}"
         )
-    paths = ["/".join(parts) for parts in files]
+    paths = ["/".join(parts if split is None else (split, *parts)) for parts in files]
     repeated = [path for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise ManifestError(f"{where}: two files are written {repeated[0]!r}; rename the one that is not UTF-8")
     labels, sources = folder_labels(files, where)
     columns: list[Sequence[str | None]] = [paths, paths, labels or [None] * len(paths), sources]
     return _table(["image_id", "path", "label", "source"], columns, ignored=ignored)
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    """Where a folder keeps the images of a split."""
+    try:
+        known = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise ManifestError(f"{str(folder)!r}: the folder cannot be read ({error.strerror})") from error
+    if split not in known:
+        raise ManifestError(
+            f"{str(folder)!r}: there is no folder of the split {split!r}; {nearest(split, known)}; expected "
+            f"{split}/label/source/*.jpg, or give a manifest"
+        )
+    return folder / split
 
 
 def _image_files(folder: Path) -> tuple[list[tuple[str, ...]], int]:
