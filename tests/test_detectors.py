@@ -3,10 +3,12 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -207,11 +209,39 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
         ("torchvision:densnet121", "did you mean .*'densenet121'"),
         ("torchvision:fasterrcnn_resnet50_fpn", "unknown architecture"),
         ("resnet50", "expected timm:NAME or torchvision:NAME, got 'resnet50'"),
+        ("timm:resnet50.a1_in1kk", "did you mean 'resnet50.a1_in1k'"),
     ],
 )
 def test_unknown_architectures_are_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_detector(name)
+
+
+def test_pretrained_weights_that_are_not_there() -> None:
+    with pytest.raises(ConfigError, match="timm has no pretrained weights of 'densenet264d'"):
+        load_detector("timm:densenet264d", pretrained=True)
+
+
+def test_pretrained_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", fail)
+    with pytest.raises(
+        CheckpointError, match=r"weights of torchvision:resnet18 cannot be had \(.*no network.*TORCH_HOME"
+    ):
+        load_detector("torchvision:resnet18", pretrained=True)
+
+
+def test_pretrained_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torchvision.models.get_model("resnet50").state_dict()
+    asked = []
+    monkeypatch.setattr(
+        torchvision.models._api.WeightsEnum, "get_state_dict", lambda self, **_: asked.append(self.name) or weights
+    )
+    for pretrained in (True, "IMAGENET1K_V1"):
+        load_detector("torchvision:resnet50", pretrained=pretrained)
+    assert asked == ["IMAGENET1K_V2", "IMAGENET1K_V1"]
 
 
 def test_preprocessing_is_the_models_own() -> None:

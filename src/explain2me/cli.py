@@ -337,8 +337,7 @@ def _check_training(config: "Config", console: "Console") -> None:
     """Say what a study would train; every image and human map to train on is opened."""
     from collections import Counter
 
-    from explain2me.prepare import check_images
-    from explain2me.study import check_architectures, check_settings, evaluation, trainings
+    from explain2me.study import check_architectures, check_comparison, check_settings, trainings
     from explain2me.train.data import read_human_maps, read_splits
 
     assert config.training is not None
@@ -354,8 +353,7 @@ def _check_training(config: "Config", console: "Console") -> None:
             console.print(_printable(f"{name}: {splits.record[name]['images']} images ({found})"), markup=False)
     every = trainings(config, Path())
     check_architectures(every)
-    tested, _ = check_images(evaluation(config, Path()))
-    console.print(f"test: {len(tested)} images")
+    console.print(f"test: {len(check_comparison(config))} images")
     for detector, count in Counter(training.detector for training in every).items():
         console.print(_printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
 

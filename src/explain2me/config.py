@@ -58,11 +58,11 @@ class DataConfig(Section):
     """Which images, which classes, and which class counts as positive."""
 
     manifest: str
-    """CSV with the columns path[, label, source, split, salience, image_id, sha256], or a folder label/source/*.jpg; or a .tar
-    (WebDataset), .parquet or .arrow file, a folder of these, or what ``datasets`` saved to disk, see
-    :mod:`explain2me.packed`. Relative to the TOML file."""
+    """CSV with the columns path[, label, source, split, salience, image_id, sha256], or a folder label/source/*.jpg, with
+    splits split/label/source/*.jpg; or a .tar (WebDataset), .parquet or .arrow file, a folder of these, or what
+    ``datasets`` saved to disk, see :mod:`explain2me.packed`. Relative to the TOML file."""
     split: str | None = None
-    """Rows of this split only; None takes every row."""
+    """Rows of this split only, or the subfolder of this name; None takes every row."""
     positive: str = "fake"
     """The class whose softmax probability is the AUROC score."""
     sample: Sample = None
@@ -298,8 +298,9 @@ class TrainingConfig(Section):
     """Instead of validation_split: the share of each label and source that is held out of the rows to train on."""
     sample: Sample = None
     """Images of each source to train on, drawn as for data.sample."""
-    pretrained: bool = False
-    """Start from the library's weights (downloaded by timm or torchvision) instead of random ones."""
+    pretrained: bool | str = False
+    """Start from the library's weights (downloaded by timm or torchvision) instead of random ones: true, its default ones,
+    or a name that torchvision gives some, such as ``IMAGENET1K_V1``."""
     input_size: Side | tuple[Side, Side] | None = None
     """Height and width in pixels; None takes the model's own."""
     epochs: int = Field(default=50, ge=1, le=100_000)
@@ -324,13 +325,20 @@ class TrainingConfig(Section):
     workers: int = Field(default=1, ge=1, le=1024)
     """Trainings at a time, each in a process of its own."""
     loaders: int = Field(default=0, ge=0, le=256)
-    """Processes of each training that read images; 0 reads in its own, where what fits into 2 GiB is kept decoded."""
+    """Processes of each training that read images; 0 reads in its own, where up to 2 GiB of images, and as much of human maps, are kept decoded."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Beside the CSV file that is always written; each must be installed.
 
     W&B and MLflow read their own environment variables; MLflow writes to ``mlflow.db`` in the output folder where
     ``MLFLOW_TRACKING_URI`` is not set.
     """
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _known_weights(cls, value: Any) -> Any:
+        if not isinstance(value, bool | str) or value == "":
+            raise ValueError(f"expected true, false or a name of weights, got {_short(repr(value))}")
+        return value
 
     @field_validator("device")
     @classmethod

@@ -1,5 +1,6 @@
 """Checkpoints to models: an architecture by name, its weights, and its preprocessing."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -7,7 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def load_detector(
     checkpoint: str | Path | None = None,
     *,
     num_classes: int | None = None,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     input_size: int | tuple[int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -92,7 +93,8 @@ def load_detector(
         checkpoint: safetensors, or a file of ``torch.save`` that holds tensors only; nested state dicts and the prefixes
             of wrappers (``module.``, ``model.``) are taken off. None: random weights, or pretrained ones.
         num_classes: expected; None takes what the checkpoint has. With 2 a head of a single logit is accepted.
-        pretrained: without a checkpoint, the library's weights (downloaded by timm or torchvision).
+        pretrained: without a checkpoint, the library's weights (downloaded by timm or torchvision): its default ones, or
+            those that torchvision names so, such as ``IMAGENET1K_V1``. timm's are named by the tag of ``timm:NAME.TAG``.
         input_size: height and width in pixels; None takes the model's own, as for the next three.
         mean: of each channel, in [0, 1].
         std: of each channel, in [0, 1].
@@ -101,9 +103,9 @@ def load_detector(
         new_head: pretrained weights of another number of classes get a head of random weights, to be trained.
 
     Raises:
-        ConfigError: unknown architecture; the nearest names are offered.
+        ConfigError: unknown architecture or pretrained weights; the nearest names are offered.
         CheckpointError: a file that is missing, damaged, unsafe, of another architecture or number of classes, or that
-            holds values that are not finite.
+            holds values that are not finite; or pretrained weights that cannot be downloaded.
     """
     library, name = _check_architecture(architecture)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
@@ -258,6 +260,12 @@ def _check_architecture(architecture: str) -> tuple[str, str]:
         known = timm.list_models()
         if not timm.is_model(name):
             raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, known)}")
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError:  # is_model does not look at the tag behind the point
+            base = name.partition(".")[0]
+            tags = timm.list_pretrained(f"{base}.*")
+            raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, [base, *tags])}") from None
     elif library == "torchvision":
         known = torchvision.models.list_models(module=torchvision.models)
         if name not in known:
@@ -272,7 +280,7 @@ def _build(
     name: str,
     num_classes: int | None,
     *,
-    pretrained: bool,
+    pretrained: bool | str,
     size: tuple[int, int] | None,
     state: Mapping[str, Tensor] | None,
     new_head: bool = False,
@@ -282,9 +290,17 @@ def _build(
         if size and (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size:
             options["img_size"] = size
         known = timm.get_pretrained_cfg(name)
+        if isinstance(pretrained, str):
+            raise ConfigError(
+                f"pretrained = {_short(pretrained)!r} names weights of torchvision; timm:{name} takes true, or a tag in its "
+                f"name: timm:NAME.TAG"
+            )
+        if pretrained and not (known and known.has_weights):
+            raise ConfigError(f"timm has no pretrained weights of {name!r}; set pretrained = false, or take another")
         if pretrained and known and not new_head:
             _check_pretrained(f"timm:{name}", known.num_classes, num_classes)
-        return timm.create_model(name, pretrained=pretrained, **options)
+        with _downloading(f"timm:{name}"):
+            return timm.create_model(name, pretrained=pretrained, **options)
     if name in ("inception_v3", "googlenet"):
         auxiliary = pretrained or (state is not None and any(key.startswith(AUXILIARY) for key in state))
         options |= {} if pretrained else {"aux_logits": auxiliary, "init_weights": False}
@@ -298,11 +314,28 @@ def _build(
         options["image_size"] = size[0]
     if not pretrained:
         return torchvision.models.get_model(name, weights=None, **options)
-    model = torchvision.models.get_model(name, weights="DEFAULT")
+    weights = [each.name for each in torchvision.models.get_model_weights(name)]
+    if isinstance(pretrained, str) and pretrained not in weights:
+        raise ConfigError(
+            f"pretrained = {_short(pretrained)!r}: torchvision:{name} has no such weights; {nearest(pretrained, weights)}"
+        )
+    with _downloading(f"torchvision:{name}"):
+        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained is True else pretrained)
     if not new_head:
         _check_pretrained(f"torchvision:{name}", classifier_of(model)[1].weight.shape[0], num_classes)
         return model
     return _with_new_head(model, num_classes)
+
+
+@contextlib.contextmanager
+def _downloading(architecture: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # of the network or the disk, whichever library it comes from
+        raise CheckpointError(
+            f"the pretrained weights of {architecture} cannot be had ({_line(error)}); connect this machine, or fill the "
+            f"caches on another one and copy them (folders TORCH_HOME and HF_HOME), or set pretrained = false"
+        ) from None
 
 
 def _check_pretrained(architecture: str, found: int, wanted: int | None) -> None:
@@ -415,9 +448,16 @@ def _settings(library: str, name: str, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _sha256_of_tensors(model: nn.Module) -> str:
+def sha256_without_head(model: nn.Module) -> str:
+    """Of the weights but those of the last layer, which are drawn where the number of classes is another."""
+    return _sha256_of_tensors(model, but=f"{classifier_of(model)[0]}.")
+
+
+def _sha256_of_tensors(model: nn.Module, *, but: str | None = None) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
+        if but is not None and key.startswith(but):
+            continue
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

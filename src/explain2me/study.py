@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
-from explain2me.config import Config, DetectorConfig
+from explain2me.config import Config, DetectorConfig, TrainingConfig
 from explain2me.errors import ConfigError, RunFolderError
 from explain2me.executors import Engine, run_tasks
-from explain2me.prepare import check_images, refuse_other_run
+from explain2me.prepare import check, refuse_other_run, with_device
 from explain2me.train.data import training_classes
 from explain2me.train.trainer import (
     METRICS,
@@ -88,6 +89,8 @@ def train_missing(
         on_start(len(mine) - len(missing), len(mine))
     assert config.training is not None
     check_architectures(missing)
+    if config.compute.executor == "local":
+        refuse_shared_gpus(config.training)
     engine = engine_for_training(config)
     here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
     work = functools.partial(train_detector, on_step=on_step) if here else train_detector
@@ -113,7 +116,7 @@ def check_settings(config: Config) -> None:
     """Find what no training and no comparison can do, here; reads no data.
 
     Raises:
-        ConfigError: too few runs to compare, or a device that is not there.
+        ConfigError: too few runs to compare, or devices that are not there or would be used twice.
     """
     assert config.training is not None
     if config.measures.stability and config.training.runs < 2:
@@ -122,7 +125,30 @@ def check_settings(config: Config) -> None:
             f"{config.training.runs}; raise it, or set measures.stability = false"
         )
     if config.compute.executor == "local":
-        training_device(config.training)
+        refuse_shared_gpus(config.training)
+
+
+def check_comparison(config: Config) -> pa.Table:
+    """Check the comparison with random weights of each architecture in place of those to be trained.
+
+    Returns:
+        The images to test.
+
+    Raises:
+        Explain2MeError: what would stop the comparison: images, measures, salience, device, or a detector.
+    """
+    compared, settings = evaluation(config, Path()), config.training
+    assert settings is not None
+    rehearsed = tuple(
+        DetectorConfig(
+            name=f"{architecture.partition(':')[2]}-{settings.strategies[0].name}",
+            architecture=architecture,
+            random_runs=min(settings.runs, 2),
+            input_size=settings.input_size,
+        )
+        for architecture in settings.architectures
+    )
+    return check(with_device(compared.model_copy(update={"detectors": (*rehearsed, *config.detectors)})))[0]
 
 
 def check_study(config: Config, out: Path) -> None:
@@ -132,12 +158,27 @@ def check_study(config: Config, out: Path) -> None:
         Explain2MeError: the images to test or the runs do not do, or ``out`` holds another comparison.
     """
     check_settings(config)
+    if not all(training.done for training in trainings(config, out)):
+        check_comparison(config)
     compared = evaluation(config, out)
-    check_images(compared)
     try:
         refuse_other_run(compared, out / "run")
     except RunFolderError as error:
         raise RunFolderError(f"{error}. What was trained stays: deleting {str(out / 'run')!r} is enough") from None
+
+
+def refuse_shared_gpus(settings: TrainingConfig) -> None:
+    """Every training of several devices takes the first ones, so two at a time would be on the same.
+
+    Raises:
+        ConfigError: this is asked for, or a device is not there.
+    """
+    if training_device(settings) == "cuda" and settings.workers > 1 and settings.devices > 1:
+        raise ConfigError(
+            f"training.workers = {settings.workers} with training.devices = {settings.devices}: the trainings would share "
+            f"their GPUs; set one of the two to 1, or start the command once for each group of GPUs with "
+            f"CUDA_VISIBLE_DEVICES and --shard"
+        )
 
 
 @contextlib.contextmanager

@@ -152,3 +152,11 @@ def test_density_reference_is_not_trivial():
     found = fixation_density(np.array([[1.0, 1.0, 1.0]]), (20, 40))
     assert found[1, 1] == found.max()
     assert found[19, 39] < 1e-6 * found.max()
+
+
+def test_shares_are_not_taken_for_pixels():
+    with pytest.raises(
+        ManifestError, match="seem to be shares of the image; multiply them by its width and height, 40 x 20"
+    ):
+        fixation_density(np.array([[0.5, 0.25, 1.0], [1.0, 0.0, 1.0]]), (20, 40))
+    assert fixation_density(np.array([[0.5, 0.25, 1.0], [3.0, 0.0, 1.0]]), (20, 40)).sum() == pytest.approx(1)

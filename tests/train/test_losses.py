@@ -130,6 +130,9 @@ def test_human_maps_are_resized_to_the_cams():
     assert difference.item() < 0.05
     assert human_difference(cams, human.flip(2))[0].item() > 0.4
     assert says_where.all()
+    human[0, 0, 7] = 100.0  # resized first, then scaled: the brightest pixel alone decides nothing
+    resized = F.interpolate(human[None], (2, 2), mode="bilinear", antialias=True)[0]
+    assert human_difference(resized, human)[0].item() < 1e-12
 
 
 def test_a_single_logit_is_the_loss_of_its_sigmoid():

@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from explain2me.config import AugmentationConfig, Config, OptimizerConfig, parse_config
 from explain2me.detectors import load_detector
 from explain2me.errors import Explain2MeError
-from explain2me.study import check_study, evaluation, train_missing, trainings
+from explain2me.study import check_study, evaluation, refuse_shared_gpus, train_missing, trainings
 from explain2me.train.augment import Move, draw_move, move_image, move_map
 from explain2me.train.cams import class_activation_maps, find_features
 from explain2me.train.data import EpochSampler, Examples, class_weights, read_human_maps, read_splits
+from explain2me.train.losses import guided_loss
 from explain2me.train.trainer import CARD, LOCK, RESUME, _build, learning_rate_factor, ranking, train_detector
 
 ARCHITECTURE = "timm:test_resnet"
@@ -259,20 +260,52 @@ def test_every_architecture_is_built_before_the_first_is_trained(tmp_path, manif
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+PLAIN = [{"name": "plain"}]
+LEVELS = [{"kind": "gaussian", "levels": [0.1]}] * 2
+
+
 @pytest.mark.parametrize(
-    ("data", "training", "message"),
+    ("sets", "training", "message"),
     [
         ({}, {"runs": 1}, "needs at least 2 of each detector, got training.runs = 1"),
-        ({"sample": 9}, {}, "expected at least 9 images of the source 'camera', got 8"),
-        ({"split": "tset"}, {}, "did you mean 'test'"),
+        ({"data": {"sample": 9}}, {}, "expected at least 9 images of the source 'camera', got 8"),
+        ({"data": {"split": "tset"}}, {}, "did you mean 'test'"),
+        ({}, {"input_size": [96, 64]}, "measures.resilience .* needs a square input, got 96x64"),
+        (
+            {},
+            {"input_size": 32, "architectures": ["torchvision:resnet18"], "strategies": PLAIN},
+            "detector 'resnet18-plain': .*no map of more than one cell",
+        ),
+        ({"salience": {"target": "fakee"}}, {}, "salience.target: .* did you mean 'fake'"),
+        ({"measures": {"noise": LEVELS}}, {}, "expected different conditions, got 'gaussian@0.1' twice"),
+        ({"compute": {"device": "cuda:63"}}, {}, "compute.device = 'cuda:63'"),
+        (
+            {"detectors": [{"name": "other", "architecture": ARCHITECTURE, "checkpoints": "no/such*"}]},
+            {},
+            "'other': no file matches",
+        ),
     ],
-    ids=["runs", "sample", "split"],
+    ids=["runs", "sample", "split", "square", "grid", "target", "conditions", "device", "checkpoints"],
 )
-def test_what_would_stop_the_comparison_is_found_before_training(tmp_path, manifest, data, training, message):
-    config = make_config(manifest, **({"runs": 2} | training))
-    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+def test_what_would_stop_the_comparison_is_found_before_training(tmp_path, manifest, sets, training, message):
+    tree = json.loads(make_config(manifest, **({"runs": 2} | training)).model_dump_json())
+    for name, values in sets.items():
+        tree[name] = tree[name] | values if isinstance(values, dict) else values
     with pytest.raises(Explain2MeError, match=message):
-        check_study(config, tmp_path)
+        check_study(parse_config(tree), tmp_path)
+
+
+def test_a_study_that_can_be_compared_is_let_through(tmp_path, manifest):
+    check_study(make_config(manifest, runs=2), tmp_path)
+
+
+def test_trainings_of_several_gpus_do_not_share_them(tmp_path, manifest, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for change in ({"devices": 2}, {"workers": 2}):
+        refuse_shared_gpus(make_config(manifest, device="cuda", **change).training)
+    config = make_config(manifest, device="cuda", devices=2, workers=2)
+    with pytest.raises(Explain2MeError, match=r"workers = 2 with training\.devices = 2: .* would share their GPUs"):
+        train_missing(config, tmp_path)
 
 
 def test_an_extended_study_says_what_to_delete(tmp_path, manifest):
@@ -591,9 +624,112 @@ def test_class_balance_draws_classes_alike():
 
 @pytest.mark.parametrize("balance", ["weights", "sampling"])
 def test_class_balance_trains(tmp_path, manifest, balance):
-    training = one(make_config(manifest, class_balance=balance, epochs=1), tmp_path, 1)
+    unequal = manifest.parent / "unequal.csv"
+    unequal.write_text(re.sub("(0[1357].png),fake", r"\1,real", manifest.read_text()))
+    found = []
+    for name in ("none", balance):
+        training = one(make_config(unequal, class_balance=name, epochs=1), tmp_path / name, 1)
+        train_detector(training)
+        found.append((training.folder / "last.safetensors").read_bytes())
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("cam_class", ["predicted", "true"])
+def test_the_class_whose_map_is_guided(tmp_path, manifest, monkeypatch, cam_class):
+    from explain2me.train import trainer
+
+    guided, wanted, others = [], [], []
+
+    def maps(features, weights, classes):
+        guided.append(classes)
+        return class_activation_maps(features, weights, classes)
+
+    def loss(logits, labels, **options):
+        (wanted if cam_class == "true" else others).append(labels)
+        (others if cam_class == "true" else wanted).append(logits.argmax(1))
+        return guided_loss(logits, labels, **options)
+
+    monkeypatch.setattr(trainer, "class_activation_maps", maps)
+    monkeypatch.setattr(trainer, "guided_loss", loss)
+    strategies = [{"name": "guided", "loss": "cyborg", "cam_class": cam_class}]
+    train_detector(one(make_config(manifest, strategies=strategies, epochs=1), tmp_path))
+    assert len(guided) == 3
+    assert all(map(torch.equal, guided, wanted))
+    assert not all(map(torch.equal, guided, others))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [
+        ({"name": "sgd", "momentum": 0.7, "weight_decay": 0.03}, torch.optim.SGD),
+        ({"name": "adamw", "weight_decay": 0.03, "gradient_clip": 0.5}, torch.optim.AdamW),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_the_optimizer_is_the_one_that_was_asked_for(tmp_path, manifest, monkeypatch, optimizer, kind):
+    from explain2me.train import trainer
+
+    def look(_, begun, module):
+        (found,) = begun.optimizers
+        assert type(found) is kind
+        (group,) = found.param_groups
+        assert len(group["params"]) == len(list(module.model.parameters()))
+        assert group["initial_lr"] == 0.002
+        assert {name: group[name] for name in ("momentum", "weight_decay") if name in optimizer and name in group} == {
+            name: optimizer[name] for name in ("momentum", "weight_decay") if name in optimizer
+        }
+        assert begun.gradient_clip_val == optimizer.get("gradient_clip")
+        assert begun.precision == "bf16-mixed"
+        raise Stop
+
+    monkeypatch.setattr(trainer._Files, "on_train_start", look)
+    config = make_config(manifest, precision="bfloat16", optimizer=optimizer | {"learning_rate": 0.002})
+    with pytest.raises(Stop):
+        train_detector(one(config, tmp_path))
+
+
+def test_bfloat16_trains_float32_weights(tmp_path, manifest):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        training = one(make_config(manifest, precision=precision, epochs=1), tmp_path / precision, 1)
+        train_detector(training)
+        found[precision] = load_file(training.folder / "last.safetensors")
+    floats = [name for name, value in found["float32"].items() if value.is_floating_point()]
+    assert {found["bfloat16"][name].dtype for name in floats} == {torch.float32}
+    apart = [(found["float32"][name] - found["bfloat16"][name]).abs().max().item() for name in floats]
+    assert 0 < max(apart) < 0.5  # computed otherwise, but the same training
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_a_training_that_then_goes_on(tmp_path, manifest, number):
+    training = one(make_config(manifest, epochs=2), tmp_path)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(training, lambda done, *_: os.kill(os.getpid(), number) if done == 4 else None)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not training.done
+    assert (training.folder / RESUME).exists()
     train_detector(training)
     assert training.done
+
+
+def test_all_trainings_of_an_architecture_start_from_the_same_pretrained_weights(tmp_path, manifest, monkeypatch):
+    import torchvision
+
+    weights = torchvision.models.get_model("resnet18").state_dict()
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", lambda *_, **__: weights)
+    config = make_config(manifest, architectures=["torchvision:resnet18"], pretrained="IMAGENET1K_V1", epochs=1, runs=2)
+    first, second = (one(config, tmp_path, i) for i in (0, 1))
+    train_detector(first)
+    card = json.loads((first.folder / CARD).read_text())
+    assert re.fullmatch("[0-9a-f]{64}", card["initial_weights"])
+    right = weights["conv1.weight"]
+    weights["conv1.weight"] = right + 1
+    with pytest.raises(Explain2MeError, match="initial_weights was"):
+        train_detector(second)
+    weights["conv1.weight"] = right
+    train_detector(second)  # though the new heads differ
+    assert second.done
 
 
 @pytest.mark.parametrize("architecture", ["torchvision:resnet18", "torchvision:densenet121", "timm:test_resnet"])
@@ -644,6 +780,9 @@ def test_schedules():
     [
         ({"architectures": ["timm:test_resnett"]}, "unknown architecture"),
         ({"batch_size": 25}, "batch_size = 25 is more than the 24 images"),
+        ({"devices": 9, "batch_size": 1}, "at least one image to validate with on each, got 8"),
+        ({"pretrained": "V9", "architectures": ["torchvision:resnet18"]}, "no such weights; known: 'IMAGENET1K_V1'"),
+        ({"pretrained": "IMAGENET1K_V1"}, "names weights of torchvision"),
         ({"split": "trian"}, "did you mean 'train'"),
         ({"validation_split": "train"}, "are in the split to train on and in the one to validate with"),
         ({"split": "test", "validation_split": None}, "8 images would be trained on and tested"),

@@ -84,14 +84,21 @@ def fixation_density(
     """Where people looked: the duration of each fixation at its pixel, smoothed by a Gaussian, sum 1, float32.
 
     Args:
-        fixations: x, y in pixels and duration; those outside the image are left out.
+        fixations: x, y in pixels of the upright image (its EXIF orientation applied) and duration; those outside the image
+            are left out.
         image_size: height and width in pixels.
         sigma: of the Gaussian, as a fraction of the width.
 
     Raises:
-        ManifestError: no fixation lies inside the image.
+        ManifestError: no fixation lies inside the image, or x and y are shares of its sides instead of pixels.
     """
     height, width = image_size
+    places = fixations[:, :2]
+    if max(image_size) > 2 and ((places >= 0) & (places <= 1)).all() and (places % 1 > 0).any():
+        raise ManifestError(
+            f"fixations: all of x and y are from 0 to 1, so they seem to be shares of the image; multiply them by its width and "
+            f"height, {width} x {height} pixels"
+        )
     density = np.zeros((height, width), np.float64)
     columns, rows = np.floor(fixations[:, 0]).astype(int), np.floor(fixations[:, 1]).astype(int)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)

@@ -92,6 +92,10 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
             f"training.batch_size = {training.batch_size} is more than the {len(table) // training.devices} images to train on"
             + (" of each device" if training.devices > 1 else "")
         )
+    if validation is not None and len(validation) < training.devices:
+        raise ConfigError(
+            f"training.devices = {training.devices}: expected at least one image to validate with on each, got {len(validation)}"
+        )
     found = [part if part is None else _read_rows(part, source, classes, config) for part in (table, validation)]
     assert found[0] is not None
     record: dict[str, Any] = {"manifest": source.name, "classes": list(classes)}

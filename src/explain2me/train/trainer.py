@@ -29,7 +29,7 @@ from torchmetrics.classification import BinaryAUROC
 
 from explain2me import errors
 from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat
-from explain2me.detectors import Detector, classifier_of, load_detector
+from explain2me.detectors import Detector, classifier_of, load_detector, sha256_without_head
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
 from explain2me.executors.schedule import torch_threads
 from explain2me.files import atomic_path, remove_leftovers, write_json
@@ -150,6 +150,8 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
     detector = _build(training, len(splits.classes))
     human_maps = read_human_maps(training.strategy, splits.training, detector.input_size)
     record = _record(training, splits, human_maps)
+    if settings.pretrained:
+        record["initial_weights"] = sha256_without_head(detector.model)
     training.folder.mkdir(parents=True, exist_ok=True)
     with _alone(training):
         record["threads"] = _begin(training, record).get("threads", torch.get_num_threads())
@@ -361,9 +363,10 @@ class _Module(L.LightningModule):
                 raise self._diverged(f"{name!r} is not finite after epoch {self.current_epoch + 1}")
 
     def _diverged(self, what: str) -> ConfigError:
+        kept = "The last whole epoch is kept" if self.current_epoch else "No epoch was whole"
         return ConfigError(
             f"{self._training.detector} run {self._training.run}: {what}; lower training.optimizer.learning_rate or set its "
-            f"gradient_clip (in a new folder, or delete {str(self._training.folder)!r}). The last whole epoch is kept"
+            f"gradient_clip (in a new folder, or delete {str(self._training.folder)!r}). {kept}"
         )
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
@@ -699,7 +702,9 @@ def _begin(training: Training, record: dict[str, Any]) -> dict[str, Any]:
         for folder in sorted(training.folder.parent.parent.glob("*/run*")):
             other = _begun(folder)
             if other is not None:
-                shared = ["data", "human_maps"] if folder.parent == training.folder.parent else ["data"]
+                shared = ["data"]
+                shared += ["human_maps"] if folder.parent == training.folder.parent else []
+                shared += ["initial_weights"] if other.get("architecture") == training.architecture else []
                 _refuse_changed(str(folder), *({name: each.get(name) for name in shared} for each in (other, record)))
         old = record | {"threads": torch.get_num_threads()}
         write_json(old, training.folder / BEGUN)
