@@ -370,6 +370,13 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
         with pytest.raises(SystemExit, match="2"):
             main()
         assert message in capsys.readouterr().err
+    monkeypatch.setattr(
+        "sys.argv", ["explain2me", "study", config, "-o", out, "--set", "training.strategies.1.salience=mean-of:x"]
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "expected a folder of maps" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # nothing was trained before
     said = call("study", config, "--out", out, "--shard", "0/2")
     assert "1 of 2: test_resnet-plain run 0, best of 1 epochs: epoch 1: train_loss " in said
     assert "2 trainings are not finished, first test_resnet-plain run 1" in said
@@ -377,6 +384,33 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "The five measures over all sources" in said
     assert (tmp_path / "out" / "run" / "report" / "index.html").exists()
     assert call("verify", str(tmp_path / "out" / "run")) == "whole\n"
+    page = (tmp_path / "out" / "run" / "report" / "index.html").read_text()
+    card = (tmp_path / "out" / "run" / "report" / "model-cards" / "test_resnet-guided" / "model-card.md").read_text()
+    for text in (
+        "cyborg, alpha 0.5, map of the predicted class",
+        "the mean of 1 maps, the same for every image: no annotation",
+    ):
+        assert text in page
+        assert text in card
+    assert "12 (fake/gan 6, real/camera 6)" in page
+    assert "- epoch taken: 1 of 1, 1 of 1" in card
+
+    call("check", config, "--out", out)
+    monkeypatch.setattr("sys.argv", ["explain2me", "check", config, "--out", out, "--set", "training.runs=3"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "Delete that folder, and the comparison is made again (what was trained stays)" in capsys.readouterr().err
+
+    (tmp_path / "again.toml").write_text(
+        'name = "again"\n[data]\nmanifest = "images/manifest.csv"\nsplit = "test"\n[[detectors]]\nname = "d"\n'
+        'architecture = "timm:test_resnet"\ncheckpoints = "out/training/test_resnet-plain/run*/best.safetensors"\n'
+        '[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\n'
+    )
+    again, warning = str(tmp_path / "again.toml"), "its weights were trained with input_size = [64, 64]"
+    assert "set input_size = [64, 64]" in call("check", again)
+    assert warning in " ".join(call("explain", again, "--out", str(tmp_path / "again")).split())
+    assert warning not in call("check", again, "--set", "detectors.0.input_size=64")
+
     monkeypatch.setattr("sys.argv", ["explain2me", "show", out])
     with pytest.raises(SystemExit):
         main()

@@ -51,6 +51,7 @@ LAYERS = (
         "salience",
         "shards",
         "store",
+        "trained",
     },
     {
         "batch_size",

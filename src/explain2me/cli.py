@@ -85,25 +85,29 @@ def demo(
 
 
 @app.command()
-def check(config: ConfigFile, sets: Sets = None, verify_hashes: VerifyHashes = False) -> None:
+def check(config: ConfigFile, out: Out = None, sets: Sets = None, verify_hashes: VerifyHashes = False) -> None:
     """Check CONFIG, its list of images and its checkpoints, and say what would run; writes nothing.
 
-    Images to train on are opened, images to test only with --verify-hashes.
+    Images to train on are opened, images to test only with --verify-hashes. With --out what is in that folder is
+    compared with CONFIG, too.
     """
     from explain2me import prepare
     from explain2me.conditions import conditions_for
     from explain2me.config import load_config
+    from explain2me.store import Model
 
     settings = prepare.with_device(load_config(config, sets or ()))
     console = _console()
     if verify_hashes:
         _verify_hashes(settings, console)
+    if out is not None and settings.training is None:
+        prepare.refuse_other_run(settings, out)
     if settings.training is not None:
-        _check_training(settings, console)
+        _check_training(settings, out, console)
         if not settings.detectors:
             return
     images, record = prepare.check(settings)
-    for warning in prepare.warnings_of(settings):
+    for warning in prepare.warnings_of(settings, [Model(**model) for model in record["models"]]):
         console.print(_printable(f"warning: {warning}"), markup=False)
     for model in record["models"]:
         size = "x".join(str(side) for side in model["input_size"])
@@ -333,15 +337,17 @@ def _verify_hashes(config: "Config", console: "Console") -> None:
     console.print(f"{len(images)} images have the bytes that the manifest names")
 
 
-def _check_training(config: "Config", console: "Console") -> None:
+def _check_training(config: "Config", out: Path | None, console: "Console") -> None:
     """Say what a study would train; every image and human map to train on is opened."""
     from collections import Counter
 
-    from explain2me.study import check_architectures, check_comparison, check_settings, trainings
+    from explain2me.study import check_architectures, check_comparison, check_settings, refuse_other_study, trainings
     from explain2me.train.data import read_human_maps, read_splits
 
     assert config.training is not None
     check_settings(config)
+    if out is not None:
+        refuse_other_study(config, out)
     splits = read_splits(config, config.training)
     for strategy in config.training.strategies:
         maps = read_human_maps(strategy, splits.training, (32, 32))
@@ -470,6 +476,7 @@ def _explain(config: "Config", folder: Path, shard: str | None, console: "Consol
     _start_fork_server(config)
     from explain2me.explain import explain_run
     from explain2me.progress import TimeLeft
+    from explain2me.trained import reads_otherwise
 
     with _progress(console) as bars:
         index = bars.add_task("index", total=None)
@@ -478,6 +485,8 @@ def _explain(config: "Config", folder: Path, shard: str | None, console: "Consol
 
         def start(run: "Run", total: int, left: "Mapping[Model, int]") -> None:
             nonlocal clock
+            for warning in dict.fromkeys(filter(None, map(reads_otherwise, run.models))):
+                bars.console.print(_printable(f"warning: {warning}"), markup=False)
             clock = TimeLeft(left, workers=run.config.compute.workers)
             bars.update(index, total=1, completed=1, visible=False)
             bars.update(task, total=total, completed=total - sum(left.values()), visible=True)

@@ -333,6 +333,16 @@ class TrainingConfig(Section):
     ``MLFLOW_TRACKING_URI`` is not set.
     """
 
+    @field_validator("architectures")
+    @classmethod
+    def _known_libraries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not name.startswith(("timm:", "torchvision:")):
+                raise ValueError(
+                    f"expected timm:NAME or torchvision:NAME, such as torchvision:resnet50, got {_short(name)!r}"
+                )
+        return value
+
     @field_validator("pretrained", mode="before")
     @classmethod
     def _known_weights(cls, value: Any) -> Any:

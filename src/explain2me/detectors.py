@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import pickle
 import re
 import warnings
@@ -329,6 +330,9 @@ def _build(
 
 @contextlib.contextmanager
 def _downloading(architecture: str) -> Iterator[None]:
+    hub = logging.getLogger("huggingface_hub")  # tells each of its retries
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         yield
     except OSError as error:  # of the network or the disk, whichever library it comes from
@@ -336,6 +340,8 @@ def _downloading(architecture: str) -> Iterator[None]:
             f"the pretrained weights of {architecture} cannot be had ({_line(error)}); connect this machine, or fill the "
             f"caches on another one and copy them (folders TORCH_HOME and HF_HOME), or set pretrained = false"
         ) from None
+    finally:
+        hub.setLevel(level)
 
 
 def _check_pretrained(architecture: str, found: int, wanted: int | None) -> None:
@@ -481,5 +487,6 @@ def _short(name: str) -> str:
 
 def _line(error: Exception) -> str:
     """The first sentence of an error, without control characters."""
-    text = str(error).strip().split("\n")[0][:160]
+    text = str(error).strip().split("\n")[0]
+    text = text if len(text) <= 160 else f"{text[:157]}..."
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -34,6 +34,7 @@ from explain2me.manifest import (
 )
 from explain2me.salience import GradCAM
 from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, open_run, sealed
+from explain2me.trained import reads_otherwise, trained
 
 RESERVED = "all"
 """What tables call every label and every source."""
@@ -133,6 +134,9 @@ def _begin(
     write_parquet(_ordered(usable), folder / "images.parquet")
     if len(refused):
         write_parquet(_quarantine_rows(refused), folder / "quarantine" / "index.parquet")
+    told = {model["weights_sha256"]: trained(Model(**model)) for model in record["models"]}
+    known = {sha256: card for sha256, card in told.items() if card is not None}
+    record = record | ({"trained": known} if known else {})
     whole = record | provenance() | {"num_listed": len(images), "images_sha256": sha256_of(folder / "images.parquet")}
     first = write_json(sealed(whole), folder / "run.json", replace=False)
     forget_chunks(folder)
@@ -191,7 +195,7 @@ def check_images(config: Config) -> tuple[pa.Table, tuple[str, ...]]:
     labelled = images["label"].null_count < len(images)
     if not labelled and config.salience.target == "true":
         raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
-    return images, class_names(config, images, config.data.manifest)
+    return images, class_names(config, images, repr(config.data.manifest))
 
 
 def refuse_other_run(config: Config, folder: Path) -> None:
@@ -199,6 +203,12 @@ def refuse_other_run(config: Config, folder: Path) -> None:
     old = _open_old(folder)
     if old is not None:
         _refuse_other(old.config, with_device(config, old.config), folder)
+
+
+def other_than_run(config: Config, folder: Path) -> str | None:
+    """What changed since the run in ``folder`` was begun, or None, also where there is no run."""
+    old = _open_old(folder)
+    return None if old is None else _changed(old.config, with_device(config, old.config))
 
 
 def require_all_hashes(config: Config) -> pa.Table:
@@ -220,9 +230,9 @@ def require_all_hashes(config: Config) -> pa.Table:
     return images
 
 
-def warnings_of(config: Config) -> list[str]:
+def warnings_of(config: Config, models: Sequence[Model]) -> list[str]:
     """What is allowed and probably not meant."""
-    found = []
+    found = list(dict.fromkeys(filter(None, map(reads_otherwise, models))))
     splits = splits_of(Path(config.data.manifest))
     if config.data.split is None and len(splits) > 1:
         named = ", ".join(f"{name!r} ({count})" for name, count in sorted(splits.items()))
@@ -235,13 +245,20 @@ def warnings_of(config: Config) -> list[str]:
     return found
 
 
-def class_names(config: Config, images: pa.Table, source: str) -> tuple[str, ...]:
+def class_names(
+    config: Config,
+    images: pa.Table,
+    where: str,
+    *,
+    alone: str = "add data.classes, the labels in the order of the model's logits",
+) -> tuple[str, ...]:
     """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
 
     Args:
         config: says which class is positive, and perhaps the order.
         images: with the column label.
-        source: where they are listed.
+        where: they are listed, for errors.
+        alone: what to do where all have one label, for errors.
 
     Raises:
         ManifestError: a label that is not among data.classes.
@@ -252,21 +269,18 @@ def class_names(config: Config, images: pa.Table, source: str) -> tuple[str, ...
     folded = {label.casefold().strip() for label in found}
     if len(folded) < len(found):
         raise ManifestError(
-            f"{source!r}: expected labels that differ by more than case and spaces, got {found}; write each "
+            f"{where}: expected labels that differ by more than case and spaces, got {found}; write each "
             f"class in one way"
         )
     if classes is not None:
         check_labels(images, classes)
     elif len(found) == 1:
-        raise ConfigError(
-            f"{source!r}: expected images of at least two labels, got only {found[0]!r}; add data.classes, the labels in "
-            f"the order of the model's logits"
-        )
+        raise ConfigError(f"{where}: expected images of at least two labels, got only {found[0]!r}; {alone}")
     else:
         classes = tuple(sorted(found, key=lambda label: (label == positive and len(found) == 2, label)))
     if classes and positive not in classes:
         raise ConfigError(
-            f"data.positive: expected one of the labels {', '.join(map(repr, classes))}, got {positive!r}; "
+            f"data.positive: expected one of the labels {', '.join(map(repr, classes))} of {where}, got {positive!r}; "
             f"{nearest(positive, classes)}"
         )
     return classes
@@ -466,16 +480,23 @@ def _open_old(folder: Path) -> Run | None:
 
 
 def _refuse_other(old: Config, new: Config, folder: Path) -> None:
-    before, after = fingerprint(old), fingerprint(new)
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if changed:
-        key = changed[0]
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        change = f"{key} was {before.get(key)!r}, is {after.get(key)!r}{more}"
+    change = _changed(old, new)
+    if change:
         raise RunFolderError(
             f"the output folder {str(folder)!r} holds a run of another config: {change}; "
             f"give a new folder with --out, or delete the old one"
         )
+
+
+def _changed(old: Config, new: Config) -> str | None:
+    """The first field that differs and decides numbers, what it was and is."""
+    before, after = fingerprint(old), fingerprint(new)
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if not changed:
+        return None
+    key = changed[0]
+    more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    return f"{key} was {before.get(key)!r}, is {after.get(key)!r}{more}"
 
 
 def _ordered(images: pa.Table) -> pa.Table:

@@ -13,8 +13,8 @@ import torch
 from explain2me.config import Config, DetectorConfig, TrainingConfig
 from explain2me.errors import ConfigError, RunFolderError
 from explain2me.executors import Engine, run_tasks
-from explain2me.prepare import check, refuse_other_run, with_device
-from explain2me.train.data import training_classes
+from explain2me.prepare import check, other_than_run, with_device
+from explain2me.train.data import needs_human_maps, read_human_maps, read_splits, training_classes
 from explain2me.train.trainer import (
     METRICS,
     OnStep,
@@ -89,6 +89,7 @@ def train_missing(
         on_start(len(mine) - len(missing), len(mine))
     assert config.training is not None
     check_architectures(missing)
+    check_human_maps(missing)
     if config.compute.executor == "local":
         refuse_shared_gpus(config.training)
     engine = engine_for_training(config)
@@ -110,6 +111,19 @@ def check_architectures(trainings: Sequence[Training]) -> None:
     for architecture in dict.fromkeys(training.architecture for training in trainings):
         of_it = [training for training in trainings if training.architecture == architecture]
         check_architecture(next((each for each in of_it if each.strategy.guided), of_it[0]))
+
+
+def check_human_maps(trainings: Sequence[Training]) -> None:
+    """Read the human maps of each strategy, before the hours of training that come first in a study.
+
+    Raises:
+        Explain2MeError: a map is missing or wrong, or an image to train on is.
+    """
+    strategies = list(dict.fromkeys(training.strategy for training in trainings))
+    if any(needs_human_maps(strategy) for strategy in strategies):
+        rows = read_splits(trainings[0].config, trainings[0].settings).training
+        for strategy in strategies:
+            read_human_maps(strategy, rows, (32, 32))
 
 
 def check_settings(config: Config) -> None:
@@ -160,11 +174,23 @@ def check_study(config: Config, out: Path) -> None:
     check_settings(config)
     if not all(training.done for training in trainings(config, out)):
         check_comparison(config)
-    compared = evaluation(config, out)
-    try:
-        refuse_other_run(compared, out / "run")
-    except RunFolderError as error:
-        raise RunFolderError(f"{error}. What was trained stays: deleting {str(out / 'run')!r} is enough") from None
+    refuse_other_study(config, out)
+
+
+def refuse_other_study(config: Config, out: Path) -> None:
+    """Raise where ``out`` holds trainings with other settings, or the comparison of a study that is not this one.
+
+    Raises:
+        ConfigError, RunFolderError: which says what changed.
+    """
+    for training in trainings(config, out):
+        refuse_other_settings(training)
+    change = other_than_run(evaluation(config, out), out / "run")
+    if change is not None:
+        raise RunFolderError(
+            f"{str(out / 'run')!r} holds the comparison of this study as it was before: {change}. Delete that folder, and the "
+            f"comparison is made again (what was trained stays), or give a new folder with --out"
+        )
 
 
 def refuse_shared_gpus(settings: TrainingConfig) -> None:

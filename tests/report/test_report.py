@@ -161,6 +161,28 @@ def test_detectors_differ_where_their_intervals_do_not_overlap():
     assert texts(compare(UP, {"a": apart["a"], "b": row(float("nan"), None, None)}, {})) == []
 
 
+def test_a_difference_between_means_over_different_images_comes_with_a_warning():
+    apart = {"a": row(0.2, 0.1, 0.3, dead_share=0.02), "b": row(0.6, 0.5, 0.7, dead_share=0.7)}
+    wanted = "Beware: 70.0% and 2.0% are dead and in no mean, so the two are of different images."
+    assert texts(compare(UP, apart, {}))[0].endswith(wanted)
+    assert "Beware" not in texts(compare(UP, apart | {"b": row(0.6, 0.5, 0.7, dead_share=0.04)}, {}))[0]
+
+
+def test_an_auroc_at_chance_and_a_score_that_is_not_there_are_told_of_their_detector(reported):
+    material = gather(reported, images_per_measure=1)
+    name = material.detectors[0]
+    material.performance = material.performance.assign(ci_low=0.4, ci_high=0.6)
+    material.measures.loc[(material.measures.detector == name) & (material.measures.measure == "entropy"), "mean"] = (
+        np.nan
+    )
+    said = {finding.text: finding.detectors for finding in findings(material)}
+    assert next(of for text, of in said.items() if text.startswith(f"The AUROC of {name} is not above chance")) == (
+        name,
+    )
+    assert said[f"There is no entropy of {name}: all of its maps are dead."] == (name,)
+    assert sum(text.startswith("There is no ") for text in said) == 1
+
+
 def test_a_difference_of_decisions_is_called_one():
     apart = {"a": row(0.2, 0.1, 0.3), "b": row(0.6, 0.5, 0.7)}
     gone = {"a": row(0.8, 0.7, 0.9), "b": row(0.85, 0.8, 0.9)}

@@ -190,7 +190,8 @@ def test_one_study_trains_on_one_set_of_images(tmp_path, manifest):
     train_detector(one(config, tmp_path))
     other = tmp_path / "manifest.csv"
     lines = manifest.read_text().splitlines()
-    other.write_text("\n".join([lines[0], *(f"{manifest.parent}/{line}" for line in lines[3:])]) + "\n")
+    elsewhere = [f"{manifest.parent}/{line}".replace(",map", f",{manifest.parent}/map") for line in lines[3:]]
+    other.write_text("\n".join([lines[0], *elsewhere]) + "\n")
     changed = config.model_copy(update={"data": config.data.model_copy(update={"manifest": str(other)})})
     with pytest.raises(Explain2MeError, match=r"run00' holds a training begun with .* other data: data\.training\."):
         train_missing(changed, tmp_path)
@@ -295,6 +296,41 @@ def test_what_would_stop_the_comparison_is_found_before_training(tmp_path, manif
         check_study(parse_config(tree), tmp_path)
 
 
+@pytest.mark.parametrize("wrong", ["mean-of:/no/such", "manifest"])
+def test_human_maps_are_read_before_the_first_training(tmp_path, manifest, wrong):
+    text = manifest.read_text().replace("map01.png", "missing.png")
+    other = manifest.parent / "missing.csv"
+    other.write_text(text)
+    strategies = [{"name": "plain"}, {"name": "guided", "loss": "cyborg", "salience": wrong}]
+    with pytest.raises(Explain2MeError, match=r"missing\.png|expected a folder of maps"):
+        train_missing(make_config(other, strategies=strategies, epochs=1), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_labels_that_are_misspelt_among_those_to_train_on(tmp_path, manifest):
+    lines = manifest.read_text().splitlines()
+    fakes = [i for i, line in enumerate(lines) if ",fake,camera,train" in line]
+    for count, message in (
+        (1, r"got 1 of 'fakee' \(the label of '01\.png'; is 'fake' meant\?\)"),
+        (2, r"got none of 'fakee' \(the label of '01\.png'; is 'fake' meant\?\)"),
+        (
+            len(fakes),
+            r"one of the labels 'fakee', 'real' of '.*spelt\.csv', split 'train', got 'fake'; did you mean 'fakee'",
+        ),
+    ):
+        changed = [line.replace(",fake,", ",fakee,") if i in fakes[:count] else line for i, line in enumerate(lines)]
+        (manifest.parent / "spelt.csv").write_text("\n".join(changed))
+        config = make_config(manifest.parent / "spelt.csv", monitor="auroc")
+        with pytest.raises(Explain2MeError, match=message):
+            read_splits(config, config.training)
+    kept = [line for i, line in enumerate(lines) if i not in fakes]
+    (manifest.parent / "spelt.csv").write_text("\n".join(kept))
+    with pytest.raises(
+        Explain2MeError, match=r"split 'train': .* got only 'real'; add images of another label to train on"
+    ):
+        read_splits(config, config.training)
+
+
 def test_a_study_that_can_be_compared_is_let_through(tmp_path, manifest):
     check_study(make_config(manifest, runs=2), tmp_path)
 
@@ -316,7 +352,9 @@ def test_an_extended_study_says_what_to_delete(tmp_path, manifest):
     prepare(evaluation(config, tmp_path), tmp_path / "run")
     check_study(config, tmp_path)
     more = make_config(manifest, runs=3, epochs=1)
-    with pytest.raises(Explain2MeError, match=r"What was trained stays: deleting '.*run' is enough"):
+    with pytest.raises(
+        Explain2MeError, match=r"run' holds the comparison .*Delete that folder, .*what was trained stays"
+    ):
         check_study(more, tmp_path)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from explain2me.decode import printable_line
 from explain2me.report.findings import auroc_rows, findings
 from explain2me.report.material import ALL, Material
-from explain2me.report.tables import interval, number, share
+from explain2me.report.tables import interval, number, share, training_in_words
 
 
 def model_card(material: Material, detector: str) -> str:
@@ -52,6 +52,10 @@ def model_card(material: Material, detector: str) -> str:
         "",
         *(f"- {_markdown(printable_line(text))}" for text in said or ["Nothing stands out."]),
     ]
+    told = [card for _, card in material.trained(detector)]
+    if told:
+        lines += ["", "## Training", ""]
+        lines += [f"- {title}: {_markdown(text)}" for title, text in training_in_words(told)]
     lines += ["", "## Data and weights", ""]
     counts = [f"{_markdown(printable_line(s.source))} ({s.stop - s.start})" for s in material.stretches]
     lines += [f"Measured on {len(material.run.image_table)} images: {', '.join(counts)}.", ""]

@@ -76,6 +76,7 @@ def _performance(material: Material) -> Iterator[Finding]:
                 "chance",
                 "auroc",
                 f"The AUROC of {name} is not above chance ({_interval(row | {'mean': row['auroc']})}).",
+                (name,),
             )
 
 
@@ -108,11 +109,19 @@ def compare(
             "differs",
             score.measure,
             f"{better} does better than {worse} in {score.name} ({direction} is better): {_interval(known[better])} "
-            f"against {_interval(known[worse])}.{_held_fixed(better, worse, fixed, score)}",
+            f"against {_interval(known[worse])}.{_held_fixed(better, worse, fixed, score)}{_dead_shares(better, worse, known)}",
             (better, worse),
         )
     if alike:
         yield Finding("alike", score.measure, f"Not told apart in {score.name}: {_listed(alike)}.", tuple(known))
+
+
+def _dead_shares(better: str, worse: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A warning where the two values are means over different images."""
+    shares = [rows[name].get("dead_share") or 0.0 for name in (better, worse)]
+    if max(shares) < LARGE_DEAD_SHARE:
+        return ""
+    return f" Beware: {shares[0]:.1%} and {shares[1]:.1%} are dead and in no mean, so the two are of different images."
 
 
 def _held_fixed(better: str, worse: str, fixed: Mapping[str, Mapping[str, Any]], score: Score) -> str:
@@ -189,7 +198,12 @@ def _dead(material: Material) -> Iterator[Finding]:
             yield Finding(
                 "dead",
                 "",
-                text + ("; its scores are those of the rest." if share >= LARGE_DEAD_SHARE else "."),
+                text
+                + (
+                    "; its scores are those of the rest and do not compare with those of others."
+                    if share >= LARGE_DEAD_SHARE
+                    else "."
+                ),
                 (name,),
             )
 
@@ -210,6 +224,12 @@ def _absent(material: Material) -> Iterator[Finding]:
             "auroc",
             f"There is no AUROC: the images have one class only, or none is {config.data.positive!r}.",
         )
+    for score in material.columns:
+        rows = material.totals(score.measure, score.variant, score.condition or "all")
+        for name in material.detectors:
+            if name not in rows or math.isnan(rows[name]["mean"]):
+                why = "all of its maps are dead" if score.measure == "entropy" else "no two maps of it can be compared"
+                yield Finding("absent", score.measure, f"There is no {score.name} of {name}: {why}.", (name,))
     if len(material.detectors) == 1:
         yield Finding("absent", "", "There is one detector, so nothing is compared.")
     if len(material.stretches) == 1:

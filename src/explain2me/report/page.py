@@ -18,7 +18,7 @@ from explain2me.decode import printable_line
 from explain2me.report.figures import Drawn, radar_values
 from explain2me.report.findings import RULES, auroc_rows, findings
 from explain2me.report.material import ALL, Material, records
-from explain2me.report.tables import Sheet, interval, number, share
+from explain2me.report.tables import Sheet, interval, number, share, training_in_words
 
 MEANING = {
     "entropy": (
@@ -82,6 +82,11 @@ def render(
         name=printable_line(material.run.config.name),
         positive=printable_line(material.run.config.data.positive),
         overview=_overview(material),
+        training=[
+            (printable_line(detector), training_in_words([card for _, card in told]))
+            for detector in material.detectors
+            if (told := material.trained(detector))
+        ],
         findings=findings(material),
         rules=RULES,
         sections=[
@@ -119,9 +124,9 @@ def _overview(material: Material) -> dict[str, Any]:
         cells = []
         for score in material.columns:
             row = material.totals(score.measure, score.variant, score.condition or ALL).get(detector)
-            below = "" if row is None or score.measure == "entropy" else f"chance {number(row['chance'])}"
+            below = [] if row is None or score.measure == "entropy" else [f"chance {number(row['chance'])}"]
             if row is not None and row["dead_share"]:
-                below += f"{', ' if below else ''}dead {share(row['dead_share'])}"
+                below.append(f"dead {share(row['dead_share'])}")
             cells.append(
                 {
                     "value": number(row["mean"]) if row else "-",

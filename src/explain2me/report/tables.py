@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from explain2me.decode import printable_line
@@ -41,6 +41,35 @@ def sheets(material: Material) -> Iterator[tuple[str, Sheet]]:
     performance = auroc(material)
     if performance.rows:
         yield "auroc", performance
+
+
+def training_in_words(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(title, text) of how the runs of one detector were trained, each as :func:`explain2me.trained.trained` tells it."""
+    scores = [
+        (name, [run[key] for run in runs]) for key, name in (("val_auroc", "AUROC"), ("val_accuracy", "accuracy"))
+    ]
+    of_each = [
+        f"{name} {', '.join('-' if value is None else f'{value:.3f}' for value in values)}"
+        for name, values in scores
+        if any(value is not None for value in values)
+    ]
+    epochs = ", ".join(f"{run['taken']} of {run['epochs']}" for run in runs)
+    told = [
+        *(
+            (title, _one_of(run[key] for run in runs))
+            for key, title in (("loss", "loss"), ("human_maps", "human maps"))
+        ),
+        ("images to train on", _one_of(run["images"] for run in runs)),
+        ("started from", _one_of(run["start"] for run in runs)),
+        ("epoch taken", epochs),
+        ("validation", "; ".join(of_each) or "none"),
+    ]
+    return [(title, printable_line(text)) for title, text in told]
+
+
+def _one_of(texts: Iterable[str]) -> str:
+    """What all runs share, or each of what they have."""
+    return "; ".join(dict.fromkeys(texts))
 
 
 def by_source(material: Material, measure: str) -> Sheet:

@@ -1,5 +1,6 @@
 """The images, labels and human maps that a training reads, in an order that depends on the seed and the epoch alone."""
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,13 +56,14 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
             trained on and tested.
     """
     source, table = _listed(config, training)
-    classes = class_names(config, table, str(source))
+    whole = table
+    classes = _classes(config, training, source, table)
     counts = Counter(table["label"].to_pylist())
     if min(counts.values()) < 2:
         alone = min(counts, key=lambda label: (counts[label], label))
         raise ConfigError(
-            f"training: expected at least 2 images of every class to train on, got 1 of {alone!r}; add some, or leave that class "
-            f"out"
+            f"training: expected at least 2 images of every class to train on, got 1 of {alone!r}{_misspelt(alone, table)}; "
+            f"add some, or leave that class out"
         )
     _refuse_tested(config, source, table, "trained on")
     validation = None
@@ -84,8 +86,8 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
         missing = set() if part is None else set(classes) - set(part["label"].to_pylist())
         if missing and (name == "train on" or training.monitor == "auroc"):
             raise ConfigError(
-                f"training: expected images of every class to {name}, got none of {min(missing)!r}; add some, or leave that "
-                f"class out"
+                f"training: expected images of every class to {name}, got none of {min(missing)!r}"
+                f"{_misspelt(min(missing), whole)}; add some, or leave that class out"
             )
     if len(table) // training.devices < training.batch_size:
         raise ConfigError(
@@ -110,6 +112,13 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
     return Splits(classes, found[0], found[1], record)
 
 
+def _misspelt(label: str, table: pa.Table) -> str:
+    """A label that is nearly another one of the images to train on, and where it is first."""
+    labels = table["label"].to_pylist()
+    near = difflib.get_close_matches(label, set(labels) - {label}, n=1)
+    return f" (the label of {table['path'][labels.index(label)].as_py()!r}; is {near[0]!r} meant?)" if near else ""
+
+
 def training_classes(config: Config, training: TrainingConfig) -> tuple[str, ...]:
     """Labels of the images to train on in the order of the logits; opens no image.
 
@@ -117,7 +126,12 @@ def training_classes(config: Config, training: TrainingConfig) -> tuple[str, ...
         Explain2MeError: a manifest is wrong, or labels are absent.
     """
     source, table = _listed(config, training)
-    return class_names(config, table, str(source))
+    return _classes(config, training, source, table)
+
+
+def _classes(config: Config, training: TrainingConfig, source: Path, table: pa.Table) -> tuple[str, ...]:
+    where = repr(str(source)) + ("" if training.split is None else f", split {training.split!r}")
+    return class_names(config, table, where, alone="add images of another label to train on")
 
 
 def _listed(config: Config, training: TrainingConfig) -> tuple[Path, pa.Table]:
@@ -194,13 +208,18 @@ class HumanMaps(NamedTuple):
     record: dict[str, Any]
 
 
+def needs_human_maps(strategy: StrategyConfig) -> bool:
+    """Whether they weigh anything in its loss."""
+    return strategy.loss == "cyborg" and strategy.alpha < 1
+
+
 def read_human_maps(strategy: StrategyConfig, rows: Rows, size: tuple[int, int]) -> HumanMaps | None:
     """Where the human maps of a strategy come from; each is read once to be sure of it. None: it needs none.
 
     Raises:
         ManifestError: a map is missing or wrong, or there is none at all.
     """
-    if strategy.loss != "cyborg" or strategy.alpha == 1:
+    if not needs_human_maps(strategy):
         return None
     if strategy.salience.startswith(MEAN_OF):
         folder = Path(strategy.salience.removeprefix(MEAN_OF))

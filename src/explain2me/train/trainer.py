@@ -49,8 +49,8 @@ from explain2me.train.data import (
 )
 from explain2me.train.loggers import log_epoch, open_loggers
 from explain2me.train.losses import cross_entropy, guided_loss
+from explain2me.trained import CARD
 
-CARD = "card.json"
 BEST, LAST, RESUME, METRICS = "best.safetensors", "last.safetensors", "resume.ckpt", "metrics.csv"
 HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
 

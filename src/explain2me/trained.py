@@ -1,0 +1,82 @@
+"""What a training of explain2me wrote beside its weights: how they came about, for the reports, and how they read images."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from explain2me.store import Model
+
+CARD = "card.json"
+"""The file beside the weights; its ``files`` holds the hash of each."""
+
+
+def trained(model: Model) -> dict[str, Any] | None:
+    """How the weights of a run were trained, in words and numbers; None where no card of just these weights is beside them.
+
+    Returns:
+        ``loss``, ``human_maps``, ``images``, ``start`` in words; ``epochs`` made, the epoch ``taken``, ``val_auroc`` and
+        ``val_accuracy`` (or None); ``input_size``, ``mean`` and ``std``.
+    """
+    if model.checkpoint is None:
+        return None
+    path = Path(model.checkpoint)
+    try:
+        card = json.loads((path.parent / CARD).read_text(encoding="utf-8"))
+        if card["files"].get(path.name) != model.weights_sha256:
+            return None
+        metrics = card["metrics"] if path.name.startswith("best") else card["curve"][-1]
+        return {
+            "loss": _loss(card["strategy"]),
+            "human_maps": _human_maps(card["human_maps"]),
+            "images": _images(card["data"]["training"]),
+            "start": "pretrained weights" if card["training"]["pretrained"] else "random weights",
+            "epochs": int(card["epochs"]),
+            "taken": int(metrics["epoch"]),
+            **{name: _number(metrics.get(name)) for name in ("val_auroc", "val_accuracy")},
+            "input_size": [int(side) for side in card["input"]["input_size"]],
+            **{name: [float(value) for value in card["input"][name]] for name in ("mean", "std")},
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # anybody may have a file of this name
+        return None
+
+
+def reads_otherwise(model: Model) -> str | None:
+    """What to set where a detector reads images otherwise than its weights were trained to, or None."""
+    card = trained(model)
+    if card is None:
+        return None
+    found = {"input_size": list(model.input_size), "mean": list(model.mean), "std": list(model.std)}
+    changed = {name: card[name] for name in found if card[name] != found[name]}
+    if not changed:
+        return None
+    name = next(iter(changed))
+    return (
+        f"detector {model.detector!r}: its weights were trained with {name} = {changed[name]} (by the card beside them), and "
+        f"{found[name]} is used; set {', '.join(f'{key} = {value}' for key, value in changed.items())}"
+    )
+
+
+def _loss(strategy: Mapping[str, Any]) -> str:
+    parts = [str(strategy["loss"])]
+    if strategy["loss"] == "cyborg":
+        parts.append(f"alpha {strategy['alpha']:g}, map of the {strategy['cam_class']} class")
+    if strategy["entropy_weight"]:
+        parts.append(f"entropy of the map times {strategy['entropy_weight']:g}")
+    return ", ".join(parts)
+
+
+def _human_maps(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return "none"
+    of = f", {record['maps']} of {record['images']}" if "images" in record else ""
+    return f"{record['kind']}{of}"
+
+
+def _images(record: Mapping[str, Any]) -> str:
+    of_each = ", ".join(f"{name} {count}" for name, count in record["by_label_and_source"].items())
+    return f"{record['images']} ({of_each})"
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
