@@ -393,7 +393,7 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
         assert text in page
         assert text in card
     assert "12 (fake/gan 6, real/camera 6)" in page
-    assert "- epoch taken: 1 of 1, 1 of 1" in card
+    assert "- epoch taken: 1, 1 of 1" in card
 
     call("check", config, "--out", out)
     monkeypatch.setattr("sys.argv", ["explain2me", "check", config, "--out", out, "--set", "training.runs=3"])

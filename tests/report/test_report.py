@@ -163,7 +163,7 @@ def test_detectors_differ_where_their_intervals_do_not_overlap():
 
 def test_a_difference_between_means_over_different_images_comes_with_a_warning():
     apart = {"a": row(0.2, 0.1, 0.3, dead_share=0.02), "b": row(0.6, 0.5, 0.7, dead_share=0.7)}
-    wanted = "Beware: 70.0% and 2.0% are dead and in no mean, so the two are of different images."
+    wanted = "Beware: 70.0% and 2.0% of their maps are dead and in no mean, so the two are of different images."
     assert texts(compare(UP, apart, {}))[0].endswith(wanted)
     assert "Beware" not in texts(compare(UP, apart | {"b": row(0.6, 0.5, 0.7, dead_share=0.04)}, {}))[0]
 

@@ -121,7 +121,7 @@ def _dead_shares(better: str, worse: str, rows: Mapping[str, Mapping[str, Any]])
     shares = [rows[name].get("dead_share") or 0.0 for name in (better, worse)]
     if max(shares) < LARGE_DEAD_SHARE:
         return ""
-    return f" Beware: {shares[0]:.1%} and {shares[1]:.1%} are dead and in no mean, so the two are of different images."
+    return f" Beware: {shares[0]:.1%} and {shares[1]:.1%} of their maps are dead and in no mean, so the two are of different images."
 
 
 def _held_fixed(better: str, worse: str, fixed: Mapping[str, Mapping[str, Any]], score: Score) -> str:

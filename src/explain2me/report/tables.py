@@ -54,6 +54,8 @@ def training_in_words(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]
         if any(value is not None for value in values)
     ]
     epochs = ", ".join(f"{run['taken']} of {run['epochs']}" for run in runs)
+    if len({run["epochs"] for run in runs}) == 1:
+        epochs = f"{', '.join(str(run['taken']) for run in runs)} of {runs[0]['epochs']}"
     told = [
         *(
             (title, _one_of(run[key] for run in runs))
