@@ -918,7 +918,9 @@ def test_what_cannot_be_held_out_or_validated_with(tmp_path, manifest):
     unlabelled = [re.sub(",(real|fake),camera,val", ",,camera,val", line) for line in lines]
     with pytest.raises(Explain2MeError, match=r"odd\.csv': validating needs labels, and its rows have none"):
         splits_of(unlabelled)
-    with pytest.raises(Explain2MeError, match=r"odd\.csv': expected images of at least two labels, got only 'fake'"):
+    with pytest.raises(
+        Explain2MeError, match=r"odd\.csv', split 'train': expected images of at least two labels, got only 'fake'"
+    ):
         splits_of([line for line in lines if ",fake," in line])
 
 
