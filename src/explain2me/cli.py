@@ -476,7 +476,7 @@ def _explain(config: "Config", folder: Path, shard: str | None, console: "Consol
     _start_fork_server(config)
     from explain2me.explain import explain_run
     from explain2me.progress import TimeLeft
-    from explain2me.trained import reads_otherwise
+    from explain2me.trained import reading_warnings
 
     with _progress(console) as bars:
         index = bars.add_task("index", total=None)
@@ -485,7 +485,7 @@ def _explain(config: "Config", folder: Path, shard: str | None, console: "Consol
 
         def start(run: "Run", total: int, left: "Mapping[Model, int]") -> None:
             nonlocal clock
-            for warning in dict.fromkeys(filter(None, map(reads_otherwise, run.models))):
+            for warning in reading_warnings(run.models):
                 bars.console.print(_printable(f"warning: {warning}"), markup=False)
             clock = TimeLeft(left, workers=run.config.compute.workers)
             bars.update(index, total=1, completed=1, visible=False)

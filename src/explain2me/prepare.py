@@ -34,7 +34,7 @@ from explain2me.manifest import (
 )
 from explain2me.salience import GradCAM
 from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, open_run, sealed
-from explain2me.trained import reads_otherwise, trained
+from explain2me.trained import reading_warnings, trained
 
 RESERVED = "all"
 """What tables call every label and every source."""
@@ -232,7 +232,7 @@ def require_all_hashes(config: Config) -> pa.Table:
 
 def warnings_of(config: Config, models: Sequence[Model]) -> list[str]:
     """What is allowed and probably not meant."""
-    found = list(dict.fromkeys(filter(None, map(reads_otherwise, models))))
+    found = reading_warnings(models)
     splits = splits_of(Path(config.data.manifest))
     if config.data.split is None and len(splits) > 1:
         named = ", ".join(f"{name!r} ({count})" for name, count in sorted(splits.items()))

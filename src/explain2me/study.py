@@ -90,7 +90,7 @@ def train_missing(
     assert config.training is not None
     check_architectures(missing)
     check_human_maps(missing)
-    if config.compute.executor == "local":
+    if missing and config.compute.executor == "local":
         refuse_shared_gpus(config.training)
     engine = engine_for_training(config)
     here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1

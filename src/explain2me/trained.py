@@ -1,7 +1,7 @@
 """What a training of explain2me wrote beside its weights: how they came about, for the reports, and how they read images."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,12 @@ def trained(model: Model) -> dict[str, Any] | None:
         return None
 
 
-def reads_otherwise(model: Model) -> str | None:
-    """What to set where a detector reads images otherwise than its weights were trained to, or None."""
+def reading_warnings(models: Iterable[Model]) -> list[str]:
+    """What to set where a detector reads images otherwise than its weights were trained to."""
+    return list(dict.fromkeys(filter(None, map(_reads_otherwise, models))))
+
+
+def _reads_otherwise(model: Model) -> str | None:
     card = trained(model)
     if card is None:
         return None

@@ -296,6 +296,11 @@ def test_what_would_stop_the_comparison_is_found_before_training(tmp_path, manif
         check_study(parse_config(tree), tmp_path)
 
 
+def test_a_finished_study_needs_no_device_to_train_on(tmp_path, manifest):
+    assert train_missing(make_config(manifest, strategies=PLAIN, epochs=1), tmp_path) == []
+    assert train_missing(make_config(manifest, strategies=PLAIN, epochs=1, device="cuda:63"), tmp_path) == []
+
+
 @pytest.mark.parametrize("wrong", ["mean-of:/no/such", "manifest"])
 def test_human_maps_are_read_before_the_first_training(tmp_path, manifest, wrong):
     text = manifest.read_text().replace("map01.png", "missing.png")
@@ -323,6 +328,11 @@ def test_labels_that_are_misspelt_among_those_to_train_on(tmp_path, manifest):
         config = make_config(manifest.parent / "spelt.csv", monitor="auroc")
         with pytest.raises(Explain2MeError, match=message):
             read_splits(config, config.training)
+    absent = config.model_copy(
+        update={"data": make_config(manifest).data.model_copy(update={"classes": ("real", "fake", "fakes")})}
+    )
+    with pytest.raises(Explain2MeError, match="to train on, got none of 'fakes'; add some"):  # in no row at all
+        read_splits(absent, absent.training)
     kept = [line for i, line in enumerate(lines) if i not in fakes]
     (manifest.parent / "spelt.csv").write_text("\n".join(kept))
     with pytest.raises(

@@ -52,7 +52,7 @@ def model_card(material: Material, detector: str) -> str:
         "",
         *(f"- {_markdown(printable_line(text))}" for text in said or ["Nothing stands out."]),
     ]
-    told = [card for _, card in material.trained(detector)]
+    told = material.trained(detector)
     if told:
         lines += ["", "## Training", ""]
         lines += [f"- {title}: {_markdown(text)}" for title, text in training_in_words(told)]

@@ -98,11 +98,11 @@ class Material:
         classes, positive = self.run.classes, self.run.config.data.positive
         return classes.index(positive) if positive in classes else len(classes) - 1
 
-    def trained(self, detector: str) -> list[tuple[str, dict[str, Any]]]:
+    def trained(self, detector: str) -> list[dict[str, Any]]:
         """How each run of a detector was trained, where run.json tells."""
         told = self.run.record.get("trained", {})
-        models = self.run.models_of(detector)
-        return [(model.run, told[model.weights_sha256]) for model in models if model.weights_sha256 in told]
+        hashes = [model.weights_sha256 for model in self.run.models_of(detector)]
+        return [told[sha256] for sha256 in hashes if sha256 in told]
 
     def source_names(self) -> list[str]:
         """A name for each stretch: its source, with its label in front where two labels share one."""

@@ -83,7 +83,7 @@ def render(
         positive=printable_line(material.run.config.data.positive),
         overview=_overview(material),
         training=[
-            (printable_line(detector), training_in_words([card for _, card in told]))
+            (printable_line(detector), training_in_words(told))
             for detector in material.detectors
             if (told := material.trained(detector))
         ],

@@ -57,10 +57,8 @@ def training_in_words(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]
     if len({run["epochs"] for run in runs}) == 1:
         epochs = f"{', '.join(str(run['taken']) for run in runs)} of {runs[0]['epochs']}"
     told = [
-        *(
-            (title, _one_of(run[key] for run in runs))
-            for key, title in (("loss", "loss"), ("human_maps", "human maps"))
-        ),
+        ("loss", _one_of(run["loss"] for run in runs)),
+        ("human maps", _one_of(run["human_maps"] for run in runs)),
         ("images to train on", _one_of(run["images"] for run in runs)),
         ("started from", _one_of(run["start"] for run in runs)),
         ("epoch taken", epochs),

@@ -115,7 +115,7 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
 def _misspelt(label: str, table: pa.Table) -> str:
     """A label that is nearly another one of the images to train on, and where it is first."""
     labels = table["label"].to_pylist()
-    near = difflib.get_close_matches(label, set(labels) - {label}, n=1)
+    near = difflib.get_close_matches(label, set(labels) - {label}, n=1) if label in labels else []
     return f" (the label of {table['path'][labels.index(label)].as_py()!r}; is {near[0]!r} meant?)" if near else ""
 
 

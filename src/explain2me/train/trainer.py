@@ -68,7 +68,7 @@ UNRECORDED = (
 CHECK_STEPS = 10
 """Steps between two looks at whether the loss was finite."""
 
-LOGGERS = tuple(map(logging.getLogger, ("lightning", "lightning.pytorch", "lightning.fabric")))
+LIGHTNING_LOGS = tuple(map(logging.getLogger, ("lightning", "lightning.pytorch", "lightning.fabric")))
 
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, of how many, and a short text about the last epoch."""
@@ -766,18 +766,18 @@ class _OwnProcesses(LightningEnvironment):
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's hints about hardware and loaders; errors still come through."""
-    levels = [logger.level for logger in LOGGERS]
+    levels = [logger.level for logger in LIGHTNING_LOGS]
     try:
         with warnings.catch_warnings():
             _silence()
             yield
     finally:
-        for logger, level in zip(LOGGERS, levels, strict=True):
+        for logger, level in zip(LIGHTNING_LOGS, levels, strict=True):
             logger.setLevel(level)
 
 
 def _silence() -> None:
-    for logger in LOGGERS:
+    for logger in LIGHTNING_LOGS:
         logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*|torch\.utils\.data.*|torchmetrics\..*")
 
