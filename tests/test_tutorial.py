@@ -12,7 +12,7 @@ TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"
 
 def test_every_command_of_the_tutorial_runs(tmp_path):
     blocks = re.findall(r"```(\w+)(?: file=(\S+))?\n(.*?)```", TUTORIAL.read_text(), re.S)
-    assert [kind for kind, _, _ in blocks] == ["sh", "toml", "sh", "sh", "sh", "python"]
+    assert [kind for kind, _, _ in blocks] == ["sh", "toml", "sh", "sh", "sh", "python", "python"]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",

@@ -4,7 +4,7 @@ import itertools
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,17 +46,19 @@ def _options(
     """Measure where image classifiers look, over whole datasets, to choose which of them to trust."""
 
 
+def _setting(example: str) -> Any:
+    return typer.Option("--set", metavar="KEY=VALUE", help=f"Change one field, e.g. {example}.")
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run.", show_default=False)]
+StudyFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the study.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run or study; default: runs/NAME.")]
 ShardOf = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Do the I-th (from 0) of N shares; N machines work in one folder."),
 ]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. measures.noise.levels=[0,0.1]."),
-]
+Sets = Annotated[list[str] | None, _setting("measures.noise.levels=[0,0.1]")]
 VerifyHashes = Annotated[
     bool, typer.Option("--verify-hashes", help="Insist on a sha256 in the manifest for every image, and compare it.")
 ]
@@ -85,7 +87,16 @@ def demo(
 
 
 @app.command()
-def check(config: ConfigFile, out: Out = None, sets: Sets = None, verify_hashes: VerifyHashes = False) -> None:
+def check(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="TOML file of the run or study.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to compare with CONFIG; default: none.")
+    ] = None,
+    sets: Sets = None,
+    verify_hashes: VerifyHashes = False,
+) -> None:
     """Check CONFIG, its list of images and its checkpoints, and say what would run; writes nothing.
 
     Images to train on are opened, images to test only with --verify-hashes. With --out what is in that folder is
@@ -140,14 +151,14 @@ def run(
 
 
 @app.command()
-def train(config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
+def train(config: StudyFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
     """Train every detector of CONFIG that is not trained yet; a second call goes on where the first stopped."""
     _train(*_settings(config, out, sets), shard, _console())
 
 
 @app.command()
 def study(
-    config: ConfigFile,
+    config: StudyFile,
     out: Out = None,
     shard: ShardOf = None,
     sets: Sets = None,
@@ -173,7 +184,9 @@ def explain(
 
 
 @app.command()
-def measure(run: RunFolder, sets: Sets = None) -> None:
+def measure(
+    run: RunFolder, sets: Annotated[list[str] | None, _setting('measures.similarity=["ssim","pearson"]')] = None
+) -> None:
     """Stage 2: score the maps of RUN, one row per image, measure and condition."""
     from explain2me.store import open_run
 
@@ -191,7 +204,7 @@ def measure(run: RunFolder, sets: Sets = None) -> None:
 
 
 @app.command()
-def summarise(run: RunFolder, sets: Sets = None) -> None:
+def summarise(run: RunFolder, sets: Annotated[list[str] | None, _setting("summary.bootstrap=2000")] = None) -> None:
     """Stage 3: tables from the scores of RUN, with intervals and chance levels."""
     from explain2me.store import open_run
 
@@ -200,7 +213,7 @@ def summarise(run: RunFolder, sets: Sets = None) -> None:
 
 
 @app.command()
-def report(run: RunFolder, sets: Sets = None) -> None:
+def report(run: RunFolder, sets: Annotated[list[str] | None, _setting("report.images=8")] = None) -> None:
     """Stage 4: write RUN/report: a page to decide from, figures and tables for a paper, model cards."""
     from explain2me.store import open_run
 

@@ -1,4 +1,4 @@
-"""Stage 3: scores to tables. Everything of MEASURES.md, "Reported with every number", and AUROC beside it."""
+"""Stage 3: scores to tables. The columns are listed in docs/design.md; AUROC beside them."""
 
 import itertools
 import time

@@ -140,7 +140,7 @@ def test_windowed_refuses_inputs_below_its_window():
 
 
 def test_windowed_has_the_higher_chance_level():
-    """Unrelated blobs, as MEASURES.md warns: why the windowed form is not the default."""
+    """Unrelated blobs, 0.37 at 224 against 0.09 at 7x7: why the windowed form is not the default."""
     y, x = torch.meshgrid(torch.arange(7.0), torch.arange(7.0), indexing="ij")
     centres = 6 * torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
     blobs = torch.exp(-((y - centres[:, 0, None, None]) ** 2 + (x - centres[:, 1, None, None]) ** 2) / 3)
