@@ -49,7 +49,7 @@ def test_fixations_are_density_of_their_durations(tmp_path):
     found = load_map(path, image_size=(32, 48))
     points = np.zeros((32, 48))
     points[5, 10], points[20, 30] = 300, 100
-    wanted = gaussian_filter(points, 0.04 * 48, mode="constant")
+    wanted = gaussian_filter(points, 0.04 * 48, mode="constant", truncate=20)
     np.testing.assert_allclose(found, wanted / wanted.sum(), atol=1e-7)
     assert found.sum() == pytest.approx(1, abs=1e-5)
     assert np.unravel_index(found.argmax(), found.shape) == (5, 10)
@@ -160,3 +160,25 @@ def test_shares_are_not_taken_for_pixels():
     ):
         fixation_density(np.array([[0.5, 0.25, 1.0], [1.0, 0.0, 1.0]]), (20, 40))
     assert fixation_density(np.array([[0.5, 0.25, 1.0], [3.0, 0.0, 1.0]]), (20, 40)).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 32)], ids=str)
+def test_a_density_is_drawn_at_the_size_that_is_needed(tmp_path, size):
+    """As it would be if it were drawn at the size of the image and made smaller."""
+    fixations = np.array([[3.0, 5.0, 2.0], [299.9, 190.0, 1.0], [150.0, 100.0, 3.0], [151.0, 100.0, 0.0]])
+    large = resize_map(fixation_density(fixations, (200, 300)), size)
+    small = fixation_density(fixations, (200, 300), size=size)
+    assert small.shape == size
+    assert small.sum() == pytest.approx(1)
+    assert np.abs(small / small.max() - large / large.max()).max() < 0.06  # a resize smooths, too
+    assert np.unravel_index(small.argmax(), size) == np.unravel_index(large.argmax(), size)
+    table = tmp_path / "a.csv"
+    table.write_text("x,y,duration\n" + "\n".join(",".join(map(str, row)) for row in fixations))
+    np.testing.assert_array_equal(load_map(table, image_size=(200, 300), size=size), small)
+
+
+def test_maps_are_read_at_the_size_that_is_needed(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((20, 30)))
+    np.testing.assert_array_equal(
+        load_map(tmp_path / "a.npy", size=(7, 7)), resize_map(load_map(tmp_path / "a.npy"), (7, 7))
+    )

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from explain2me.decode import MAX_PIXELS, printable_line, read_bytes
 from explain2me.errors import ImageError, ManifestError
@@ -17,16 +16,20 @@ SIGMA = 0.04
 """Of the Gaussian around a fixation, as a fraction of the image's width: about 1 degree of a picture 25 degrees wide."""
 
 
-def load_map(path: Path, *, image_size: tuple[int, int] | None = None) -> Float[np.ndarray, "h w"]:
-    """Read one salience map, float32, as stored: not scaled, not resized.
+def load_map(
+    path: Path, *, image_size: tuple[int, int] | None = None, size: tuple[int, int] | None = None
+) -> Float[np.ndarray, "h w"]:
+    """Read one salience map, float32, not scaled.
 
     - ``.png``: grey of 8 or 16 bits, any size; of a colour picture the luminance, alpha dropped.
     - ``.npy``: a numeric array (h, w) saved by ``numpy.save``; pickled objects are refused.
-    - ``.csv``: fixations, see :func:`read_fixations`, drawn at ``image_size``.
+    - ``.csv``: fixations, see :func:`read_fixations`, as a density.
 
     Args:
         path: of the file.
         image_size: height and width in pixels of the image that fixations belong to; other files do not need it.
+        size: height and width to which the map is resized (bilinear, antialiased), and at which fixations are drawn; None:
+            as stored, and ``image_size``.
 
     Raises:
         ManifestError: missing, of another kind, damaged, not finite, negative, or without any salience.
@@ -44,14 +47,14 @@ def load_map(path: Path, *, image_size: tuple[int, int] | None = None) -> Float[
     if suffix == ".csv":
         if image_size is None:
             raise ManifestError(f"{where}: a table of fixations needs the size of its image; give a PNG or NPY here")
-        return fixation_density(read_fixations(data, where), image_size)
+        return fixation_density(read_fixations(data, where), image_size, size=size)
     found = _from_png(data, where) if suffix == ".png" else _from_npy(data, where)
     if not np.isfinite(found).all() or found.min() < 0 or found.max() <= 0:
         raise ManifestError(
             f"{where}: expected finite values of at least 0 and some above, got {found.min():g} to {found.max():g}; "
             f"leave the cell of the manifest empty where an image has no map"
         )
-    return found
+    return found if size is None else resize_map(found, size)
 
 
 def read_fixations(data: bytes, where: str = "fixations") -> Float[np.ndarray, "F 3"]:
@@ -79,7 +82,11 @@ def read_fixations(data: bytes, where: str = "fixations") -> Float[np.ndarray, "
 
 
 def fixation_density(
-    fixations: Float[np.ndarray, "F 3"], image_size: tuple[int, int], *, sigma: float = SIGMA
+    fixations: Float[np.ndarray, "F 3"],
+    image_size: tuple[int, int],
+    *,
+    size: tuple[int, int] | None = None,
+    sigma: float = SIGMA,
 ) -> Float[np.ndarray, "H W"]:
     """Where people looked: the duration of each fixation at its pixel, smoothed by a Gaussian, sum 1, float32.
 
@@ -87,6 +94,7 @@ def fixation_density(
         fixations: x, y in pixels of the upright image (its EXIF orientation applied) and duration; those outside the image
             are left out.
         image_size: height and width in pixels.
+        size: of the density; None: ``image_size``. The Gaussian is round in the image.
         sigma: of the Gaussian, as a fraction of the width.
 
     Raises:
@@ -99,17 +107,24 @@ def fixation_density(
             f"fixations: all of x and y are from 0 to 1, so they seem to be shares of the image; multiply them by its width and "
             f"height, {width} x {height} pixels"
         )
-    density = np.zeros((height, width), np.float64)
-    columns, rows = np.floor(fixations[:, 0]).astype(int), np.floor(fixations[:, 1]).astype(int)
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    np.add.at(density, (rows[inside], columns[inside]), fixations[inside, 2])
-    if not density.sum() > 0:
+    inside = ((places >= 0) & (places < (width, height))).all(1)
+    durations = fixations[inside, 2]
+    if not durations.sum() > 0:
         raise ManifestError(
             f"fixations: none of {len(fixations)} lies inside the image of {width} x {height} pixels with a duration "
             f"above 0; are x and y in pixels of this file?"
         )
-    density = gaussian_filter(density, sigma * width, mode="constant")
+    columns, rows = np.floor(places[inside]).T + 0.5
+    drawn = size or image_size
+    down = _bells(rows, height, drawn[0], sigma * width)
+    density = (durations * down) @ _bells(columns, width, drawn[1], sigma * width).T
     return (density / density.sum()).astype(np.float32)
+
+
+def _bells(places: Float[np.ndarray, " F"], length: int, count: int, sigma: float) -> Float[np.ndarray, "count F"]:
+    """Gaussians around places along an axis of ``length`` pixels, at the centres of ``count`` equal parts of it."""
+    centres = (np.arange(count) + 0.5) * length / count
+    return np.exp(-(((centres[:, None] - places) / sigma) ** 2) / 2)
 
 
 def mean_map(folder: Path, size: tuple[int, int]) -> tuple[Float[np.ndarray, "h w"], int]:
@@ -130,7 +145,7 @@ def mean_map(folder: Path, size: tuple[int, int]) -> tuple[Float[np.ndarray, "h 
         raise ManifestError(f"salience {str(folder)!r}: expected maps as *.png or *.npy, got none")
     total = np.zeros(size, np.float64)
     for path in files:
-        resized = resize_map(load_map(path), size).astype(np.float64)
+        resized = load_map(path, size=size).astype(np.float64)
         total += resized / resized.sum()
     return (total / len(files)).astype(np.float32), len(files)
 

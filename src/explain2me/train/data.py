@@ -21,7 +21,7 @@ from explain2me.errors import ConfigError, ImageError, ManifestError
 from explain2me.images import index_images
 from explain2me.manifest import check_labels, image_root, list_images, resolve, sample_images
 from explain2me.prepare import class_names
-from explain2me.salience.files import load_map, mean_map, resize_map
+from explain2me.salience.files import load_map, mean_map
 from explain2me.train.augment import draw_move, move_image, move_map
 
 MEAN_OF = "mean-of:"
@@ -238,7 +238,7 @@ def read_human_maps(strategy: StrategyConfig, rows: Rows, size: tuple[int, int])
             f"of the manifest, or set salience = 'mean-of:FOLDER'"
         )
     for file, image_size in given:
-        load_map(file, image_size=image_size)
+        load_map(file, image_size=image_size, size=(32, 32))  # a density is cheap to draw so small
     hashes = ["" if file is None else hashlib.sha256(read_file(file)).hexdigest() for file in rows.human_maps]
     record = {"kind": "a map for each image", "maps": len(given), "images": len(rows.files), "sha256": digest(hashes)}
     return HumanMaps(rows.human_maps, None, record)
@@ -304,7 +304,7 @@ class Examples(Dataset[Example]):
         if file is None:
             return torch.full(self.size, torch.nan)
         if position not in self._map_cache:
-            human_map = resize_map(load_map(file, image_size=self.rows.sizes[position]), self.size)
+            human_map = load_map(file, image_size=self.rows.sizes[position], size=self.size)
             found = torch.from_numpy(human_map.copy())
             if (len(self._map_cache) + 1) * found.nbytes > CACHE_BYTES:
                 return found
