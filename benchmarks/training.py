@@ -90,16 +90,14 @@ def bare(architecture: str, options: argparse.Namespace) -> float:
     inputs = torch.randn(options.batch, 3, 224, 224, device=options.device).to(memory_format=torch.channels_last)
     labels = torch.arange(options.batch, device=options.device) % 2
     times = []
-    for _ in range(1 + options.steps):
+    for step in range(1 + options.steps):
         with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bfloat16"):
             loss = F.cross_entropy(model(inputs).float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter())
-    return statistics.median(np.diff(times))
+        times.append(now(options, wait=step in (0, options.steps)))
+    return per_step(times, options)
 
 
 def ours(architecture: str, name: str, manifest: Path, folder: Path, options: argparse.Namespace) -> float:
@@ -123,12 +121,23 @@ def ours(architecture: str, name: str, manifest: Path, folder: Path, options: ar
     times: list[float] = []
 
     def on_step(done: int, total: int, text: str) -> None:
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter())
+        times.append(now(options, wait=done in (options.steps + 1, total)))
 
     train_detector(trainings(config, folder)[0], on_step)
-    return statistics.median(np.diff(times[options.steps :]))
+    return per_step(times[options.steps :], options)
+
+
+def now(options: argparse.Namespace, *, wait: bool) -> float:
+    """Seconds; a GPU is waited for at the ends only, so that what waits for it in between is seen."""
+    if options.device == "cuda" and wait:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def per_step(times: list[float], options: argparse.Namespace) -> float:
+    """Median seconds of a step; on a GPU their mean, since steps are queued there."""
+    steps = np.diff(times)
+    return float(np.mean(steps) if options.device == "cuda" else np.median(steps))
 
 
 def write_manifest(folder: Path, count: int) -> Path:

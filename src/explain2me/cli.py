@@ -354,11 +354,19 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
     """Say what a study would train; every image and human map to train on is opened."""
     from collections import Counter
 
-    from explain2me.study import check_architectures, check_comparison, check_settings, refuse_other_study, trainings
+    from explain2me.study import (
+        check_architectures,
+        check_comparison,
+        check_devices,
+        check_settings,
+        refuse_other_study,
+        trainings,
+    )
     from explain2me.train.data import read_human_maps, read_splits
 
     assert config.training is not None
     check_settings(config)
+    check_devices(config)
     if out is not None:
         refuse_other_study(config, out)
     splits = read_splits(config, config.training)

@@ -1,6 +1,7 @@
 """Checkpoints to models: an architecture by name, its weights, and its preprocessing."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -67,11 +68,21 @@ class Detector:
                 f"images must be uint8 of shape (N, 3, {self.input_size[0]}, {self.input_size[1]}), got {images.dtype} of "
                 f"shape {tuple(images.shape)}; resize them first"
             )
-        scale = torch.tensor([1 / (255 * std) for std in self.std], device=images.device)[:, None, None]
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device)
+        scale, shift = _scale_and_shift(self.mean, self.std, images.device)
         # the conversion to channels last is much faster on bytes than on floats
         result = images.contiguous(memory_format=torch.channels_last).float()
-        return result.mul_(scale).add_(shift[:, None, None])
+        return result.mul_(scale).add_(shift)
+
+
+@functools.lru_cache(maxsize=32)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    """Kept on the device, since sending them there would wait for all that is queued on it."""
+    with torch.inference_mode(False):
+        scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale[:, None, None], shift[:, None, None]
 
 
 def load_detector(

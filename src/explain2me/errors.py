@@ -3,6 +3,7 @@
 ```
 Explain2MeError            wrong config or file; the command line prints one line and exits with 2
 ├── ConfigError            the TOML file or a --set
+│   └── DivergedError      a training whose loss or weights are no numbers any more
 ├── ManifestError          the list of images
 ├── CheckpointError        a weights file that does not fit its architecture, or that must not be loaded
 ├── LayerError             a layer that the model does not have, or that carries no spatial map
@@ -22,6 +23,10 @@ class Explain2MeError(Exception):
 
 class ConfigError(Explain2MeError):
     """The TOML file or a ``--set`` is wrong."""
+
+
+class DivergedError(ConfigError):
+    """The loss or the weights of a training are not finite any more."""
 
 
 class ManifestError(Explain2MeError):

@@ -11,8 +11,8 @@ import pyarrow as pa
 import torch
 
 from explain2me.config import Config, DetectorConfig, TrainingConfig
-from explain2me.errors import ConfigError, RunFolderError
-from explain2me.executors import Engine, run_tasks
+from explain2me.errors import ConfigError, DivergedError, RunFolderError
+from explain2me.executors import Engine, Recovery, run_tasks
 from explain2me.prepare import check, other_than_run, with_device
 from explain2me.train.data import needs_human_maps, read_human_maps, read_splits, training_classes
 from explain2me.train.trainer import (
@@ -22,12 +22,12 @@ from explain2me.train.trainer import (
     check_architecture,
     epoch_text,
     refuse_other_settings,
-    train_detector,
+    train_unless_diverged,
     training_device,
 )
 
 OnTrained = Callable[[Training, int, int], None]
-"""Called with a training that is done, and how many of how many are."""
+"""Called with a training that is over, and how many of how many are."""
 
 LOOK_SECONDS = 1.0
 """Between two looks at the epochs that other processes have finished."""
@@ -72,13 +72,14 @@ def train_missing(
         shard: (i, N) takes every N-th training, from the i-th: for several machines on one folder.
         on_start: called with the number of trainings of this shard, finished and all.
         on_step: of :func:`train_detector`; with several workers it is told of epochs, of all trainings, instead of steps.
-        on_trained: called after each training.
+        on_trained: called after each training, also one that diverged; ``outcome`` says which.
 
     Returns:
         The trainings that are not finished, of all shards.
 
     Raises:
         Explain2MeError: wrong input; what was trained before stays.
+        DivergedError: a training diverged; the others were made first.
     """
     every = trainings(config, out.resolve())
     for training in every:
@@ -90,15 +91,24 @@ def train_missing(
     assert config.training is not None
     check_architectures(missing)
     check_human_maps(missing)
-    if missing and config.compute.executor == "local":
-        refuse_shared_gpus(config.training)
+    if missing:
+        check_devices(config)
     engine = engine_for_training(config)
     here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
-    work = functools.partial(train_detector, on_step=on_step) if here else train_detector
+    work = functools.partial(train_unless_diverged, on_step=on_step) if here else train_unless_diverged
+    recovery: Recovery[Training] = Recovery("training.workers, or give a new folder with a smaller training.batch_size")
     with contextlib.nullcontext() if here else _telling_epochs(missing, on_step):
-        for count, training in enumerate(run_tasks(work, missing, engine), start=len(mine) - len(missing) + 1):
+        done = run_tasks(work, missing, engine, recovery=recovery)
+        for count, training in enumerate(done, start=len(mine) - len(missing) + 1):
             if on_trained:
                 on_trained(training, count, len(mine))
+    diverged = [training.outcome() for training in missing if not training.done]
+    if diverged:
+        raise DivergedError(
+            f"{len(diverged)} of {len(mine)} trainings diverged, the others are finished. {diverged[0]}"
+            if len(mine) > 1
+            else diverged[0]
+        )
     return [training for training in every if not training.done]
 
 
@@ -127,10 +137,10 @@ def check_human_maps(trainings: Sequence[Training]) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Find what no training and no comparison can do, here; reads no data.
+    """Find what no comparison can do; reads no data.
 
     Raises:
-        ConfigError: too few runs to compare, or devices that are not there or would be used twice.
+        ConfigError: too few runs to compare.
     """
     assert config.training is not None
     if config.measures.stability and config.training.runs < 2:
@@ -138,6 +148,15 @@ def check_settings(config: Config) -> None:
             f"measures.stability compares training runs and needs at least 2 of each detector, got training.runs = "
             f"{config.training.runs}; raise it, or set measures.stability = false"
         )
+
+
+def check_devices(config: Config) -> None:
+    """Find what this machine cannot train on; where Ray carries the trainings that is for its nodes to say.
+
+    Raises:
+        ConfigError: devices that are not there or would be used twice.
+    """
+    assert config.training is not None
     if config.compute.executor == "local":
         refuse_shared_gpus(config.training)
 
@@ -173,6 +192,7 @@ def check_study(config: Config, out: Path) -> None:
     """
     check_settings(config)
     if not all(training.done for training in trainings(config, out)):
+        check_devices(config)
         check_comparison(config)
     refuse_other_study(config, out)
 

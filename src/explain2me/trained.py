@@ -16,7 +16,7 @@ def trained(model: Model) -> dict[str, Any] | None:
 
     Returns:
         ``loss``, ``human_maps``, ``images``, ``start`` in words; ``epochs`` made, the epoch ``taken``, ``val_auroc`` and
-        ``val_accuracy`` (or None); ``input_size``, ``mean`` and ``std``.
+        ``val_accuracy`` (or None); ``input_size``, ``mean``, ``std`` and ``interpolation`` (None in older cards).
     """
     if model.checkpoint is None:
         return None
@@ -36,6 +36,7 @@ def trained(model: Model) -> dict[str, Any] | None:
             **{name: _number(metrics.get(name)) for name in ("val_auroc", "val_accuracy")},
             "input_size": [int(side) for side in card["input"]["input_size"]],
             **{name: [float(value) for value in card["input"][name]] for name in ("mean", "std")},
+            "interpolation": card["input"].get("interpolation"),
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # anybody may have a file of this name
         return None
@@ -50,14 +51,15 @@ def _reads_otherwise(model: Model) -> str | None:
     card = trained(model)
     if card is None:
         return None
-    found = {"input_size": list(model.input_size), "mean": list(model.mean), "std": list(model.std)}
-    changed = {name: card[name] for name in found if card[name] != found[name]}
+    found: dict[str, Any] = {name: list(getattr(model, name)) for name in ("input_size", "mean", "std")}
+    found["interpolation"] = model.interpolation
+    changed = {name: card[name] for name in found if card[name] not in (None, found[name])}
     if not changed:
         return None
     name = next(iter(changed))
     return (
         f"detector {model.detector!r}: its weights were trained with {name} = {changed[name]} (by the card beside them), and "
-        f"{found[name]} is used; set {', '.join(f'{key} = {value}' for key, value in changed.items())}"
+        f"{found[name]} is used; set {', '.join(f'{key} = {json.dumps(value)}' for key, value in changed.items())}"
     )
 
 

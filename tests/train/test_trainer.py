@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,16 +18,27 @@ import torch
 from odd_files import small_files
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 
+import explain2me.train.trainer
 from explain2me.config import AugmentationConfig, Config, OptimizerConfig, parse_config
 from explain2me.detectors import load_detector
-from explain2me.errors import Explain2MeError
+from explain2me.errors import DivergedError, Explain2MeError, ManifestError
 from explain2me.study import check_study, evaluation, refuse_shared_gpus, train_missing, trainings
 from explain2me.train.augment import Move, draw_move, move_image, move_map
 from explain2me.train.cams import class_activation_maps, find_features
 from explain2me.train.data import EpochSampler, Examples, class_weights, read_human_maps, read_splits
 from explain2me.train.losses import guided_loss
-from explain2me.train.trainer import CARD, LOCK, RESUME, _build, learning_rate_factor, ranking, train_detector
+from explain2me.train.trainer import (
+    CARD,
+    LOCK,
+    RESUME,
+    _as_raised,
+    _build,
+    learning_rate_factor,
+    ranking,
+    train_detector,
+)
 
 ARCHITECTURE = "timm:test_resnet"
 SIZE = 64
@@ -115,6 +127,43 @@ def test_an_interrupt_changes_no_bit(tmp_path, manifest, index, steps):
         del card["seconds"]
     assert cards[0] == cards[1]
     assert {path.name for path in broken.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
+def test_the_card_tells_what_each_stretch_of_epochs_was_made_with(tmp_path, manifest, monkeypatch):
+    training = one(make_config(manifest), tmp_path)
+    with pytest.raises(Stop):
+        train_detector(training, stop_after(4))
+    real = explain2me.train.trainer.provenance
+    monkeypatch.setattr("explain2me.train.trainer.provenance", lambda *more: real(*more) | {"git": {"commit": "later"}})
+    train_detector(training)
+    card = json.loads((training.folder / CARD).read_text())
+    assert (card["git"], card["from_epoch"]) == ({"commit": "later"}, 2)
+    assert [(each["git"], each["from_epoch"]) for each in card["earlier"]] == [(real()["git"], 1)]
+    assert card["device"] == "cpu"
+    assert "lightning" in card["versions"]
+
+
+def test_a_training_uses_its_own_folder_and_generator_alone(tmp_path, manifest, monkeypatch):
+    def fail(*_: object) -> None:
+        raise AssertionError("the caller's generators on GPUs are not ours")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    training = one(make_config(manifest, epochs=1), tmp_path)
+    train_detector(training)
+    (training.folder / RESUME).write_bytes(b"of a process that was killed right after it wrote the card")
+    train_detector(training)
+    assert not (training.folder / RESUME).exists()
+
+
+def test_a_training_that_is_over_holds_no_images(tmp_path, manifest):
+    gc.collect()
+    gc.disable()
+    try:
+        train_detector(one(make_config(manifest, epochs=1), tmp_path))
+        assert not [thing for thing in gc.get_objects() if type(thing) is Examples]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow
@@ -219,11 +268,13 @@ def test_a_device_that_fails_is_not_a_damaged_checkpoint(tmp_path, manifest, mon
         train_detector(training, stop_after(4))
 
     def fail(self):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.OutOfMemoryError("CUDA out of memory\nand so on")
 
     with monkeypatch.context() as patch:
         patch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.model_to_device", fail)
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(
+            Explain2MeError, match=r"^CUDA out of memory; .* are kept\. .* smaller training\.batch_size"
+        ):
             train_detector(training)
     train_detector(training)
     assert training.done
@@ -298,7 +349,13 @@ def test_what_would_stop_the_comparison_is_found_before_training(tmp_path, manif
 
 def test_a_finished_study_needs_no_device_to_train_on(tmp_path, manifest):
     assert train_missing(make_config(manifest, strategies=PLAIN, epochs=1), tmp_path) == []
-    assert train_missing(make_config(manifest, strategies=PLAIN, epochs=1, device="cuda:63"), tmp_path) == []
+    without = make_config(manifest, strategies=PLAIN, epochs=1, device="cuda:63")
+    assert train_missing(without, tmp_path) == []
+    check_study(
+        without.model_copy(update={"measures": without.measures.model_copy(update={"stability": False})}), tmp_path
+    )
+    with pytest.raises(Explain2MeError, match=r"training\.device = 'cuda:63'"):
+        check_study(make_config(manifest, runs=2, device="cuda:63"), tmp_path)
 
 
 @pytest.mark.parametrize("wrong", ["mean-of:/no/such", "manifest"])
@@ -381,7 +438,7 @@ def test_an_undefined_score_is_never_the_best(tmp_path, manifest):
     from explain2me.train.trainer import _Files
 
     training = one(make_config(manifest, monitor="loss"), tmp_path)
-    files = _Files(training, load_detector(ARCHITECTURE, num_classes=2, seed=1), {})
+    files = _Files(training, load_detector(ARCHITECTURE, num_classes=2, seed=1), {}, {})
     scores = [files._score({"epoch": i, "val_loss": loss}) for i, loss in enumerate([0.2, float("nan"), 0.1])]
     assert scores == [-0.2, -float("inf"), -0.1]
 
@@ -876,6 +933,19 @@ def test_a_finished_training_of_another_config_is_no_result_of_this_one(tmp_path
     assert train_missing(make_config(manifest, epochs=1, runs=2), tmp_path) == []  # more runs are no other config
 
 
+def test_a_setting_that_was_added_since_had_its_default(tmp_path, manifest):
+    config = make_config(manifest, epochs=1, optimizer={"warmup_epochs": 0})
+    train_missing(config, tmp_path)
+    for path in tmp_path.rglob("training.json"):
+        record = json.loads(path.read_text())
+        del record["training"]["class_balance"], record["training"]["optimizer"]["warmup_epochs"]
+        del record["strategy"]["entropy_weight"]
+        path.write_text(json.dumps(record))
+    assert train_missing(config, tmp_path) == []
+    with pytest.raises(Explain2MeError, match="class_balance was 'none', is 'weights'"):
+        train_missing(make_config(manifest, epochs=1, class_balance="weights"), tmp_path)
+
+
 def test_a_training_that_diverges_keeps_its_last_whole_epoch(tmp_path, manifest):
     config = make_config(manifest, epochs=3, optimizer={"schedule": "step", "step_epochs": 1, "step_factor": 1.0})
     training = one(config, tmp_path)
@@ -889,6 +959,24 @@ def test_a_training_that_diverges_keeps_its_last_whole_epoch(tmp_path, manifest)
     assert not training.done
     kept = load_detector(ARCHITECTURE, training.folder / "last.safetensors", num_classes=2, input_size=SIZE)
     assert all(value.isfinite().all() for value in kept.model.state_dict().values())
+
+
+def test_the_others_go_on_where_a_training_diverges(tmp_path, manifest):
+    config = make_config(manifest, epochs=1, strategies=[{"name": "first"}, {"name": "second"}])
+    told = []
+
+    def on_step(done, total, text):
+        if not told and done == 2:
+            spoil_the_weights()
+
+    with pytest.raises(
+        Explain2MeError, match=r"^1 of 2 trainings diverged, the others are finished\. .*-first run 0: the l"
+    ):
+        train_missing(config, tmp_path, on_step=on_step, on_trained=lambda each, *_: told.append(each.outcome()))
+    assert [training.done for training in trainings(config, tmp_path)] == [False, True]
+    assert re.match(r"test_resnet-first run 0: the loss is not finite in epoch 1, step 3", told[0])
+    assert train_missing(config, tmp_path) == []
+    assert not list(tmp_path.rglob("diverged*"))
 
 
 def test_a_class_of_one_or_no_image_is_refused(tmp_path, manifest):
@@ -941,6 +1029,30 @@ def test_manifest_without_human_maps(tmp_path, manifest):
         train_detector(one(make_config(bare), tmp_path, 1))
 
 
+def test_an_image_that_cannot_be_read_is_named_with_its_use(tmp_path, manifest):
+    (manifest.parent / "empty.png").write_bytes(b"")
+    for old, use in (("00.png,", "to train on"), ("25.png,", "to validate with")):
+        (manifest.parent / "unreadable.csv").write_text(manifest.read_text().replace(f"\n{old}", "\nempty.png,"))
+        config = make_config(manifest.parent / "unreadable.csv")
+        with pytest.raises(Explain2MeError, match=rf"1 of \d+ images {use} cannot be used, first 'empty\.png'"):
+            read_splits(config, config.training)
+
+
+@pytest.mark.parametrize(
+    ("trace", "kind", "message"),
+    [
+        ("explain2me.errors.DivergedError: no number: lower it", DivergedError, "no number: lower it"),
+        ("OSError: [Errno 28] No space left on device", OSError, "No space left"),
+        ("PermissionError: [Errno 13] Permission denied: 'a'", PermissionError, "Permission denied"),
+        ("RuntimeError: something else", ManifestError, "something else"),
+    ],
+)
+def test_what_another_process_raised_is_raised_here(trace, kind, message):
+    found = _as_raised(ManifestError(f"Caught it in process 0.\nOriginal Traceback:\n  line 1\n{trace}\n"))
+    assert type(found) is kind
+    assert message in str(found)
+
+
 def test_wrong_human_map_is_named_before_training(tmp_path, manifest):
     (manifest.parent / "black.png").write_bytes(b"")
     text = manifest.read_text().replace("map03.png", "black.png")
@@ -952,7 +1064,9 @@ def test_wrong_human_map_is_named_before_training(tmp_path, manifest):
 
 @pytest.mark.slow
 def test_two_processes_share_one_training(tmp_path, manifest, capfd):
-    training = one(make_config(manifest, devices=2, batch_size=4, epochs=2), tmp_path, 1)
+    lines = manifest.read_text().replace(",test,", ",val,", 1)  # 5 images in two batches, and 4 in one
+    (manifest.parent / "nine.csv").write_text(lines)
+    training = one(make_config(manifest.parent / "nine.csv", devices=2, batch_size=4, epochs=2), tmp_path, 1)
     train_detector(training)
     assert capfd.readouterr() == ("", "")
     card = json.loads((training.folder / CARD).read_text())
@@ -960,10 +1074,15 @@ def test_two_processes_share_one_training(tmp_path, manifest, capfd):
     splits = read_splits(training.config, training.settings)
     assert splits.validation is not None
     detector = load_detector(ARCHITECTURE, training.folder / "last.safetensors", num_classes=2, input_size=SIZE)
-    images = torch.stack([Examples(splits.validation, (SIZE, SIZE), "bilinear")[0, i].image for i in range(8)])
+    images = torch.stack([Examples(splits.validation, (SIZE, SIZE), "bilinear")[0, i].image for i in range(9)])
+    labels = splits.validation.labels
     with torch.no_grad():  # over the images of both
-        loss = torch.nn.functional.cross_entropy(detector.model(detector.preprocess(images)), splits.validation.labels)
-    assert card["curve"][-1]["val_loss"] == pytest.approx(loss.item(), rel=1e-4)
+        logits = detector.model(detector.preprocess(images))
+    last = card["curve"][-1]
+    assert last["val_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert last["val_auroc"] == pytest.approx(
+        roc_auc_score(labels == splits.classes.index("fake"), logits.diff()[:, 0])
+    )
 
 
 @pytest.mark.slow

@@ -53,8 +53,9 @@ class Worker(Protocol):
 class Recovery(Generic[Task]):
     """What is done next after the worker of a task died, or after a task was done. This one tries again."""
 
-    def __init__(self) -> None:
+    def __init__(self, to_lower: str = "workers or batch_size") -> None:
         self._deaths: Counter[Task] = Counter()
+        self._to_lower = to_lower
 
     def died(self, task: Task) -> Sequence[Task]:
         """Tasks to do first.
@@ -66,7 +67,7 @@ class Recovery(Generic[Task]):
         if self._deaths[task] >= MAX_TRIES:
             raise Explain2MeError(
                 f"a worker process died {MAX_TRIES} times at the same task (out of memory?); what is committed stays. Lower "
-                f"workers or batch_size and call the same command again"
+                f"{self._to_lower} and call the same command again"
             )
         return [task]
 

@@ -98,7 +98,8 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
         raise ConfigError(
             f"training.devices = {training.devices}: expected at least one image to validate with on each, got {len(validation)}"
         )
-    found = [part if part is None else _read_rows(part, source, classes, config) for part in (table, validation)]
+    parts = (("train on", table), ("validate with", validation))
+    found = [part if part is None else _read_rows(part, source, classes, config, what=what) for what, part in parts]
     assert found[0] is not None
     record: dict[str, Any] = {"manifest": source.name, "classes": list(classes)}
     for name, part, rows in zip(("training", "validation"), (table, validation), found, strict=True):
@@ -146,12 +147,12 @@ def _require_labels(table: pa.Table, source: Path, what: str) -> None:
         raise ManifestError(f"{str(source)!r}: {what} needs labels, and its rows have none; fill the column 'label'")
 
 
-def _read_rows(table: pa.Table, source: Path, classes: Sequence[str], config: Config) -> Rows:
+def _read_rows(table: pa.Table, source: Path, classes: Sequence[str], config: Config, *, what: str) -> Rows:
     root = image_root(source)
     usable, refused = index_images(table, root, max_pixels=config.data.max_pixels)
     if len(refused):
         raise ManifestError(
-            f"{len(refused)} of {len(table)} images to train on cannot be used, first {refused['path'][0].as_py()!r}: "
+            f"{len(refused)} of {len(table)} images to {what} cannot be used, first {refused['path'][0].as_py()!r}: "
             f"{refused['message'][0].as_py()}; mend or remove them: a training must not depend on what could be read"
         )
     order = {name: i for i, name in enumerate(usable["image_id"].to_pylist())}
@@ -286,7 +287,7 @@ class Examples(Dataset[Example]):
                     file, self.size, self.interpolation, max_pixels=self.max_pixels, expected_sha256=sha256
                 )
             except ImageError as error:
-                raise ManifestError(f"an image to train on cannot be read any more: {error.message}") from None
+                raise ManifestError(f"an image cannot be read any more: {error.message}") from None
             image = torch.from_numpy(array)
             if (len(self._cache) + 1) * image.numel() > CACHE_BYTES:
                 return image

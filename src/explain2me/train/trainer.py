@@ -1,11 +1,14 @@
 """One training, on Lightning: from random or pretrained weights to a checkpoint with a card, resumable after any epoch."""
 
 import contextlib
+import gc
 import hashlib
+import io
 import json
 import logging
 import math
 import pickle
+import re
 import signal
 import time
 import warnings
@@ -19,18 +22,20 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from jaxtyping import Float
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
 from explain2me import errors
 from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat
 from explain2me.detectors import Detector, classifier_of, load_detector, sha256_without_head
-from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
+from explain2me.errors import CheckpointError, ConfigError, DivergedError, Explain2MeError
 from explain2me.executors.schedule import torch_threads
 from explain2me.files import atomic_path, remove_leftovers, write_json
 from explain2me.prepare import provenance, real_device
@@ -50,6 +55,9 @@ from explain2me.train.data import (
 from explain2me.train.loggers import log_epoch, open_loggers
 from explain2me.train.losses import cross_entropy, guided_loss
 from explain2me.trained import CARD
+
+DIVERGED = "diverged.txt"
+"""Why a training could not end, for the process that began it."""
 
 BEST, LAST, RESUME, METRICS = "best.safetensors", "last.safetensors", "resume.ckpt", "metrics.csv"
 HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
@@ -118,7 +126,9 @@ class Training:
         return self.folder / (BEST if self.settings.checkpoint == "best" else LAST)
 
     def outcome(self) -> str:
-        """Of a finished training, in a line."""
+        """Of a training that is over, in a line: how it ended, or why it could not."""
+        if not self.done:
+            return (self.folder / DIVERGED).read_text(encoding="utf-8")
         card = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
         shown = epoch_text({name: value for name, value in card["metrics"].items() if value is not None})
         return f"{self.detector} run {self.run}, best of {card['epochs']} epochs: {shown}"
@@ -133,6 +143,17 @@ def check_architecture(training: Training) -> None:
     detector = _build(training, len(training_classes(training.config, training.settings)))
     if training.strategy.guided:
         find_features(detector.model, detector.input_size)
+
+
+def train_unless_diverged(training: Training, on_step: OnStep | None = None) -> None:
+    """:func:`train_detector`; a training that diverges leaves a note in its folder instead, so that others go on."""
+    note = training.folder / DIVERGED
+    note.unlink(missing_ok=True)
+    try:
+        train_detector(training, on_step)
+    except DivergedError as error:
+        with atomic_path(note) as temporary:
+            temporary.write_text(str(error), encoding="utf-8")
 
 
 def train_detector(training: Training, on_step: OnStep | None = None) -> None:
@@ -156,10 +177,15 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
     with _alone(training):
         record["threads"] = _begin(training, record).get("threads", torch.get_num_threads())
         if training.done:
+            (training.folder / RESUME).unlink(missing_ok=True)  # a process was killed right after it wrote the card
             return
         remove_leftovers(training.folder)
-        files = _Files(training, detector, record, on_step=on_step)
-        _train(_Module(training, detector, splits, human_maps), files, device)
+        _train(
+            _Module(training, detector, splits, human_maps),
+            _Files(training, detector, record, provenance("lightning", "safetensors"), on_step=on_step),
+            device,
+        )
+    gc.collect()  # Lightning's trainer, its module and callbacks are one cycle, and hold the images
 
 
 def _train(module: "_Module", files: "_Files", device: str) -> None:
@@ -184,12 +210,13 @@ def _train(module: "_Module", files: "_Files", device: str) -> None:
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(kind, kind),
             devices=_devices(settings.devices, kind, index),
-            strategy="auto" if settings.devices == 1 else "ddp_spawn",
+            # their buffers are sent once, before validation: at each step ranks with fewer images would be waited for
+            strategy="auto" if settings.devices == 1 else DDPStrategy(start_method="spawn", broadcast_buffers=False),
             precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
             max_epochs=settings.epochs,
             gradient_clip_val=settings.optimizer.gradient_clip,
             benchmark=kind == "cuda",
-            plugins=[_OwnProcesses()],
+            plugins=[_OwnProcesses(), _StraightToItsPlace()],
             logger=loggers,
             callbacks=[files],
             default_root_dir=training.folder,
@@ -279,9 +306,21 @@ def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path) -> None:
         trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
     except SystemExit:
         raise KeyboardInterrupt from None
+    except Explain2MeError as error:  # a loader's process puts its whole trace into the message
+        raise (_as_raised(error) if "\n" in str(error) else error) from None
     except ProcessRaisedException as error:
         _check_resume(resume)
-        raise _of_a_process(error) from None
+        raise _as_raised(error) from None
+    except ProcessExitedException as error:
+        raise Explain2MeError(
+            f"a process of the training of several devices ended by itself ({error}; out of memory?); the epochs that were "
+            f"whole are kept: call the same command again"
+        ) from None
+    except torch.OutOfMemoryError as error:
+        raise Explain2MeError(
+            f"{str(error).partition(chr(10))[0]}; the epochs that were whole are kept. Free the device and call the same command again, "
+            f"or give a new folder with a smaller training.batch_size"
+        ) from None
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
         _check_resume(resume)
         raise
@@ -290,11 +329,15 @@ def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path) -> None:
             signal.signal(signal.SIGINT, handler)
 
 
-def _of_a_process(error: ProcessRaisedException) -> Exception:
-    """What one of several processes raised, of which the text of its trace is all that comes back."""
-    name, _, message = str(error).strip().rpartition("\nexplain2me.errors.")[2].partition(": ")
+def _as_raised(error: Exception) -> Exception:
+    """What another process raised, of which the text of its trace is all that comes back."""
+    last = str(error).strip().rpartition("\n")[2]
+    name, _, message = last.removeprefix("explain2me.errors.").partition(": ")
     kind = getattr(errors, name, None)
-    return kind(message) if isinstance(kind, type) and issubclass(kind, Explain2MeError) else error
+    if isinstance(kind, type) and issubclass(kind, Explain2MeError):
+        return kind(message)
+    of_the_system = re.match(r"\w*Error: \[Errno (\d+)\] (.*)", last)
+    return OSError(int(of_the_system[1]), of_the_system[2]) if of_the_system else error
 
 
 class _Module(L.LightningModule):
@@ -318,7 +361,7 @@ class _Module(L.LightningModule):
         weights = class_weights(labels, len(splits.classes)) if training.settings.class_balance == "weights" else None
         self.register_buffer("_class_weights", weights, persistent=False)
         positive = training.config.data.positive
-        self._positive = splits.classes.index(positive) if positive in splits.classes else len(splits.classes) - 1
+        self._positive = splits.classes.index(positive)
         self._auroc = BinaryAUROC()
         self._sums = {"train": _Sums(), "val": _Sums()}
         self.register_buffer("_first_bad_step", torch.tensor(-1), persistent=False)
@@ -362,12 +405,18 @@ class _Module(L.LightningModule):
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise self._diverged(f"{name!r} is not finite after epoch {self.current_epoch + 1}")
 
-    def _diverged(self, what: str) -> ConfigError:
+    def _diverged(self, what: str) -> DivergedError:
         kept = "The last whole epoch is kept" if self.current_epoch else "No epoch was whole"
-        return ConfigError(
+        return DivergedError(
             f"{self._training.detector} run {self._training.run}: {what}; lower training.optimizer.learning_rate or set its "
             f"gradient_clip (in a new folder, or delete {str(self._training.folder)!r}). {kept}"
         )
+
+    def on_validation_start(self) -> None:
+        """All ranks validate the network of the first one, whose running statistics are saved."""
+        if self.trainer.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         logits = self.model(self._detector.preprocess(batch.image)).float()
@@ -377,7 +426,10 @@ class _Module(L.LightningModule):
     def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
         # dropout and the like: keyed by the step, so that neither an interrupt nor what else draws changes anything
         key = [self._training.seed, 3, self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of all devices of the caller
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).manual_seed(seed)
 
     def on_train_epoch_start(self) -> None:
         self.epoch_metrics = {"learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"])}
@@ -502,28 +554,43 @@ class _Files(L.Callback):
     training: Training
     detector: Detector
     record: dict[str, Any]
+    made_with: dict[str, Any]
+    """Versions, git state and hardware of this process."""
     on_step: OnStep | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """What each stretch of epochs was made with."""
     seconds: float = 0.0
     _started: float = 0.0
     _steps: int = 0
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Several processes share the threads of the training; Lightning gives them all cores."""
+        torch.set_num_threads(max(1, self.record["threads"] // trainer.world_size))
+
     def state_dict(self) -> dict[str, Any]:
         """What is kept in resume.ckpt."""
-        return {"curve": self.curve, "best_epoch": self.best_epoch, "seconds": self._seconds(), "record": self.record}
+        names = ("curve", "best_epoch", "history", "record")
+        return {name: getattr(self, name) for name in names} | {"seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, unless it is of another training."""
-        _refuse_changed(str(self.training.folder / RESUME), state_dict["record"], self.record)
+        _refuse_changed(str(self.training.folder / RESUME), _filled(state_dict["record"]), self.record)
         self.curve, self.best_epoch = state_dict["curve"], state_dict["best_epoch"]
-        self.seconds = state_dict["seconds"]
+        self.history, self.seconds = state_dict.get("history", []), state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a training that was stopped after its last epoch has nothing left to do."""
         self._started = time.monotonic()
         self._steps = len(self.curve) * int(trainer.num_training_batches)
         trainer.should_stop = self._exhausted()
+        made_with = self.made_with | {"device": str(trainer.strategy.root_device)}
+        if not trainer.should_stop and {**made_with, "from_epoch": 0} != {
+            **(self.history or [{}])[-1],
+            "from_epoch": 0,
+        }:
+            self.history.append(made_with | {"from_epoch": len(self.curve) + 1})
         if trainer.is_global_zero:
             self._take_best()
 
@@ -569,9 +636,10 @@ class _Files(L.Callback):
             "curve": self.curve,
             "files": {name: _sha256(folder / name) for name in (BEST, LAST)},
             "seconds": round(self._seconds(), 1),
-            "input": {name: list(getattr(self.detector, name)) for name in ("input_size", "mean", "std")},
-            "device": str(trainer.strategy.root_device),  # the model is back on the CPU
-            **provenance("lightning", "torchmetrics", "safetensors"),
+            "input": {name: list(getattr(self.detector, name)) for name in ("input_size", "mean", "std")}
+            | {"interpolation": self.detector.interpolation},
+            **(self.history or [self.made_with])[-1],
+            **({"earlier": self.history[:-1]} if len(self.history) > 1 else {}),
         }
         write_json(_without_nan(card), folder / CARD)
         (folder / RESUME).unlink(missing_ok=True)
@@ -672,9 +740,7 @@ def _record(training: Training, splits: Splits, human_maps: HumanMaps | None) ->
 
 def _settings_record(training: Training) -> dict[str, Any]:
     """The part of it that the config alone decides."""
-    settings = json.loads(training.settings.model_dump_json())
-    for name in UNRECORDED:
-        del settings[name]
+    settings = json.loads(training.settings.model_dump_json(exclude=set(UNRECORDED)))
     strategy = json.loads(training.strategy.model_dump_json())
     strategy["salience"] = training.strategy.salience.partition(":")[0]
     return {
@@ -722,7 +788,24 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete {str(folder)!r} to train again") from None
-    return found
+    return _filled(found)
+
+
+def _filled(record: dict[str, Any]) -> dict[str, Any]:
+    """A setting that a record does not know yet had the value that is its default now."""
+    settings = json.loads(TrainingConfig(architectures=("timm:any",)).model_dump_json(exclude=set(UNRECORDED)))
+    strategy = json.loads(StrategyConfig(name="any").model_dump_json())
+    return record | {
+        name: _merged(defaults, record.get(name, {}))
+        for name, defaults in (("training", settings), ("strategy", strategy))
+    }
+
+
+def _merged(defaults: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    inner = {
+        k: _merged(v, known[k]) for k, v in defaults.items() if isinstance(v, dict) and isinstance(known.get(k), dict)
+    }
+    return defaults | known | inner
 
 
 def _refuse_changed(where: str, old: dict[str, Any], record: dict[str, Any]) -> None:
@@ -752,6 +835,16 @@ def _committed(path: Path, trainer: L.Trainer) -> Iterator[Path]:
             yield temporary
     else:
         yield path.with_suffix(".unused")
+
+
+class _StraightToItsPlace(TorchCheckpointIO):
+    """Lightning writes to the machine's folder of temporary files first, which may be small or another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """The path is a temporary name already."""
+        whole = io.BytesIO()
+        torch.save(checkpoint, whole)
+        Path(path).write_bytes(whole.getbuffer())
 
 
 class _OwnProcesses(LightningEnvironment):
