@@ -25,7 +25,7 @@ from explain2me.config import AugmentationConfig, Config, OptimizerConfig, parse
 from explain2me.detectors import load_detector
 from explain2me.errors import DivergedError, Explain2MeError, ManifestError
 from explain2me.study import check_study, evaluation, refuse_shared_gpus, train_missing, trainings
-from explain2me.train.augment import Move, draw_move, move_image, move_map
+from explain2me.train.augment import Move, _moved, draw_move, move_image, move_map
 from explain2me.train.cams import class_activation_maps, find_features
 from explain2me.train.data import EpochSampler, Examples, class_weights, read_human_maps, read_splits
 from explain2me.train.losses import guided_loss
@@ -692,6 +692,16 @@ def test_augmentation_by_hand():
     assert move_image(image, still._replace(right=0.25))[0, 0].tolist() == [0, 0, 1, 2]
     assert move_image(image, still._replace(down=-0.25))[0, :, 0].tolist() == [4, 8, 12, 12]
     assert draw_move(AugmentationConfig(), np.random.default_rng(0)) == still
+
+
+def test_a_crop_without_the_salience_guides_nothing():
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    human_map = torch.exp(-((y - 8) ** 2 + (x - 8) ** 2) / 2 / 4**2)
+    seen, tail = (Move(False, place, place, 0.5, 0.5, 0, 0) for place in (0.0, 0.5))
+    assert move_map(human_map, seen).max() > 0.9
+    assert not move_map(human_map, tail).any()
+    assert _moved(human_map[None], tail).any()  # which scaling would have made a map of its own
+    assert move_map(torch.full((64, 64), torch.nan), tail).isnan().all()  # an image without one
 
 
 @pytest.mark.parametrize("crop", [0.5, 0.9, 0.99])

@@ -13,6 +13,9 @@ from torchvision.transforms.v2.functional import resized_crop
 from explain2me.config import AugmentationConfig
 
 LARGEST_ASPECT = 4 / 3
+LEAST_SHARE = 0.01
+"""Of the peak of a human map: a crop that shows less shows the tail of a Gaussian, 3 standard deviations from a
+fixation, which scaling would magnify."""
 
 
 class Move(NamedTuple):
@@ -46,8 +49,9 @@ def move_image(image: UInt8[Tensor, "3 H W"], move: Move) -> UInt8[Tensor, "3 H 
 
 
 def move_map(human_map: Float[Tensor, "H W"], move: Move) -> Float[Tensor, "H W"]:
-    """The human map of that image after the same draw."""
-    return _moved(human_map[None], move)[0]
+    """The human map of that image after the same draw; all zero where nearly nothing of its salience is left to see."""
+    moved = _moved(human_map[None], move)[0]
+    return torch.zeros_like(moved) if moved.max() < LEAST_SHARE * human_map.max() else moved
 
 
 def _moved(planes: Tensor, move: Move) -> Tensor:
