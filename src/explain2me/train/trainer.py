@@ -30,9 +30,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader
-from torchmetrics.classification import BinaryAUROC
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from explain2me import errors
+from explain2me.bootstrap import weighted_auroc
 from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat
 from explain2me.detectors import Detector, classifier_of, load_detector, sha256_without_head
 from explain2me.errors import CheckpointError, ConfigError, DivergedError, Explain2MeError
@@ -362,7 +363,7 @@ class _Module(L.LightningModule):
         self.register_buffer("_class_weights", weights, persistent=False)
         positive = training.config.data.positive
         self._positive = splits.classes.index(positive)
-        self._auroc = BinaryAUROC()
+        self._ranked: list[Tensor] = []
         self._sums = {"train": _Sums(), "val": _Sums()}
         self.register_buffer("_first_bad_step", torch.tensor(-1), persistent=False)
         self.epoch_metrics: dict[str, float] = {}
@@ -419,8 +420,10 @@ class _Module(L.LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
-        logits = self.model(self._detector.preprocess(batch.image)).float()
-        self._auroc.update(ranking(logits, self._positive), (batch.label == self._positive).long())
+        with torch.autocast(self.device.type, enabled=False):  # 8 bits of a logit would tie images
+            logits = self.model(self._detector.preprocess(batch.image)).float()
+        score = ranking(logits, self._positive)
+        self._ranked.append(torch.stack([score, (batch.label == self._positive).to(score)], 1))
         self._sums["val"].add(cross_entropy(logits, batch.label), logits, batch.label)
 
     def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
@@ -436,10 +439,13 @@ class _Module(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         found = {f"val_{name}": value for name, value in self._averages("val").items()}
-        labels = self._splits.validation.labels if self._splits.validation else torch.zeros(0)
-        both = len({bool(label == self._positive) for label in labels}) == 2
-        found["val_auroc"] = float(self._auroc.compute()) if both else math.nan
-        self._auroc.reset()
+        ranked = torch.cat(self._ranked)
+        self._ranked = []
+        if self.trainer.world_size > 1:
+            ranked = torch.cat(gather_all_tensors(ranked))
+        scores, positive = ranked.cpu().double().numpy().T
+        # exact, so that epochs that order the images alike tie; NaN where there is one class only
+        found["val_auroc"] = float(weighted_auroc(scores, positive == 1, np.ones((1, len(scores))))[0])
         self.epoch_metrics |= found
 
     def end_epoch(self) -> dict[str, float]:
