@@ -3,6 +3,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from explain2me.bootstrap import image_weights, interval, pair_weights, run_weights, weighted_auroc
+from explain2me.report.findings import COVERAGE
 from explain2me.store import Stretch
 
 STRETCHES = [Stretch("fake", "a", 0, 30), Stretch("real", "b", 30, 50)]
@@ -51,3 +52,12 @@ def test_weighted_auroc_is_that_of_repeated_samples() -> None:
     want = [roc_auc_score(positive.repeat(w.astype(int)), scores.repeat(w.astype(int))) for w in weights]
     np.testing.assert_allclose(weighted_auroc(scores, positive, weights), want, rtol=1e-12)
     assert np.isnan(weighted_auroc(scores, np.zeros(40, bool), np.ones((1, 40)))).all()
+
+
+@pytest.mark.parametrize("num_runs", COVERAGE)
+def test_how_often_intervals_over_few_runs_hold_the_true_mean(num_runs):
+    """What the report says of them."""
+    weights = run_weights(num_runs, seed=7, resamples=10_000) / num_runs
+    runs = np.random.default_rng(0).normal(size=(1000, num_runs))
+    found = [interval(estimates) for estimates in runs @ weights.T]
+    assert np.mean([low <= 0 <= high for low, high in found]) * 100 == pytest.approx(COVERAGE[num_runs], abs=4)

@@ -183,6 +183,21 @@ def test_an_auroc_at_chance_and_a_score_that_is_not_there_are_told_of_their_dete
     assert sum(text.startswith("There is no ") for text in said) == 1
 
 
+def test_few_training_runs_are_told(reported, monkeypatch):
+    material = gather(reported, images_per_measure=1)
+    first, second = material.detectors
+    said = [finding for finding in findings(material) if "training run" in finding.text]
+    assert [finding.detectors for finding in said] == [(first, second)]
+    assert said[0].text.startswith("2 training runs of each detector: the intervals draw these anew")
+    assert "50 % of such intervals" in said[0].text
+    counts = {first: [None] * 10, second: [None]}
+    monkeypatch.setattr(type(material.run), "models_of", lambda self, name: counts[name])
+    said = [finding for finding in findings(material) if "training run" in finding.text]
+    assert [(finding.text[:29], finding.detectors) for finding in said] == [
+        ("1 training run of second: the", (second,))
+    ]
+
+
 def test_a_difference_of_decisions_is_called_one():
     apart = {"a": row(0.2, 0.1, 0.3), "b": row(0.6, 0.5, 0.7)}
     gone = {"a": row(0.8, 0.7, 0.9), "b": row(0.85, 0.8, 0.9)}

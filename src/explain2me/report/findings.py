@@ -11,6 +11,8 @@ Kind = Literal["differs", "alike", "chance", "decision", "dead", "absent", "note
 LARGE_DEAD_SHARE = 0.05
 STUCK_CHANCE = 0.5
 """From this chance level on the maps of different images are much alike."""
+COVERAGE = {2: 50, 3: 75, 4: 80, 5: 84, 6: 86, 7: 87, 8: 88, 9: 89}
+"""Percent of intervals that hold the true mean where training runs, normally distributed, are all that varies."""
 RULES = (
     "Two detectors differ where their 95 % intervals do not overlap; where they overlap, the data do not tell them apart. "
     "A score is no better than chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
@@ -38,9 +40,10 @@ def findings(material: Material) -> list[Finding]:
         if score.measure != "entropy":
             found += against_chance(score, rows)
             found += against_fixed(score, rows, fixed)
+    found += _few_runs(material)
     found += _dead(material)
     found += _absent(material)
-    order = ("differs", "chance", "decision", "dead", "absent", "alike", "note")
+    order = ("differs", "chance", "decision", "dead", "absent", "note", "alike")
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
 
@@ -186,6 +189,27 @@ def _outside(value: float, row: Mapping[str, Any]) -> bool:
     """Whether a value lies outside a known interval."""
     low, high = row["ci_low"], row["ci_high"]
     return low is not None and not math.isnan(low) and not low <= value <= high
+
+
+def _few_runs(material: Material) -> Iterator[Finding]:
+    """A percentile bootstrap of few clusters is too narrow, and one of a single cluster does not know that it is one."""
+    if not material.run.config.summary.bootstrap:
+        return
+    counts = {name: len(material.run.models_of(name)) for name in material.detectors}
+    for count in sorted(set(counts.values())):
+        names = [name for name in material.detectors if counts[name] == count]
+        whose = "each detector" if len(names) == len(counts) else _listed(names)
+        if count == 1:
+            text = f"1 training run of {whose}: the intervals say nothing of what another training would give."
+        elif count in COVERAGE:
+            text = (
+                f"{count} training runs of {whose}: the intervals draw these anew, and so few make them too narrow for "
+                f"what other trainings would give. Where runs are all that varies, {COVERAGE[count]} % of such intervals hold "
+                f"the true mean, not 95 %."
+            )
+        else:
+            continue
+        yield Finding("note", "", text, tuple(names))
 
 
 def _dead(material: Material) -> Iterator[Finding]:
