@@ -25,7 +25,6 @@ from jaxtyping import Float
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -211,8 +210,7 @@ def _train(module: "_Module", files: "_Files", device: str) -> None:
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(kind, kind),
             devices=_devices(settings.devices, kind, index),
-            # their buffers are sent once, before validation: at each step ranks with fewer images would be waited for
-            strategy="auto" if settings.devices == 1 else DDPStrategy(start_method="spawn", broadcast_buffers=False),
+            strategy="auto" if settings.devices == 1 else "ddp_spawn",
             precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
             max_epochs=settings.epochs,
             gradient_clip_val=settings.optimizer.gradient_clip,
@@ -412,12 +410,6 @@ class _Module(L.LightningModule):
             f"{self._training.detector} run {self._training.run}: {what}; lower training.optimizer.learning_rate or set its "
             f"gradient_clip (in a new folder, or delete {str(self._training.folder)!r}). {kept}"
         )
-
-    def on_validation_start(self) -> None:
-        """All ranks validate the network of the first one, whose running statistics are saved."""
-        if self.trainer.world_size > 1:
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         with torch.autocast(self.device.type, enabled=False):  # 8 bits of a logit would tie images
