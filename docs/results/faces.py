@@ -106,11 +106,11 @@ def collect(study: Path, every: Path, folder: Path, guide: Path) -> None:
 def by_run(run: Run) -> pd.DataFrame:
     """Mean and deviation over images of each measure: by detector, run (or pair of runs) and source."""
     scores = run.scores().to_pandas()
-    scores = scores[scores.similarity.isna() | (scores.similarity == "ssim")].astype(
-        dict.fromkeys(("detector", "run", "other_run", "measure", "variant", "condition"), str)
-    )
-    scores["other_run"] = scores.other_run.replace("nan", "").fillna("")  # of a measure of single runs
-    unit = ["detector", "run", "other_run", "measure", "variant", "group"]
+    names = ("detector", "run", "other_run", "measure", "variant", "similarity", "condition")
+    scores = scores.astype(dict.fromkeys(names, str))
+    for name in ("other_run", "similarity"):  # of a measure of single runs, of entropy
+        scores[name] = scores[name].replace("nan", "").fillna("")
+    unit = ["detector", "run", "other_run", "measure", "variant", "similarity", "group"]
     scores["value"] = scores.value.where(scores.valid)
     scores["kept"] = scores.kept.where(scores.valid).astype(float)
     groups = _groups(run)
@@ -293,14 +293,24 @@ def claims(runs: pd.DataFrame, aurocs: pd.DataFrame, table1: Sequence[Row], tabl
             ours = [difference(*(pseudo_values(values, "mean") for values in both)) for both in of_both]
             corrected = difference(*(pseudo_values(values, "corrected") for values in of_both[0]))
             cells = [in_words(each) for each in ours] + ["-"] * (2 - len(ours))
-            above = "-" if key[0] == "entropy" else in_words(corrected)
-            rows.append([name, model, signed(paper), *cells, above, verdict(paper, ours[0])])
+            other = [unit_values(runs, f"{model}-{each}", key, "pearson") for each in STRATEGIES]
+            more = [corrected, difference(*(pseudo_values(values, "mean") for values in other))]
+            checks = "--" if key[0] == "entropy" else map(in_words, more)
+            rows.append([name, model, signed(paper), *cells, *checks, verdict(paper, ours[0])])
     for model in ARCHITECTURES:
         pair = [_auroc_values(aurocs, f"{model}-{each}", "softmax") for each in STRATEGIES]
         paper = PUBLISHED_AUROC[model, "cyborg"] - PUBLISHED_AUROC[model, "cross-entropy"]
         ours_auroc = difference(*pair)
-        rows.append(["AUROC", model, signed(paper), in_words(ours_auroc), "-", "-", verdict(paper, ours_auroc)])
-    names = ["CYBORG minus cross-entropy", "architecture", "paper", "predicted class", "fixed class", "above chance"]
+        rows.append(["AUROC", model, signed(paper), in_words(ours_auroc), *"---", verdict(paper, ours_auroc)])
+    names = [
+        "CYBORG minus cross-entropy",
+        "architecture",
+        "paper",
+        "predicted class",
+        "fixed class",
+        "above chance",
+        "by Pearson",
+    ]
     return [*names, "verdict"], rows
 
 
@@ -308,11 +318,15 @@ def _variants(key: Key) -> list[Key]:
     return [key] if key[0] == "entropy" else [key, (key[0], "fixed", key[2])]
 
 
-def unit_values(runs: pd.DataFrame, detector: str, key: Key) -> pd.DataFrame:
+def of_key(runs: pd.DataFrame, detector: str, key: Key, similarity: str = "ssim") -> pd.DataFrame:
+    """The rows of runs.csv of one number of a detector."""
+    found = runs[(runs.detector == detector) & (runs.measure == key[0]) & (runs.variant == key[1])]
+    return found[(found.group == key[2]) & (found.similarity.isna() | (found.similarity == similarity))]
+
+
+def unit_values(runs: pd.DataFrame, detector: str, key: Key, similarity: str = "ssim") -> pd.DataFrame:
     """One row a run (or pair of runs): ``mean`` over the paper's sources with its weights, and ``corrected`` for chance."""
-    found = runs[
-        (runs.detector == detector) & (runs.measure == key[0]) & (runs.variant == key[1]) & (runs.group == key[2])
-    ]
+    found = of_key(runs, detector, key, similarity)
     found = found[found.source.isin((REAL, *FAKES))].copy()
     num_fakes = found[found.source != REAL].source.nunique()
     found["weight"] = np.where(found.source == REAL, REAL_SHARE, (1 - REAL_SHARE) / max(num_fakes, 1))
@@ -400,9 +414,7 @@ def measure_table(runs: pd.DataFrame, table1: Sequence[Row]) -> Table:
 
 def of_sources(runs: pd.DataFrame, detector: str, key: Key) -> tuple[str, str, str]:
     """Real, fake and total, mean and deviation, each source of a class with the same weight."""
-    found = runs[
-        (runs.detector == detector) & (runs.measure == key[0]) & (runs.variant == key[1]) & (runs.group == key[2])
-    ]
+    found = of_key(runs, detector, key)
     parts = {
         source: (part["mean"].mean(), (part["std"] ** 2 + part["mean"] ** 2).mean())
         for source, part in found.groupby("source")
