@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny image folder, tiny real networks with checkpoints, and a whole small run."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 ARCHITECTURE = "timm:test_resnet"
 SIZE = 96
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background by a shell; some tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

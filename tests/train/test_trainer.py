@@ -1065,6 +1065,11 @@ def test_an_image_that_cannot_be_read_is_named_with_its_use(tmp_path, manifest):
         ("explain2me.errors.DivergedError: no number: lower it", DivergedError, "no number: lower it"),
         ("OSError: [Errno 28] No space left on device", OSError, "No space left"),
         ("PermissionError: [Errno 13] Permission denied: 'a'", PermissionError, "Permission denied"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory",
+            Explain2MeError,
+            "CUDA out of memory; the epochs that were whole",
+        ),
         ("RuntimeError: something else", ManifestError, "something else"),
     ],
 )

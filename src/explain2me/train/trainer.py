@@ -316,10 +316,7 @@ def _fit(trainer: L.Trainer, module: L.LightningModule, resume: Path) -> None:
             f"whole are kept: call the same command again"
         ) from None
     except torch.OutOfMemoryError as error:
-        raise Explain2MeError(
-            f"{str(error).partition(chr(10))[0]}; the epochs that were whole are kept. Free the device and call the same command again, "
-            f"or give a new folder with a smaller training.batch_size"
-        ) from None
+        raise _out_of_memory(str(error)) from None
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
         _check_resume(resume)
         raise
@@ -335,8 +332,17 @@ def _as_raised(error: Exception) -> Exception:
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, Explain2MeError):
         return kind(message)
+    if name.endswith("OutOfMemoryError"):
+        return _out_of_memory(message)
     of_the_system = re.match(r"\w*Error: \[Errno (\d+)\] (.*)", last)
     return OSError(int(of_the_system[1]), of_the_system[2]) if of_the_system else error
+
+
+def _out_of_memory(text: str) -> Explain2MeError:
+    return Explain2MeError(
+        f"{text.partition(chr(10))[0]}; the epochs that were whole are kept. Free the device and call the same command again, "
+        f"or give a new folder with a smaller training.batch_size"
+    )
 
 
 class _Module(L.LightningModule):
@@ -584,10 +590,8 @@ class _Files(L.Callback):
         self._steps = len(self.curve) * int(trainer.num_training_batches)
         trainer.should_stop = self._exhausted()
         made_with = self.made_with | {"device": str(trainer.strategy.root_device)}
-        if not trainer.should_stop and {**made_with, "from_epoch": 0} != {
-            **(self.history or [{}])[-1],
-            "from_epoch": 0,
-        }:
+        before = {key: value for each in self.history[-1:] for key, value in each.items() if key != "from_epoch"}
+        if made_with != before and not trainer.should_stop:
             self.history.append(made_with | {"from_epoch": len(self.curve) + 1})
         if trainer.is_global_zero:
             self._take_best()
@@ -793,16 +797,13 @@ def _filled(record: dict[str, Any]) -> dict[str, Any]:
     """A setting that a record does not know yet had the value that is its default now."""
     settings = json.loads(TrainingConfig(architectures=("timm:any",)).model_dump_json(exclude=set(UNRECORDED)))
     strategy = json.loads(StrategyConfig(name="any").model_dump_json())
-    return record | {
-        name: _merged(defaults, record.get(name, {}))
-        for name, defaults in (("training", settings), ("strategy", strategy))
-    }
+    return record | _merged({"training": settings, "strategy": strategy}, record)
 
 
-def _merged(defaults: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    inner = {
-        k: _merged(v, known[k]) for k, v in defaults.items() if isinstance(v, dict) and isinstance(known.get(k), dict)
-    }
+def _merged(defaults: dict[str, Any], known: Any) -> dict[str, Any]:
+    if not isinstance(known, dict):
+        return defaults
+    inner = {key: _merged(value, known.get(key)) for key, value in defaults.items() if isinstance(value, dict)}
     return defaults | known | inner
 
 
