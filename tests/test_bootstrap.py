@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from explain2me.bootstrap import image_weights, interval, pair_weights, run_weights, weighted_auroc
-from explain2me.report.findings import COVERAGE
+from explain2me.report.findings import OF_PAIRS, OF_RUNS
 from explain2me.store import Stretch
 
 STRETCHES = [Stretch("fake", "a", 0, 30), Stretch("real", "b", 30, 50)]
@@ -54,10 +56,20 @@ def test_weighted_auroc_is_that_of_repeated_samples() -> None:
     assert np.isnan(weighted_auroc(scores, np.zeros(40, bool), np.ones((1, 40)))).all()
 
 
-@pytest.mark.parametrize("num_runs", COVERAGE)
-def test_how_often_intervals_over_few_runs_hold_the_true_mean(num_runs):
-    """What the report says of them."""
-    weights = run_weights(num_runs, seed=7, resamples=10_000) / num_runs
-    runs = np.random.default_rng(0).normal(size=(1000, num_runs))
-    found = [interval(estimates) for estimates in runs @ weights.T]
-    assert np.mean([low <= 0 <= high for low, high in found]) * 100 == pytest.approx(COVERAGE[num_runs], abs=4)
+@pytest.mark.parametrize("of_pairs", [False, True], ids=["runs", "pairs"])
+@pytest.mark.parametrize("num_runs", [2, 3, 5, 9])
+def test_what_intervals_over_few_runs_are_worth(num_runs, of_pairs):
+    """As the report says: how often they hold the true mean, and those of two detectors that are alike do not overlap."""
+    runs = np.random.default_rng(0).normal(size=(2, 1000, num_runs))
+    weights = (pair_weights if of_pairs else run_weights)(num_runs, seed=7, resamples=4000)
+    if of_pairs:
+        runs = np.stack([runs[..., a] + runs[..., b] for a, b in itertools.combinations(range(num_runs), 2)], -1)
+    drawn = weights[weights.sum(1) > 0]
+    found = [[interval(estimates) for estimates in each @ (drawn / drawn.sum(1, keepdims=True)).T] for each in runs]
+    if num_runs not in (OF_PAIRS if of_pairs else OF_RUNS):
+        assert all(low == high for low, high in found[0])  # one pair: nothing is drawn
+        return
+    holds = np.mean([low <= 0 <= high for low, high in found[0]])
+    apart = np.mean([a.low > b.high or b.low > a.high for a, b in zip(*found, strict=True)])
+    wanted = (OF_PAIRS if of_pairs else OF_RUNS)[num_runs]
+    assert (100 * holds, 100 * apart) == (pytest.approx(wanted[0], abs=4), pytest.approx(wanted[1], abs=4))

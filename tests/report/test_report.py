@@ -189,7 +189,15 @@ def test_few_training_runs_are_told(reported, monkeypatch):
     said = [finding for finding in findings(material) if "training run" in finding.text]
     assert [finding.detectors for finding in said] == [(first, second)]
     assert said[0].text.startswith("2 training runs of each detector: the intervals draw these anew")
+    assert "draw these anew; that of stability draws none." in said[0].text
     assert "50 % of such intervals" in said[0].text
+    assert said[0].kind == "runs"
+    counts = {first: [None] * 3, second: [None] * 10}
+    monkeypatch.setattr(type(material.run), "models_of", lambda self, name: counts[name])
+    (three,) = (finding.text for finding in findings(material) if "training run" in finding.text)
+    assert three.startswith(f"3 training runs of {first}: the intervals draw these anew. So few")
+    assert "75 % of such intervals (50 % of those of stability)" in three
+    assert "different in 10 % of cases (33 % in stability)" in three
     counts = {first: [None] * 10, second: [None]}
     monkeypatch.setattr(type(material.run), "models_of", lambda self, name: counts[name])
     said = [finding for finding in findings(material) if "training run" in finding.text]
