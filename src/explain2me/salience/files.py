@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+from scipy.special import ndtr
 
 from explain2me.decode import MAX_PIXELS, printable_line, read_bytes
 from explain2me.errors import ImageError, ManifestError
@@ -122,9 +123,9 @@ def fixation_density(
 
 
 def _bells(places: Float[np.ndarray, " F"], length: int, count: int, sigma: float) -> Float[np.ndarray, "count F"]:
-    """Gaussians around places along an axis of ``length`` pixels, at the centres of ``count`` equal parts of it."""
-    centres = (np.arange(count) + 0.5) * length / count
-    return np.exp(-(((centres[:, None] - places) / sigma) ** 2) / 2)
+    """What ``count`` equal parts of an axis of ``length`` pixels get of a Gaussian around each place."""
+    edges = np.linspace(0, length, count + 1)
+    return np.diff(ndtr((edges[:, None] - places) / sigma), axis=0)
 
 
 def mean_map(folder: Path, size: tuple[int, int]) -> tuple[Float[np.ndarray, "h w"], int]:
