@@ -396,6 +396,7 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "- epoch taken: 1, 1 of 1" in card
 
     call("check", config, "--out", out)
+    call("check", config, "--out", out, "--set", "training.device=cuda:63")  # nothing is left to train on it
     monkeypatch.setattr("sys.argv", ["explain2me", "check", config, "--out", out, "--set", "training.runs=3"])
     with pytest.raises(SystemExit, match="2"):
         main()

@@ -84,7 +84,7 @@ def test_a_small_study_becomes_the_tables_of_the_page(noise: Path, faces: Module
         # guide, Table 1, Table 2, with chance levels, the heads of AUROC and of the calls, two runs
         assert text.count(f"| {detector} |") == 1 + 5 + 1 + 9 + 2 + 2
     for model in faces.ARCHITECTURES:
-        assert len(re.findall(rf"\| {model} \| .* (?:told|agrees|published|change) \|\n", text)) == 12
+        assert len(re.findall(rf"\| {model} \| .* (?:told|agrees|disagrees|published|change) \|\n", text)) == 12
     published = "0.879 ± 0.129 "  # of the paper's Table 1
     assert re.search(rf"\| stability \| resnet50-cyborg \| -?\d\.\d+ ± \d\.\d+ \| {published}\|", text)
     assert "| 0.716 | 0.600 | 0.851 |" in text  # of its Table 2
@@ -96,14 +96,23 @@ def compare_with_the_summary(faces: ModuleType, folder: Path) -> None:
     runs, measures = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "measures.csv")
     runs, measures = (table[table.similarity.isna() | (table.similarity == "ssim")] for table in (runs, measures))
     by = ["detector", "measure", "variant", "group", "source"]
+    compared = set()
     for (detector, measure, variant, group, source), part in runs.groupby(by):
         row = measures[(measures.detector == detector) & (measures.measure == measure) & (measures.variant == variant)]
         row = row[(row.condition == group) & (row.source == source) & (row.label != "all")]
         if len(row) and (part.n == part.n.iloc[0]).all():
             assert row["mean"].item() == pytest.approx(part["mean"].mean(), abs=1e-4, nan_ok=True), (measure, group)
+            compared.add((measure, group))
+    of_table = {(key[0], key[2]) for *_, key in faces.MEASURES.values()} | {
+        ("resilience", "shifts"),
+        ("resilience", "rotations"),
+    }
+    assert of_table <= compared
     aurocs, performance = pd.read_csv(folder / "auroc.csv"), pd.read_csv(folder / "performance.csv")
     of_run = performance[(performance.positives == "all") & (performance.negatives == "all")]
-    for _, row in aurocs[(aurocs.positives == "all") & (aurocs.run != "mean")].iterrows():
+    aurocs = aurocs[(aurocs.positives == "all") & (aurocs.run != "mean")]
+    assert len(aurocs) == 4 * 2 * 2  # detectors, runs, scores
+    for _, row in aurocs.iterrows():
         same = of_run[(of_run.detector == row.detector) & (of_run.run == row.run) & (of_run.score == row.score)]
         assert same[same.condition == "clean"].auroc.item() == pytest.approx(row.auroc)
 

@@ -154,6 +154,10 @@ def auroc(run: Run) -> pd.DataFrame:
         logits = read_predictions(len(table), [run.part_paths(model) for model in models]).logits[:, 0]
         for score in ("softmax", "released"):
             ranks = ranking_score(logits, run.classes.index(config.data.positive), score)
+            if not np.isfinite(ranks).all():
+                sys.exit(
+                    f"{run.folder}: some logits of {detector} are missing or not finite; AUROC would be of other images"
+                )
             for (positives, negatives), inside, positive in contrasts:
                 found = {"detector": detector, "score": score, "positives": positives, "negatives": negatives}
                 numbers = {"num_positive": positive[inside].sum(), "num_negative": (~positive[inside]).sum()}
@@ -174,7 +178,7 @@ def auroc(run: Run) -> pd.DataFrame:
 
 
 def called(run: Run) -> pd.DataFrame:
-    """Share of the images of each source that are called positive, and accuracy, by detector and run."""
+    """Share of the images of each source that are called positive, by detector and run."""
     table = run.image_table.to_pandas()
     rows = []
     positive = run.classes.index(run.config.data.positive)
@@ -190,7 +194,9 @@ def called(run: Run) -> pd.DataFrame:
 def against_guide(run: Run, folder: Path) -> pd.DataFrame:
     """How like the guide the clean maps are, by detector, run and label; and how the guide itself would be scored."""
     maps = run.maps(["image", "condition", "map"]).to_pandas()
-    maps = maps[maps.condition == "clean"].merge(run.image_table.to_pandas()[["image", "label"]], on="image")
+    maps = maps[(maps.condition == "clean") & maps["map"].notna()].merge(
+        run.image_table.to_pandas()[["image", "label"]], on="image"
+    )
     rows = []
     for (detector, name, label), part in maps.groupby(["detector", "run", "label"], observed=True):
         cells = torch.from_numpy(np.stack(part["map"].to_list())).float()
@@ -308,7 +314,7 @@ def claims(runs: pd.DataFrame, aurocs: pd.DataFrame, table1: Sequence[Row], tabl
         "paper",
         "predicted class",
         "fixed class",
-        "above chance",
+        "above chance, run by run",
         "by Pearson",
     ]
     return [*names, "verdict"], rows
@@ -334,7 +340,7 @@ def unit_values(runs: pd.DataFrame, detector: str, key: Key, similarity: str = "
     for name in ("mean", "chance"):
         weighted[name] = found[name] * found.weight
     result = weighted.groupby(["run", "other_run"]).sum(min_count=found.source.nunique())  # NaN where a source has none
-    result["corrected"] = (result["mean"] - result.chance) / (1 - result.chance)
+    result["corrected"] = (result["mean"] - result.chance) / (1 - result.chance).where(result.chance < 1)
     return result.reset_index()
 
 
@@ -371,7 +377,7 @@ def verdict(paper: float | None, ours: tuple[float, float, float]) -> str:
         return "not published"
     if abs(paper) < 5e-4:
         return "the paper finds no change"
-    if not (low > 0 or high < 0):
+    if not (low > 0 or high < 0) or low == high:
         return "cannot be told"
     return "agrees" if (low > 0) == (paper > 0) else "disagrees"
 
@@ -425,7 +431,7 @@ def of_sources(runs: pd.DataFrame, detector: str, key: Key) -> tuple[str, str, s
 
 
 def _mean_std(mean: float, square: float) -> str:
-    return f"{mean:.3f} ± {max(square - mean**2, 0) ** 0.5:.3f}"
+    return "-" if mean != mean else f"{mean:.3f} ± {max(square - mean**2, 0) ** 0.5:.3f}"
 
 
 def transform_table(runs: pd.DataFrame, table2: Sequence[Row]) -> Table:
@@ -447,7 +453,8 @@ def chance_table(measures: Sequence[Row]) -> Table:
     for name, key in conditions.items():
         for model, training in DETECTORS:
             row = find(measures, f"{model}-{training}", key)
-            cells = [row["num_images"], row["num_dead"], f"{number(row['mean'])} {limits(row)}"]
+            dead = f"{float(row['dead_share']):.1%}" if row["dead_share"] else "-"
+            cells = [row["num_images"], dead, f"{number(row['mean'])} {limits(row)}"]
             if key[0] == "entropy":
                 rows.append([name, f"{model}-{training}", *cells, *"-----"])
                 continue
@@ -525,8 +532,9 @@ def guide_table(rows: Sequence[Row]) -> Table:
 
 
 def _weighted(rows: Sequence[Row], column: str) -> str:
-    total = sum(int(float(row["n"])) for row in rows)
-    return f"{sum(float(row[column]) * int(float(row['n'])) for row in rows) / total:.3f}"
+    counts = [int(float(row["n"])) for row in rows]
+    known = [float(row[column]) * count for row, count in zip(rows, counts, strict=True) if count]
+    return f"{sum(known) / sum(counts):.3f}" if known else "-"
 
 
 def training_table(trained: Sequence[Row]) -> Table:

@@ -366,7 +366,8 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
 
     assert config.training is not None
     check_settings(config)
-    check_devices(config)
+    if out is None or not all(training.done for training in trainings(config, out)):
+        check_devices(config)
     if out is not None:
         refuse_other_study(config, out)
     splits = read_splits(config, config.training)

@@ -80,8 +80,8 @@ def _scale_and_shift(
 ) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
     """Kept on the device, since sending them there would wait for all that is queued on it."""
     with torch.inference_mode(False):
-        scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+        scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=device)
     return scale[:, None, None], shift[:, None, None]
 
 

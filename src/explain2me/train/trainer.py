@@ -442,8 +442,9 @@ class _Module(L.LightningModule):
         if self.trainer.world_size > 1:
             ranked = torch.cat(gather_all_tensors(ranked))
         scores, positive = ranked.cpu().double().numpy().T
-        # exact, so that epochs that order the images alike tie; NaN where there is one class only
-        found["val_auroc"] = float(weighted_auroc(scores, positive == 1, np.ones((1, len(scores))))[0])
+        # exact, so that epochs that order the images alike tie; NaN where there is one class only, or a score is no number
+        auroc = weighted_auroc(scores, positive == 1, np.ones((1, len(scores))))[0]
+        found["val_auroc"] = float(auroc) if np.isfinite(scores).all() else math.nan
         self.epoch_metrics |= found
 
     def end_epoch(self) -> dict[str, float]:
