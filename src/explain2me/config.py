@@ -326,8 +326,7 @@ class TrainingConfig(Section):
     """Trainings at a time, each in a process of its own."""
     loaders: int = Field(default=0, ge=0, le=256)
     """Processes of each training that read images to train on, and as many for those to validate with; 0 reads in its own.
-    Each of them keeps up to 2 GiB of images decoded,
-    and as much of human maps."""
+    Each of them keeps up to 2 GiB of images decoded, and as much of human maps."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Beside the CSV file that is always written; each must be installed.
 

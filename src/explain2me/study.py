@@ -102,7 +102,7 @@ def train_missing(
         for count, training in enumerate(done, start=len(mine) - len(missing) + 1):
             if on_trained:
                 on_trained(training, count, len(mine))
-    diverged = [training.outcome() for training in missing if not training.done]
+    diverged = [training.outcome() for training in missing if training.diverged]
     if diverged:
         raise DivergedError(
             f"{len(diverged)} of {len(mine)} trainings diverged, the others are finished. {diverged[0]}"

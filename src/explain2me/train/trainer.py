@@ -121,13 +121,18 @@ class Training:
         return (self.folder / CARD).exists()
 
     @property
+    def diverged(self) -> bool:
+        """Whether it stopped, when it was last tried, because its loss or weights were not finite."""
+        return (self.folder / DIVERGED).exists() and not self.done
+
+    @property
     def checkpoint(self) -> Path:
         """The weights that a study evaluates."""
         return self.folder / (BEST if self.settings.checkpoint == "best" else LAST)
 
     def outcome(self) -> str:
         """Of a training that is over, in a line: how it ended, or why it could not."""
-        if not self.done:
+        if self.diverged:
             return (self.folder / DIVERGED).read_text(encoding="utf-8")
         card = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
         shown = epoch_text({name: value for name, value in card["metrics"].items() if value is not None})
