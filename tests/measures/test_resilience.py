@@ -191,6 +191,16 @@ class TestResilience:
                 resilience(clean, transformed, name, size), want, rtol=0, atol=1e-9, equal_nan=True
             )
 
+    @pytest.mark.parametrize("sparse", [False, True])
+    @pytest.mark.parametrize("shape", [(7, 7), (14, 14), (1, 5), (28, 28)], ids=str)
+    @pytest.mark.parametrize("size", [(224, 224), (37, 100)], ids=str)
+    def test_correlation_on_shifts_matches_sampling_every_pixel(self, shape, size, sparse):
+        clean, transformed = (random_maps(3, *shape, seed=seed, sparse=sparse) for seed in (1, 2))
+        for name in ("shift_DL", "shift_U", "shift_R"):
+            want = slow_resilience(clean, transformed, name, size, SIMILARITIES["pearson"])
+            value = resilience(clean, transformed, name, size, similarity="pearson")
+            torch.testing.assert_close(value, want, rtol=0, atol=1e-9, equal_nan=True)
+
     @pytest.mark.parametrize("similarity", ["pearson", "spearman", "top_k_iou"])
     def test_companions_on_shifts(self, similarity):
         clean, transformed = random_maps(3, 7, 5, seed=1), random_maps(3, 7, 5, seed=2)
@@ -258,11 +268,13 @@ class TestResilience:
         assert resilience(clean, transformed, "shift_D", 224, similarity=similarity).isnan().all()
         assert not resilience(clean, transformed, "shift_U", 224, similarity=similarity).isnan().any()
 
-    def test_a_faint_overlap_beside_a_strong_border_is_exact(self):
+    @pytest.mark.parametrize("similarity", ["ssim", "pearson"])
+    def test_a_faint_overlap_beside_a_strong_border_is_exact(self, similarity):
         clean, transformed = 1e-7 * random_maps(2, 28, 28, seed=1), random_maps(2, 28, 28, seed=2)
         clean[:, -1] = 1
-        want = slow_resilience(clean, transformed, "shift_D", (224, 224))
-        torch.testing.assert_close(resilience(clean, transformed, "shift_D", 224), want, rtol=0, atol=1e-6)
+        want = slow_resilience(clean, transformed, "shift_D", (224, 224), SIMILARITIES[similarity])
+        value = resilience(clean, transformed, "shift_D", 224, similarity=similarity)
+        torch.testing.assert_close(value, want, rtol=0, atol=1e-6)
 
     def test_wrong_input(self):
         maps = random_maps(2, 7, 7)
