@@ -21,12 +21,13 @@ EVIL = [
 ]
 
 
-def _make_run(folder, toml):
+def _make_run(folder, toml, *, report=True):
     (folder / "config.toml").write_text(toml)
     run = explain_run(load_config(folder / "config.toml"), folder / "run")
     measure_run(run, run.config)
     summarise_run(run, run.config)
-    write_report(run, run.config)
+    if report:
+        write_report(run, run.config)
     return run
 
 
@@ -63,3 +64,9 @@ def hostile(tmp_path_factory, weights):
 def make_run():
     """(folder, TOML text) -> a run with its report."""
     return _make_run
+
+
+@pytest.fixture
+def no_pdf(monkeypatch):
+    """Leaves the figures' PDF files empty: to embed their fonts is half of the time of a small report."""
+    monkeypatch.setattr("explain2me.report.write._pdf", lambda figure, stream: None)

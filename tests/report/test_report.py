@@ -247,9 +247,8 @@ def test_dead_maps_are_counted_from_the_maps(tmp_path, make_run, make_images, we
         save_file(state, tmp_path / f"run{i}.safetensors")
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 5, ("real", "b"): 4})
     text = f'name = "dead"\n{detector_table("d", f"{tmp_path}/run*.safetensors")}[data]\nmanifest = "{manifest}"\n[measures]\n'
-    run = make_run(
-        tmp_path, text + 'entropy = false\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
-    )
+    text += 'entropy = false\n[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\n'
+    run = make_run(tmp_path, text, report=False)
     maps = run.maps().to_pandas()
     clean = maps[maps.condition == "clean"]
     dead = sum(one is None or one.sum() <= 1e-12 for one in clean["map"])
@@ -287,6 +286,7 @@ def test_the_main_similarity_is_one_everywhere():
     assert main_similarity(pd.Series(["top_k_iou", "ssim"])) == "ssim"
 
 
+@pytest.mark.usefixtures("no_pdf")
 def test_detectors_of_two_input_sizes_and_a_source_of_two_labels(
     tmp_path, make_run, make_images, weights, detector_table
 ):
@@ -338,6 +338,7 @@ def test_json_cannot_end_its_element():
     assert json.loads(text) == {"a": "</script><!-- & \u2028"}
 
 
+@pytest.mark.usefixtures("no_pdf")
 @pytest.mark.parametrize(
     ("what", "absent", "present"),
     [
@@ -378,10 +379,12 @@ def test_a_partial_run_has_a_whole_report(
         assert words in page, words
 
 
+@pytest.mark.usefixtures("no_pdf")
 def test_a_vanished_image_leaves_a_report_without_its_picture(tmp_path, make_run, make_images, weights, detector_table):
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 4, ("real", "b"): 4})
     text = f'name = "gone"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{manifest}"\n'
-    run = make_run(tmp_path, text + '[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n')
+    text += '[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
+    run = make_run(tmp_path, text, report=False)
     for path in manifest.parent.rglob("*.png"):
         path.unlink()
     page = write_report(run, run.config)
