@@ -62,7 +62,7 @@ def hostile(tmp_path_factory, weights):
 
 @pytest.fixture(scope="session")
 def make_run():
-    """(folder, TOML text) -> a run with its report."""
+    """(folder, TOML text) -> a run with its report, or without it: report=False."""
     return _make_run
 
 

@@ -237,6 +237,7 @@ def test_variants_that_disagree_are_told():
     assert "decisions" not in stability[0]
 
 
+@pytest.mark.usefixtures("no_pdf")
 def test_dead_maps_are_counted_from_the_maps(tmp_path, make_run, make_images, weights, detector_table):
     from safetensors.torch import load_file, save_file
 
@@ -247,8 +248,8 @@ def test_dead_maps_are_counted_from_the_maps(tmp_path, make_run, make_images, we
         save_file(state, tmp_path / f"run{i}.safetensors")
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 5, ("real", "b"): 4})
     text = f'name = "dead"\n{detector_table("d", f"{tmp_path}/run*.safetensors")}[data]\nmanifest = "{manifest}"\n[measures]\n'
-    text += 'entropy = false\n[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\n'
-    run = make_run(tmp_path, text, report=False)
+    text += 'entropy = false\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
+    run = make_run(tmp_path, text)
     maps = run.maps().to_pandas()
     clean = maps[maps.condition == "clean"]
     dead = sum(one is None or one.sum() <= 1e-12 for one in clean["map"])
@@ -286,7 +287,6 @@ def test_the_main_similarity_is_one_everywhere():
     assert main_similarity(pd.Series(["top_k_iou", "ssim"])) == "ssim"
 
 
-@pytest.mark.usefixtures("no_pdf")
 def test_detectors_of_two_input_sizes_and_a_source_of_two_labels(
     tmp_path, make_run, make_images, weights, detector_table
 ):

@@ -18,7 +18,7 @@ from explain2me.measures.checks import (
     height_and_width,
 )
 from explain2me.measures.scaling import minmax, resize, resize_operator
-from explain2me.measures.similarity import SIMILARITIES, ssim_of_moments, where_defined
+from explain2me.measures.similarity import SIMILARITIES, correlation_of_sums, ssim_of_moments, where_defined
 
 GRID = 14
 """A shift moves the content by this part of the input size: 16 of 224 pixels."""
@@ -257,7 +257,7 @@ def _overlap_of_moments(
     squares_y = (y * (rows.moved.squares @ y @ columns.moved.squares)).sum((1, 2))
     products = (x * (rows.products @ y @ columns.products.T)).sum((1, 2))
     if similarity == "pearson":
-        value = (products / (squares_x * squares_y).sqrt()).clamp(-1, 1)
+        value = correlation_of_sums(squares_x, squares_y, products)
     else:
         n = max(num_pixels - 1, 1)
         value = ssim_of_moments(mean_x, mean_y, squares_x / n, squares_y / n, products / n)

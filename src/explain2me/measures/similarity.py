@@ -159,9 +159,14 @@ def ssim_of_moments(mean_x: Tensor, mean_y: Tensor, var_x: Tensor, var_y: Tensor
     return luminance * (2 * cov + EPS2) / (var_x + var_y + EPS2)
 
 
+def correlation_of_sums(squares_x: Tensor, squares_y: Tensor, products: Tensor) -> Tensor:
+    """Linear correlation from the sums of squares and products of what the means were taken off."""
+    return (products / (squares_x * squares_y).sqrt()).clamp(-1, 1)
+
+
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    return ((x * y).sum(1) / ((x * x).sum(1) * (y * y).sum(1)).sqrt()).clamp(-1, 1)
+    return correlation_of_sums((x * x).sum(1), (y * y).sum(1), (x * y).sum(1))
 
 
 def _ranks(cells: Tensor) -> Tensor:
