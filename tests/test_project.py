@@ -43,6 +43,7 @@ LAYERS = (
         "containers",
         "decode",
         "detectors",
+        "estimates",
         "executors",
         "files",
         "images",
@@ -55,8 +56,10 @@ LAYERS = (
     },
     {
         "batch_size",
+        "cells",
         "compact",
         "crashes",
+        "differences",
         "explain",
         "index",
         "measure",

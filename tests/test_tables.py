@@ -22,7 +22,7 @@ from explain2me.config import load_config, override
 from explain2me.explain import explain_run
 from explain2me.measure import measure_run
 from explain2me.measures import ssim
-from explain2me.performance import performance_rows
+from explain2me.performance import performance_rows, predictions_of
 from explain2me.show import _mean_std, printable, show_run
 from explain2me.store import Run, read_part
 from explain2me.summarise import _write, summarise_run
@@ -122,7 +122,7 @@ def test_logits_that_are_not_finite_are_counted_and_in_no_number(
     run: Run, tmp_path: Path, logits: tuple[float, float]
 ) -> None:
     copy = with_logits(run, tmp_path / "run", "clean", [0, 25], logits)
-    rows = pd.DataFrame(performance_rows(copy, "a", copy.config))
+    rows = pd.DataFrame(performance_rows(copy, "a", predictions_of(copy, "a"), copy.config))
     rows = rows[(rows.positives == "all") & (rows.negatives == "all") & (rows.run == copy.models[1].run)]
     assert (rows.num_invalid == 2).all()  # under every condition: there is no clean one to compare with
     assert (rows.n == NUM_IMAGES - 2).all()
@@ -321,3 +321,55 @@ def test_no_control_character_reaches_the_terminal(run: Run, tmp_path: Path) -> 
     assert [char for char in text if not char.isprintable() and char != "\n"] == []
     assert "\\x1b[2J\\x1b]0;evil\\x07\\x9b31m" in text
     assert printable("a\x1b\x9b\u202e\nb") == "a\\x1b\\x9b\\u202e\\nb"
+
+
+# ------------------------------------------------------------------------------------------------ differences
+
+
+def test_differences_are_those_of_the_other_tables(
+    tmp_path: Path, images: Path, weights: Path, detector_table: Callable[..., str]
+) -> None:
+    text = f'name = "three"\n[data]\nmanifest = "{images}"\n[summary]\nbootstrap = 0\n[compute]\ndevice = "cpu"\n'
+    for name, seeds in (("a", "01"), ("b", "1"), ("c", "12")):
+        text += detector_table(name, f"{weights}/seed[{seeds}].safetensors")
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    run = run_all(config, tmp_path / "run", "measures.stability=false", "measures.similarity=['ssim', 'pearson']")
+    found = run.summary("differences").to_pandas()
+    keys = ["measure", "variant", "similarity", "condition", "label", "source"]
+    measures = run.summary().to_pandas().set_index(["detector", *keys]).sort_index()
+    ours = found[found.measure != "auroc"]
+    assert len(ours) == 3 * len(measures) / 3
+    assert [*ours[["detector", "other_detector"]].drop_duplicates().itertuples(index=False, name=None)] == [
+        *itertools.combinations("abc", 2)
+    ]
+    for column, mean in (("difference", "mean"), ("corrected", "corrected")):
+        of_both = [
+            measures.loc[list(ours[[name, *keys]].itertuples(index=False, name=None)), mean].to_numpy()
+            for name in ("detector", "other_detector")
+        ]
+        np.testing.assert_allclose(ours[column], of_both[0] - of_both[1], atol=1e-12)
+    scores = run.scores().to_pandas()
+    valid = scores[scores.valid & (scores.condition == "focus_salient") & (scores.similarity == "ssim")]
+    valid = valid[(valid.variant == "fixed")].groupby("detector", observed=True).image.agg(set)
+    row = ours[(ours.condition == "focus_salient") & (ours.similarity == "ssim") & (ours.variant == "fixed")]
+    row = row[(row.label == "all") & (row.detector == "a") & (row.other_detector == "c")].iloc[0]
+    assert row.num_images == len(valid["a"] & valid["c"])
+    assert (ours.ci_low <= ours.difference).all()
+    assert ours[ours.measure == "entropy"].corrected.isna().all()
+    assert found[found.detector == "b"].num_runs.unique() == [1]
+    assert found[found.other_detector == "b"].num_other_runs.unique() == [1]
+
+    aurocs = run.summary("performance").to_pandas()
+    aurocs = aurocs[(aurocs.run == "all") & (aurocs.condition == "clean")]
+    aurocs = aurocs.set_index(["detector", "score", "positives", "negatives"]).auroc
+    theirs = found[found.measure == "auroc"]
+    assert len(theirs) == 3 * len(aurocs) / 3
+    for row in theirs.itertuples():
+        sides = (row.source, "all") if row.label == "fake" else ("all", row.source)
+        wanted = [aurocs[name, row.variant, *sides] for name in (row.detector, row.other_detector)]
+        assert row.difference == pytest.approx(wanted[0] - wanted[1], abs=1e-12)
+
+
+def test_one_detector_has_no_differences(run: Run) -> None:
+    assert len(run.summary("differences")) == 0

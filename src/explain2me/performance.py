@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from explain2me.bootstrap import image_weights, interval, run_weights, weighted_auroc
 from explain2me.config import Config
+from explain2me.estimates import Estimate, auroc_estimate
 from explain2me.files import read_parquet
 from explain2me.store import Run, Stretch, stretches_of
 
@@ -29,6 +30,10 @@ PERFORMANCE_COLUMNS = (
     "detector", "run", "condition", "score", "positives", "negatives", "n", "num_positive", "num_negative", "auroc", "std",
     "ci_low", "ci_high", "auroc_clean", "accuracy", "kept_share", "num_invalid",
 )  # fmt: skip
+
+
+AurocKey = tuple[str, str, str]
+"""Score, label and source."""
 
 
 class Contrast(NamedTuple):
@@ -48,7 +53,12 @@ class Predictions(NamedTuple):
     predicted: np.ndarray
 
 
-def performance_rows(run: Run, detector: str, config: Config) -> list[dict[str, Any]]:
+def predictions_of(run: Run, detector: str) -> Predictions:
+    """Of all runs of a detector."""
+    return read_predictions(len(run.image_table), [run.part_paths(model) for model in run.models_of(detector)])
+
+
+def performance_rows(run: Run, detector: str, predictions: Predictions, config: Config) -> list[dict[str, Any]]:
     """Rows of summary/performance for one detector: each run, and their mean as run ``all``; none without labels.
 
     The interval resamples images within source, and for ``all`` the runs too. Counts are of images; those of ``all`` are of
@@ -62,7 +72,6 @@ def performance_rows(run: Run, detector: str, config: Config) -> list[dict[str, 
     truth = np.array([run.classes.index(label) for label in labels])
     models = run.models_of(detector)
     stretches = stretches_of(images)
-    predictions = read_predictions(len(images), [run.part_paths(model) for model in models])
     contrasts = list(_contrasts(stretches, positive, config.data.positive))
     rows: list[dict[str, Any]] = []
     for (c, condition), name in itertools.product(enumerate(predictions.conditions), SCORES):
@@ -78,6 +87,24 @@ def performance_rows(run: Run, detector: str, config: Config) -> list[dict[str, 
             resampled = _resampled(scores, contrast, positive, stretches, run.config.seed, config.summary.bootstrap)
             rows += _rows(what, [model.run for model in models], numbers, resampled, run.config.seed)
     return rows
+
+
+def auroc_estimates(run: Run, predictions: Predictions, config: Config) -> dict[AurocKey, Estimate]:
+    """AUROC of the clean images by (score, label, source): of all, and of each source against all of the other class.
+
+    None without labels.
+    """
+    positive = np.array([label == config.data.positive for label in run.image_table["label"].to_pylist()])
+    if positive.all() or not positive.any():
+        return {}
+    stretches = stretches_of(run.image_table)
+    keys = [(ALL, ALL), *((stretch.label or ALL, stretch.source) for stretch in stretches)]
+    found = {}
+    for name in SCORES:
+        scores, _ = _scores(predictions, 0, run.classes.index(config.data.positive), name)
+        for key, contrast in zip(keys, _contrasts(stretches, positive, config.data.positive), strict=True):
+            found[name, *key] = auroc_estimate(np.where(contrast.inside, scores, np.nan), positive)
+    return found
 
 
 def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray, config: Config) -> np.ndarray:

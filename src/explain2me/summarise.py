@@ -4,25 +4,33 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from explain2me.bootstrap import image_weights, interval, pair_weights, run_weights
+from explain2me.cells import Cell, Selection, cells_of, kinds_of, mean_over_conditions, selections
 from explain2me.conditions import conditions_for
 from explain2me.config import Config
+from explain2me.differences import DIFFERENCE_COLUMNS, Compared, auroc_difference_rows, compared_by, difference_rows
 from explain2me.errors import RunFolderError
+from explain2me.estimates import Estimate
 from explain2me.events import log_event
 from explain2me.files import atomic_path, write_parquet
 from explain2me.measure import MapReader, What, score_pair, score_part
-from explain2me.performance import ALL, PERFORMANCE_COLUMNS, performance_rows, sample_aurocs
+from explain2me.performance import (
+    PERFORMANCE_COLUMNS,
+    AurocKey,
+    auroc_estimates,
+    performance_rows,
+    predictions_of,
+    sample_aurocs,
+)
 from explain2me.shards import plan
 from explain2me.store import Model, Part, Run, Stretch, read_part, stretches_of
 
-GROUPS = ("shifts", "flips", "rotations", ALL)
 MEASURE_COLUMNS = (
     "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_values", "num_images", "num_runs",
     "mean", "std", "ci_low", "ci_high", "num_invalid", "num_dead", "dead_share", "kept_share", "num_kept", "mean_kept",
@@ -34,31 +42,9 @@ PRECISION_COLUMNS = (
 )  # fmt: skip
 SAMPLE_AUROC: What = {"measure": "performance", "variant": "softmax", "similarity": None}
 WORDS = {
-    "detector", "run", "other_run", "measure", "variant", "similarity", "condition", "label", "source", "score",
+    "detector", "other_detector", "run", "other_run", "measure", "variant", "similarity", "condition", "label", "source", "score",
     "positives", "negatives", "stage", "kind",
 }  # fmt: skip
-
-
-class Cell(NamedTuple):
-    """All values of one number: units (runs, or pairs of runs) x conditions x images, NaN where not valid."""
-
-    measure: str
-    variant: str
-    similarity: str | None
-    condition: str
-    value: np.ndarray  # (U, C, N)
-    chance: np.ndarray  # (U, C, N)
-    present: np.ndarray  # bool (U, C, N)
-    dead: np.ndarray  # bool (U, C, N)
-    kept: np.ndarray | None  # int8 (U, C, N): 1 kept, 0 flipped, -1 unknown
-
-
-class Selection(NamedTuple):
-    """Some stretches of images: one source, all of a label, or everything."""
-
-    label: str
-    source: str
-    stretches: tuple[int, ...]
 
 
 def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> None:
@@ -67,7 +53,7 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
     Args:
         run: with its scores.
         config: of the run, possibly with another number of resamples.
-        on_done: called with the number of detectors done and to do.
+        on_done: called with the number of steps done and to do.
 
     Raises:
         RunFolderError: there are no scores.
@@ -75,30 +61,44 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
     started = time.monotonic()
     if not any((run.folder / "scores").glob("*.parquet")):
         raise RunFolderError(f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first")
-    measures: list[dict[str, Any]] = []
+    names = [detector.name for detector in run.config.detectors]
+    stretches = stretches_of(run.image_table)
+    kinds = {name: list(kinds_of(run, name)) for name in names}
+    every = dict.fromkeys(itertools.chain(*kinds.values()))
+    steps = itertools.count(1)
+    measures: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    matrices: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    differences: list[dict[str, Any]] = []
     performance: list[dict[str, Any]] = []
-    matrices: list[dict[str, Any]] = []
-    for i, detector in enumerate(run.config.detectors):
-        for cells in _cells(run, detector.name):
-            measures += summarise_cells(run, detector.name, cells, config)
-            matrices += _matrix_rows(run, detector.name, cells)
-        performance += performance_rows(run, detector.name, config)
+    aurocs: dict[str, dict[AurocKey, Estimate]] = {}
+    num_runs = {name: len(run.models_of(name)) for name in names}
+
+    def tell() -> None:
         if on_done:
-            on_done(i + 1, len(run.config.detectors))
-    _write(run, "measures", measures, MEASURE_COLUMNS)
+            on_done(next(steps), len(every) + len(names))
+
+    for kind in every:
+        compared: dict[str, list[Compared]] = {}
+        for name in (name for name in names if kind in kinds[name]):
+            cells = list(cells_of(run, name, kind))
+            measures[name] += summarise_cells(run, name, cells, config)
+            matrices[name] += _matrix_rows(run, name, cells)
+            compared[name] = [compared_by(cell, num_runs[name], stretches) for cell in cells]
+        differences += difference_rows(compared, kind, stretches)
+        tell()
+    for name in names:
+        predictions = predictions_of(run, name)
+        performance += performance_rows(run, name, predictions, config)
+        aurocs[name] = auroc_estimates(run, predictions, config)
+        tell()
+    differences += auroc_difference_rows(aurocs, num_runs, stretches)
+    _write(run, "measures", itertools.chain(*measures.values()), MEASURE_COLUMNS)
+    _write(run, "differences", differences, DIFFERENCE_COLUMNS)
     _write(run, "performance", performance, PERFORMANCE_COLUMNS)
-    _write(run, "stability_matrix", matrices, MATRIX_COLUMNS)
+    _write(run, "stability_matrix", itertools.chain(*matrices.values()), MATRIX_COLUMNS)
     _write(run, "precision", list(_precision_rows(run, config)), PRECISION_COLUMNS)
     _write(run, "quarantine", _quarantine_rows(run), ("stage", "kind", "num_images"))
     log_event(run.folder, (0, 1), "summarise", "done", seconds=round(time.monotonic() - started, 3))
-
-
-def selections(stretches: Sequence[Stretch]) -> list[Selection]:
-    """Each source (of each label), each label, and everything."""
-    found = [Selection(s.label or ALL, s.source, (i,)) for i, s in enumerate(stretches)]
-    for label in sorted({s.label for s in stretches if s.label is not None}):
-        found.append(Selection(label, ALL, tuple(i for i, s in enumerate(stretches) if s.label == label)))
-    return [*found, Selection(ALL, ALL, tuple(range(len(stretches))))]
 
 
 def summarise_cells(run: Run, detector: str, cells: Sequence[Cell], config: Config) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
     """
     value, chance, present = cell.value[..., images], cell.chance[..., images], cell.present[..., images]
     valid = ~np.isnan(value)
-    flat = _mean_over_conditions(value)
+    flat = mean_over_conditions(value)
     flat = flat[~np.isnan(flat)]
     num_present = int(present.sum())
     num_dead = int((cell.dead[..., images] & present).sum())
@@ -154,7 +154,7 @@ def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
         row["num_kept"], row["num_flipped"] = int((known & (kept == 1)).sum()), int((known & (kept == 0)).sum())
         row["kept_share"] = _mean(kept[present & (kept >= 0)] == 1)
         row["mean_kept"], row["mean_flipped"] = _mean(value[known & (kept == 1)]), _mean(value[known & (kept == 0)])
-    row["chance"] = _mean(_drop_nan(_mean_over_conditions(chance)))
+    row["chance"] = _mean(_drop_nan(mean_over_conditions(chance)))
     row["corrected"] = _corrected(row["mean"], row["chance"])
     return row
 
@@ -165,7 +165,7 @@ def _bootstrap(
     """Sum every cell under every resample; returns the intervals of a cell and a selection of images."""
     resamples, seed = config.summary.bootstrap, run.config.seed
     num_runs = len(run.models_of(detector))
-    values = [[_mean_over_conditions(array) for array in (cell.value, cell.chance)] for cell in cells]
+    values = [[mean_over_conditions(array) for array in (cell.value, cell.chance)] for cell in cells]
     # cell, value or chance -> (sum or count, stretch, resample, unit)
     sums = [[np.zeros((2, len(stretches), resamples, len(array))) for array in arrays] for arrays in values]
     for rows, weights in image_weights(stretches, seed=seed, resamples=resamples):
@@ -188,69 +188,6 @@ def _bootstrap(
         return limits | {"corrected_low": corrected.low, "corrected_high": corrected.high}
 
     return intervals
-
-
-def _cells(run: Run, detector: str) -> Iterator[list[Cell]]:
-    """The cells of one detector, one measure, variant and similarity at a time."""
-    dataset = run.scores_dataset()
-    models = run.models_of(detector)
-    for measure in ("entropy", "noise", "resilience", "focus", "stability"):
-        wanted = (ds.field("detector") == detector) & (ds.field("measure") == measure)
-        kinds = dataset.to_table(["variant", "similarity"], filter=wanted).group_by(["variant", "similarity"])
-        for kind in sorted(
-            kinds.aggregate([]).to_pylist(), key=lambda kind: (kind["similarity"] or "", kind["variant"])
-        ):
-            similarity = ds.field("similarity")
-            same = similarity.is_null() if kind["similarity"] is None else similarity == kind["similarity"]
-            rows = dataset.to_batches(filter=wanted & (ds.field("variant") == kind["variant"]) & same)
-            yield list(_dense(run, models, measure, kind["variant"], kind["similarity"], rows))
-
-
-def _dense(
-    run: Run,
-    models: Sequence[Model],
-    measure: str,
-    variant: str,
-    similarity: str | None,
-    batches: Iterable[pa.RecordBatch],
-) -> Iterator[Cell]:
-    """Long rows to arrays: one cell a condition, and for resilience one a group of transforms."""
-    names = [model.run for model in models]
-    units = list(itertools.combinations(names, 2)) if measure == "stability" else [(name, None) for name in names]
-    conditions = conditions_for(run.config.measures, models[0].input_size)
-    labels = [c.name for c in conditions if c.measure == measure] or ["clean"]
-    shape = (len(units), len(labels), len(run.image_table))
-    value, chance = np.full(shape, np.nan), np.full(shape, np.nan)
-    present, dead, kept = np.zeros(shape, bool), np.zeros(shape, bool), np.full(shape, -1, np.int8)
-    numbers = {(names.index(a), names.index(b) if b else -1): i for i, (a, b) in enumerate(units)}
-    unit_of = np.zeros((len(names), len(names) + 1), dtype=np.int64)
-    for (a, other), number in numbers.items():
-        unit_of[a, other] = number  # the last column, -1, is for no other run
-    for batch in batches:
-        unit = unit_of[_codes(batch, "run", names), _codes(batch, "other_run", names)]
-        where = (unit, _codes(batch, "condition", labels), batch["image"].to_numpy())
-        value[where] = batch["value"].to_numpy(zero_copy_only=False)
-        chance[where] = batch["chance"].to_numpy(zero_copy_only=False)
-        present[where], dead[where] = True, batch["dead"].to_numpy(zero_copy_only=False)
-        kept[where] = batch["kept"].cast(pa.int8()).fill_null(-1).to_numpy()
-    picks = [(label, [i]) for i, label in enumerate(labels)]
-    if measure == "resilience":
-        groups = [condition.group for condition in conditions if condition.measure == measure]
-        picks += [(group, [i for i, g in enumerate(groups) if group in (ALL, g)]) for group in GROUPS]
-    for label, some in picks:
-        known = kept[:, some] if (kept >= 0).any() else None
-        yield Cell(
-            measure, variant, similarity, label, value[:, some], chance[:, some], present[:, some], dead[:, some], known
-        )
-
-
-def _codes(batch: pa.RecordBatch, name: str, words: Sequence[str]) -> np.ndarray:
-    """Position in ``words`` of each row of a dictionary column; -1 for null."""
-    column = batch[name]
-    # the dictionary also holds words of rows that were filtered out
-    positions = np.array([words.index(word) if word in words else -1 for word in column.dictionary.to_pylist()] or [-1])
-    codes = column.indices.fill_null(-1).to_numpy()
-    return np.where(codes < 0, -1, positions[codes])
 
 
 def _matrix_rows(run: Run, detector: str, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
@@ -349,9 +286,9 @@ def _quarantine_rows(run: Run) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["stage"], row["kind"]))
 
 
-def _write(run: Run, name: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+def _write(run: Run, name: str, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
     """summary/<name>.parquet and .csv from one frame."""
-    frame = pd.DataFrame(rows, columns=list(columns))
+    frame = pd.DataFrame(list(rows), columns=list(columns))
     for column in columns:
         if _type_of(column) == pa.int64():
             frame[column] = frame[column].astype("Int64")  # a null must not make floats of the counts beside it
@@ -376,15 +313,6 @@ def _type_of(column: str) -> pa.DataType:
 def _safe_cell(cell: Any) -> Any:
     """Spreadsheets run cells that begin with these: an apostrophe in front makes them text."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else cell
-
-
-def _mean_over_conditions(array: np.ndarray) -> np.ndarray:
-    """(U, C, N) -> (U, N): mean over the conditions that are defined; NaN where none is."""
-    if array.shape[1] == 1:
-        return array[:, 0]
-    defined = ~np.isnan(array)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, array, 0).sum(1) / defined.sum(1)
 
 
 def _drop_nan(values: np.ndarray) -> np.ndarray:

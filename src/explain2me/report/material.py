@@ -16,7 +16,7 @@ from explain2me.decode import load_array, printable_line
 from explain2me.errors import ImageError
 from explain2me.manifest import image_root, resolve
 from explain2me.measures import is_dead
-from explain2me.performance import read_predictions
+from explain2me.performance import predictions_of
 from explain2me.store import Part, Run, Stretch, read_part, stretches_of
 
 ALL = "all"
@@ -267,7 +267,7 @@ def _read_maps(material: Material) -> None:
     shown = np.unique([telling.image for telling in material.telling])
     for detector in material.detectors:
         models = run.models_of(detector)
-        found = read_predictions(len(run.image_table), [run.part_paths(model) for model in models])
+        found = predictions_of(run, detector)
         for name in ("clean", *BLURS):
             if name in found.conditions:
                 material.logits[detector, name] = found.logits[:, found.conditions.index(name)]

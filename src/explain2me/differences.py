@@ -1,0 +1,110 @@
+"""Rows of summary/differences: each pair of detectors in each number of the tables, and in AUROC."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from explain2me.cells import Cell, Kind, mean_over_conditions, selections, units_of
+from explain2me.estimates import Difference, Estimate, Totals, above_chance, difference, estimate, totals
+from explain2me.performance import AurocKey
+from explain2me.store import Stretch
+
+DIFFERENCE_COLUMNS = (
+    "detector", "other_detector", "measure", "variant", "similarity", "condition", "label", "source", "num_images", "num_runs",
+    "num_other_runs", "difference", "std_error", "df", "ci_low", "ci_high", "p", "corrected", "corrected_low",
+    "corrected_high",
+)  # fmt: skip
+
+
+class Compared(NamedTuple):
+    """Of a cell of one detector what its differences from others need; ``chance`` holds no value of an entropy."""
+
+    condition: str
+    num_runs: int
+    value: Totals
+    chance: Totals
+
+
+def compared_by(cell: Cell, num_runs: int, stretches: Sequence[Stretch]) -> Compared:
+    """Sums over runs, which are all that is kept of a cell while other detectors are read."""
+    units = units_of(cell.measure, num_runs)
+    value, chance = (totals(mean_over_conditions(array), units, stretches) for array in (cell.value, cell.chance))
+    return Compared(cell.condition, num_runs, value, chance)
+
+
+def difference_rows(
+    compared: Mapping[str, Sequence[Compared]], kind: Kind, stretches: Sequence[Stretch]
+) -> Iterator[dict[str, Any]]:
+    """Each pair of detectors, condition and selection of images; ``difference`` is of the first less the other.
+
+    Args:
+        compared: by detector, each with the same conditions (shifts are named by pixels, which may differ).
+        kind: of all of them.
+        stretches: of the images.
+    """
+    for of_each in zip(*compared.values(), strict=True):
+        for selection in selections(stretches):
+            sizes = [stretches[i].stop - stretches[i].start for i in selection.stretches]
+            values = [estimate(each.value, selection.stretches) for each in of_each]
+            corrected = [
+                above_chance(value, estimate(each.chance, selection.stretches))
+                for value, each in zip(values, of_each, strict=True)
+            ]
+            counts = [_counts(each.value, selection.stretches) for each in of_each]
+            for (a, name), (b, other) in itertools.combinations(enumerate(compared), 2):
+                above = difference(corrected[a], corrected[b], sizes)
+                yield {
+                    "detector": name,
+                    "other_detector": other,
+                    **kind._asdict(),
+                    "condition": of_each[a].condition,
+                    "label": selection.label,
+                    "source": selection.source,
+                    "num_images": int((counts[a] & counts[b]).sum()),
+                    "num_runs": of_each[a].num_runs,
+                    "num_other_runs": of_each[b].num_runs,
+                    **_numbers(difference(values[a], values[b], sizes)),
+                    "corrected": above.value,
+                    "corrected_low": above.low,
+                    "corrected_high": above.high,
+                }
+
+
+def auroc_difference_rows(
+    aurocs: Mapping[str, Mapping[AurocKey, Estimate]], num_runs: Mapping[str, int], stretches: Sequence[Stretch]
+) -> Iterator[dict[str, Any]]:
+    """Each pair of detectors in the AUROC of all clean images, and of each source against all of the other class."""
+    sizes = [stretch.stop - stretch.start for stretch in stretches]
+    for name, other in itertools.combinations(aurocs, 2):
+        for key, ours in aurocs[name].items():
+            score, label, source = key
+            yield {
+                "detector": name,
+                "other_detector": other,
+                "measure": "auroc",
+                "variant": score,
+                "condition": "clean",
+                "label": label,
+                "source": source,
+                "num_runs": num_runs[name],
+                "num_other_runs": num_runs[other],
+                **_numbers(difference(ours, aurocs[other][key], sizes)),
+            }
+
+
+def _counts(found: Totals, chosen: Sequence[int]) -> np.ndarray:
+    """Which of the chosen images have a value."""
+    return np.concatenate([found.counts[found.stretches[i].start : found.stretches[i].stop] > 0 for i in chosen])
+
+
+def _numbers(found: Difference) -> dict[str, float]:
+    return {
+        "difference": found.value,
+        "std_error": found.std_error,
+        "df": found.df,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "p": found.p,
+    }
