@@ -370,6 +370,11 @@ def test_differences_are_those_of_the_other_tables(
         wanted = [aurocs[name, row.variant, *sides] for name in (row.detector, row.other_detector)]
         assert row.difference == pytest.approx(wanted[0] - wanted[1], abs=1e-12)
 
+    lines = [line.split() for line in shown(run).split("Differences over all sources")[1].splitlines()]
+    row = found[(found.measure == "auroc") & (found.variant == "softmax") & (found.label == "all")].iloc[1]
+    assert ["a", "c", "softmax", f"{row.difference:+.3f}", f"[{row.ci_low:+.3f},"] in [line[:5] for line in lines]
+
 
 def test_one_detector_has_no_differences(run: Run) -> None:
     assert len(run.summary("differences")) == 0
+    assert "Differences" not in shown(run)

@@ -1,4 +1,4 @@
-"""Terminal tables of a run in the paper's layout: Table 1 (detector x source), Table 2 (transforms), AUROC."""
+"""Terminal tables of a run in the paper's layout: Table 1 (detector x source), Table 2 (transforms), AUROC, differences."""
 
 import itertools
 from collections import Counter
@@ -21,8 +21,9 @@ NAMES = {
     "focus_salient": "focus, salient blurred ↓",
     "focus_nonsalient": "focus, rest blurred ↑",
     "stability": "stability ↑",
+    "auroc": "AUROC ↑",
 }
-VARIANTS = ("spatial", "intensity", "predicted", "fixed")
+VARIANTS = ("spatial", "intensity", "predicted", "fixed", "softmax", "released")
 CELL_WIDTH = 16
 MOST_REFUSED = 5
 LARGE_DEAD_SHARE = 0.1
@@ -65,6 +66,9 @@ def show_run(run: "Run", console: Console, *, brief: bool = False) -> None:
         console.print(_auroc_table(performance))
     else:
         console.print("No AUROC: the images have no labels, or only one class.")
+    differences: list[Row] = [] if brief else run.summary("differences").to_pylist()
+    if differences:
+        console.print(_difference_table(differences))
     _print_notes(run, console)
 
 
@@ -207,6 +211,37 @@ def _auroc_table(performance: list[Row]) -> Table:
         cells = [_after(by_condition[c], clean) if c in by_condition else Text("-") for c in conditions]
         table.add_row(*map(_text, names), *cells, str(clean["n"]))
     return table
+
+
+def _difference_table(differences: list[Row]) -> Table:
+    """Each pair of detectors in each score over all images."""
+    table = _table(
+        "Differences over all sources: detector less other detector [95 % interval over images and training runs]"
+    )
+    for name in ("score", "detector", "other detector", "variant"):
+        table.add_column(name, overflow="fold")
+    for name in ("difference", "p", "above chance"):
+        table.add_column(name, justify="right", no_wrap=True)
+    wanted = [row for row in differences if row["label"] == row["source"] == ALL]
+    wanted = [row for row in wanted if row["measure"] != "resilience" or row["condition"] == ALL]
+    for block, rows in _grouped(wanted, "measure", "condition", "similarity").items():
+        pairs = _grouped(rows, "detector", "other_detector")
+        for i, ((a, b), of_pair) in enumerate(pairs.items()):
+            of_pair.sort(key=lambda row: VARIANTS.index(row["variant"]))
+            for j, row in enumerate(of_pair):
+                names = (_block_name(*block) if i == j == 0 else "", *((a, b) if j == 0 else ("", "")), row["variant"])
+                cells = (_signed(row, "difference", "ci"), _number(row["p"]), _signed(row, "corrected", "corrected"))
+                last = i == len(pairs) - 1 and j == len(of_pair) - 1
+                table.add_row(*map(_text, names), *cells, end_section=last)
+    return table
+
+
+def _signed(row: Row, name: str, limits: str) -> str:
+    """``+0.123 [-0.001, +0.247]``."""
+    value, low, high = row[name], row[f"{limits}_low"], row[f"{limits}_high"]
+    if value is None:
+        return "-"
+    return f"{value:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def _after(row: Row, clean: Row) -> Text:

@@ -20,9 +20,9 @@ from explain2me.notebook import as_html
 from explain2me.report import Plots, write_report
 from explain2me.report.figures import all_figures, radar_values, safe, wrapped
 from explain2me.report.findings import against_chance, against_fixed, compare, findings
-from explain2me.report.material import Score, gather, main_similarity
+from explain2me.report.material import AUROC, Score, gather, main_similarity
 from explain2me.report.page import _cells, _json
-from explain2me.report.tables import latex
+from explain2me.report.tables import by_pair, latex
 from explain2me.show import show_run
 
 
@@ -150,22 +150,83 @@ def texts(found):
     return [finding.text for finding in found]
 
 
-def test_detectors_differ_where_their_intervals_do_not_overlap():
-    apart = {"a": row(0.2, 0.1, 0.3), "b": row(0.6, 0.5, 0.7)}
-    assert texts(compare(UP, apart, {})) == [
-        "b does better than a in x (higher is better): 0.600 [0.500, 0.700] against 0.200 [0.100, 0.300]."
+def pair(value, half, *, above=(0.3, 0.1), runs=3):
+    """The row of the difference a - b, and of that above chance."""
+    row = {"detector": "a", "other_detector": "b", "num_runs": runs, "num_other_runs": runs, "difference": value}
+    row |= {"ci_low": value - half, "ci_high": value + half, "corrected": above[0]}
+    return {("a", "b"): row | {"corrected_low": above[0] - above[1], "corrected_high": above[0] + above[1]}}
+
+
+MEANS = {"a": row(0.6, 0.5, 0.7), "b": row(0.2, 0.1, 0.3)}
+UNKNOWN = float("nan")
+
+
+def test_detectors_differ_where_the_interval_of_their_difference_excludes_0():
+    assert texts(compare(UP, MEANS, pair(0.4, 0.3), {})) == [
+        "a does better than b in x (higher is better): 0.600 against 0.200, a difference of +0.400 [+0.100, +0.700]."
     ]
-    assert texts(compare(DOWN, apart, {}))[0].startswith("a does better than b in x (lower is better)")
-    touching = apart | {"a": row(0.2, 0.1, 0.5)}
-    assert texts(compare(UP, touching, {})) == ["Not told apart in x: a and b."]
-    assert texts(compare(UP, {"a": apart["a"], "b": row(float("nan"), None, None)}, {})) == []
+    assert texts(compare(DOWN, MEANS, pair(0.4, 0.3), {})) == [
+        "b does better than a in x (lower is better): 0.200 against 0.600, a difference of -0.400 [-0.700, -0.100]."
+    ]
+    assert texts(compare(UP, MEANS, pair(0.4, 0.4), {})) == ["Not told apart in x: a and b."]
+    assert texts(compare(UP, MEANS, pair(0.4, UNKNOWN), {})) == []
+
+
+def test_a_difference_over_single_runs_is_one_over_images_only():
+    said = texts(compare(UP, MEANS, pair(0.4, 0.1, runs=1), {}))[0]
+    assert said.endswith("This is for other images only: one run says nothing of others.")
+    stability = UP._replace(measure="stability")
+    said = texts(compare(stability, MEANS, pair(0.4, 0.1, runs=2), {}))[0]
+    assert said.endswith("This is for other images only: two runs are one pair, which says nothing of others.")
+    assert "only" not in texts(compare(UP, MEANS, pair(0.4, 0.1, runs=2), {}))[0]
+    assert "only" not in texts(compare(stability, MEANS, pair(0.4, 0.1, runs=3), {}))[0]
+
+
+def test_a_difference_that_chance_explains_is_called_so():
+    said = texts(compare(UP, MEANS, pair(0.4, 0.1, above=(0.2, 0.3)), {}))[0]
+    assert said.endswith("Above chance, not told apart (+0.200 [-0.100, +0.500]).")
+    said = texts(compare(UP, MEANS, pair(0.4, 0.1, above=(-0.2, 0.1)), {}))[0]
+    assert said.endswith("Above chance, the other way round (-0.200 [-0.300, -0.100]).")
+    assert "chance" not in texts(compare(UP, MEANS, pair(0.4, 0.1, above=(UNKNOWN, UNKNOWN)), {}))[0]
+    assert "chance" not in texts(compare(DOWN, MEANS, pair(0.4, 0.1, above=(0.2, 0.3)), {}))[0]
 
 
 def test_a_difference_between_means_over_different_images_comes_with_a_warning():
-    apart = {"a": row(0.2, 0.1, 0.3, dead_share=0.02), "b": row(0.6, 0.5, 0.7, dead_share=0.7)}
+    dead = {"a": row(0.6, 0.5, 0.7, dead_share=0.7), "b": row(0.2, 0.1, 0.3, dead_share=0.02)}
     wanted = "Beware: 70.0% and 2.0% of their maps are dead and in no mean, so the two are of different images."
-    assert texts(compare(UP, apart, {}))[0].endswith(wanted)
-    assert "Beware" not in texts(compare(UP, apart | {"b": row(0.6, 0.5, 0.7, dead_share=0.04)}, {}))[0]
+    assert texts(compare(UP, dead, pair(0.4, 0.1), {}))[0].endswith(wanted)
+    assert "Beware" not in texts(compare(UP, dead | {"a": row(0.6, 0.5, 0.7, dead_share=0.04)}, pair(0.4, 0.1), {}))[0]
+
+
+def test_comparisons_are_counted(reported):
+    material = gather(reported, images_per_measure=1)
+    pairs = [material.pairs(score, score.variant) for score in (AUROC, *material.columns)]
+    assert sum(not np.isnan(row["ci_low"]) for rows in pairs for row in rows.values()) == 7
+    apart = material.differences.condition == "focus_salient"
+    material.differences = material.differences.assign(ci_low=np.where(apart, 0.1, -1.0), ci_high=1.0)
+    said = texts(findings(material))
+    assert (
+        "1 of 7 comparisons between detectors came out as different; were all detectors alike, about 0.35 would."
+        in said
+    )
+    material.differences = material.differences.assign(ci_low=-1.0)
+    assert not any("comparisons" in text for text in texts(findings(material)))
+
+
+def test_the_table_of_differences_has_every_pair_and_score(reported):
+    material = gather(reported, images_per_measure=1)
+    sheet = by_pair(material)
+    assert [line[:3] for line in sheet.rows] == [
+        (score.name, *material.detectors) for score in (AUROC, *material.columns)
+    ]
+    found = reported.summary("differences").to_pandas()
+    row = found[(found.condition == "focus_salient") & (found.label == "all") & (found.similarity == "ssim")]
+    row = row.set_index("variant")
+    line = next(line for line in sheet.rows if line[0].startswith("focus, salient"))
+    assert line[3] == f"{row.difference['predicted']:.3f}"
+    assert line[6] == f"{row.difference['fixed']:.3f}"
+    assert line[8] == f"{row.corrected['predicted']:.3f}"
+    assert "Differences between detectors" in (reported.folder / "report" / "index.html").read_text()
 
 
 def test_an_auroc_at_chance_and_a_score_that_is_not_there_are_told_of_their_detector(reported):
@@ -186,33 +247,35 @@ def test_an_auroc_at_chance_and_a_score_that_is_not_there_are_told_of_their_dete
 def test_few_training_runs_are_told(reported, monkeypatch):
     material = gather(reported, images_per_measure=1)
     first, second = material.detectors
-    said = [finding for finding in findings(material) if "training run" in finding.text]
+    said = [finding for finding in findings(material) if finding.kind == "runs"]
     assert [finding.detectors for finding in said] == [(first, second)]
-    assert said[0].text.startswith("2 training runs of each detector: the intervals draw these anew")
-    assert "draw these anew; that of stability draws none." in said[0].text
+    assert said[0].text.startswith("2 training runs of each detector: the interval of a score draws these anew")
+    assert "draws these anew; that of stability draws none." in said[0].text
     assert "50 % of such intervals" in said[0].text
     assert said[0].kind == "runs"
     counts = {first: [None] * 3, second: [None] * 10}
     monkeypatch.setattr(type(material.run), "models_of", lambda self, name: counts[name])
-    (three,) = (finding.text for finding in findings(material) if "training run" in finding.text)
-    assert three.startswith(f"3 training runs of {first}: the intervals draw these anew. So few")
+    (three,) = (finding.text for finding in findings(material) if finding.kind == "runs")
+    assert three.startswith(f"3 training runs of {first}: the interval of a score draws these anew. So few")
     assert "75 % of such intervals (50 % of those of stability)" in three
-    assert "different in 10 % of cases (33 % in stability)" in three
+    assert three.endswith("The intervals of differences between detectors allow for it.")
     counts = {first: [None] * 10, second: [None]}
     monkeypatch.setattr(type(material.run), "models_of", lambda self, name: counts[name])
-    said = [finding for finding in findings(material) if "training run" in finding.text]
+    said = [finding for finding in findings(material) if finding.kind == "runs"]
     assert [(finding.text[:29], finding.detectors) for finding in said] == [
         ("1 training run of second: the", (second,))
     ]
 
 
 def test_a_difference_of_decisions_is_called_one():
-    apart = {"a": row(0.2, 0.1, 0.3), "b": row(0.6, 0.5, 0.7)}
-    gone = {"a": row(0.8, 0.7, 0.9), "b": row(0.85, 0.8, 0.9)}
-    turned = {"a": row(0.95, 0.93, 0.97), "b": row(0.85, 0.8, 0.9)}
-    assert "Not told apart once the class is held fixed (0.850" in texts(compare(UP, apart, gone))[0]
-    assert "The other way round once the class is held fixed" in texts(compare(UP, apart, turned))[0]
-    assert "fixed" not in texts(compare(UP, apart, apart))[0]
+    def said(fixed):
+        return texts(compare(UP, MEANS, pair(0.4, 0.3), fixed))[0]
+
+    wanted = "Not told apart once the class is held fixed (+0.100 [-0.100, +0.300]): a difference of decisions."
+    assert said(pair(0.1, 0.2)).endswith(wanted)
+    assert said(pair(-0.3, 0.2)).endswith("The other way round once the class is held fixed (-0.300 [-0.500, -0.100]).")
+    assert "fixed" not in said(pair(0.2, 0.1))
+    assert "fixed" not in said(pair(0.2, UNKNOWN))
 
 
 def test_no_better_than_chance_is_stuck_or_unlike_anything():

@@ -1,23 +1,23 @@
 """What the numbers say, in plain words. Pure: summary rows in, sentences out; every sentence follows from a stated rule."""
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from explain2me.report.material import Material, Score, records
+from explain2me.report.material import AUROC, Material, Score, records
 
 Kind = Literal["differs", "runs", "alike", "chance", "decision", "dead", "absent", "note"]
 LARGE_DEAD_SHARE = 0.05
 STUCK_CHANCE = 0.5
 """From this chance level on the maps of different images are much alike."""
-OF_RUNS = {2: (50, 33), 3: (75, 10), 4: (79, 7), 5: (84, 5), 6: (86, 4), 7: (87, 3), 8: (88, 3), 9: (89, 2)}
-"""By the number of training runs, where these, normally distributed, are all that varies: percent of intervals that hold the
-true mean, and of pairs of detectors which are alike and whose intervals do not overlap."""
-OF_PAIRS = {3: (50, 33), 4: (74, 10), 5: (78, 8), 6: (81, 6), 7: (82, 5), 8: (85, 4), 9: (86, 3)}
+OF_RUNS = {2: 50, 3: 75, 4: 79, 5: 84, 6: 86, 7: 87, 8: 88, 9: 89}
+"""By the number of training runs, where these, normally distributed, are all that varies: percent of bootstrap intervals of one
+detector that hold the true mean."""
+OF_PAIRS = {3: 50, 4: 74, 5: 78, 6: 81, 7: 82, 8: 85, 9: 86}
 """The same for means over pairs of runs; of two runs there is one pair, and nothing is drawn."""
 RULES = (
-    "Two detectors differ where their 95 % intervals do not overlap; where they overlap, the data do not tell them apart. "
+    "Two detectors differ where the 95 % interval of their difference, over other images and other training runs, excludes 0; where it "
+    "holds 0, the data do not tell them apart, which is not to say that they are alike. "
     "A score is no better than chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
     "reflects changed decisions where the mean of each variant, predicted and fixed, lies outside the interval of the other; a "
     "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus."
@@ -39,35 +39,35 @@ def findings(material: Material) -> list[Finding]:
     for score in material.columns:
         rows = material.totals(score.measure, score.variant, score.condition or "all")
         fixed = material.totals(score.measure, "fixed", score.condition or "all")
-        found += compare(score, rows, fixed)
+        found += compare(score, rows, material.pairs(score, score.variant), material.pairs(score, "fixed"))
         if score.measure != "entropy":
             found += against_chance(score, rows)
             found += against_fixed(score, rows, fixed)
     found += _few_runs(material)
+    found += _comparisons(found, material)
     found += _dead(material)
     found += _absent(material)
     order = ("differs", "runs", "chance", "decision", "dead", "absent", "alike", "note")
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
 
-def overlaps(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool | None:
-    """Whether two 95 % intervals overlap; None where one of them is not known.
+def sign(row: Mapping[str, Any]) -> int | None:
+    """-1, 1, or 0 where the interval of a difference holds 0; None where it is not known.
 
-    >>> overlaps({"ci_low": 0.1, "ci_high": 0.3}, {"ci_low": 0.25, "ci_high": 0.5})
-    True
+    >>> sign({"ci_low": -0.3, "ci_high": -0.1})
+    -1
     """
-    limits = [a["ci_low"], a["ci_high"], b["ci_low"], b["ci_high"]]
-    if any(limit is None or math.isnan(limit) for limit in limits):
+    if math.isnan(row["ci_low"]) or math.isnan(row["ci_high"]):
         return None
-    return bool(limits[0] <= limits[3] and limits[2] <= limits[1])
+    return int(row["ci_low"] > 0) - int(row["ci_high"] < 0)
 
 
 def _performance(material: Material) -> Iterator[Finding]:
     rows = auroc_rows(material)
     if not rows:
         return
-    score = Score("auroc", "AUROC", "auroc", "", None, True)
-    yield from compare(score, {name: row | {"mean": row["auroc"]} for name, row in rows.items()}, {})
+    means = {name: row | {"mean": row["auroc"]} for name, row in rows.items()}
+    yield from compare(AUROC, means, material.pairs(AUROC, AUROC.variant), {})
     for name, row in rows.items():
         if not math.isnan(row["ci_high"]) and row["ci_high"] < 0.5:
             yield Finding(
@@ -96,30 +96,67 @@ def auroc_rows(material: Material) -> dict[str, dict[str, Any]]:
     return {row["detector"]: row for row in records(rows) if not math.isnan(row["auroc"])}
 
 
-def compare(
-    score: Score, rows: Mapping[str, Mapping[str, Any]], fixed: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Finding]:
-    """Each pair of detectors in one score: better beyond the intervals, or not told apart; and whether that holds in `fixed`."""
-    known = {name: row for name, row in rows.items() if not math.isnan(row["mean"])}
+Pairs = Mapping[tuple[str, str], Mapping[str, Any]]
+"""Two detectors -> the row of their difference."""
+
+
+def compare(score: Score, rows: Mapping[str, Mapping[str, Any]], pairs: Pairs, fixed: Pairs) -> Iterator[Finding]:
+    """Each pair of detectors in one score: which does better, or not told apart; and whether that holds otherwise.
+
+    Args:
+        score: of which ``rows`` hold the mean of each detector.
+        rows: by detector.
+        pairs: the differences in this score.
+        fixed: those in its variant ``fixed``; none where it has none.
+    """
     alike: list[str] = []
-    for a, b in itertools.combinations(known, 2):
-        overlap = overlaps(known[a], known[b])
-        if overlap is None:
+    for names, row in pairs.items():
+        direction = sign(row)
+        if direction == 0:
+            alike.append(" and ".join(names))
+        if not direction:
             continue
-        if overlap:
-            alike.append(f"{a} and {b}")
-            continue
-        better, worse = sorted((a, b), key=lambda name: known[name]["mean"], reverse=score.higher_is_better)
-        direction = "higher" if score.higher_is_better else "lower"
+        better, worse = names if (direction > 0) == score.higher_is_better else names[::-1]
+        which = "higher" if score.higher_is_better else "lower"
         yield Finding(
             "differs",
             score.measure,
-            f"{better} does better than {worse} in {score.name} ({direction} is better): {_interval(known[better])} "
-            f"against {_interval(known[worse])}.{_held_fixed(better, worse, fixed, score)}{_dead_shares(better, worse, known)}",
+            f"{better} does better than {worse} in {score.name} ({which} is better): {rows[better]['mean']:.3f} against "
+            f"{rows[worse]['mean']:.3f}, a difference of {_signed(row, better)}.{_of_images_only(score, row)}"
+            f"{_above_chance(score, row)}{_held_fixed(score, row, fixed.get(names), better)}"
+            f"{_dead_shares(better, worse, rows)}",
             (better, worse),
         )
     if alike:
-        yield Finding("alike", score.measure, f"Not told apart in {score.name}: {_listed(alike)}.", tuple(known))
+        of_whom = tuple(dict.fromkeys(name for names, row in pairs.items() if sign(row) == 0 for name in names))
+        yield Finding("alike", score.measure, f"Not told apart in {score.name}: {_listed(alike)}.", of_whom)
+
+
+def _signed(row: Mapping[str, Any], first: str, name: str = "") -> str:
+    """A difference with its interval, of ``first`` less the other; ``name`` is that of a further score of the row."""
+    columns = [f"{name}_low", f"{name}_high", name] if name else ["ci_low", "ci_high", "difference"]
+    low, high, value = (row[column] for column in columns)
+    if first != row["detector"]:
+        low, high, value = -high, -low, -value
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _of_images_only(score: Score, row: Mapping[str, Any]) -> str:
+    """A warning where the training runs of a detector say nothing of others."""
+    fewest = min(row["num_runs"], row["num_other_runs"])
+    if score.measure == "stability" and fewest == 2:
+        return " This is for other images only: two runs are one pair, which says nothing of others."
+    return " This is for other images only: one run says nothing of others." if fewest == 1 else ""
+
+
+def _above_chance(score: Score, row: Mapping[str, Any]) -> str:
+    """What becomes of a difference when each score is taken above its chance level; nothing where it stays."""
+    corrected = {"ci_low": row["corrected_low"], "ci_high": row["corrected_high"]}
+    if not score.higher_is_better or sign(corrected) in (None, sign(row)):
+        return ""
+    better = row["detector"] if row["difference"] > 0 else row["other_detector"]
+    says = "not told apart" if sign(corrected) == 0 else "the other way round"
+    return f" Above chance, {says} ({_signed(row, better, 'corrected')})."
 
 
 def _dead_shares(better: str, worse: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -130,18 +167,15 @@ def _dead_shares(better: str, worse: str, rows: Mapping[str, Mapping[str, Any]])
     return f" Beware: {shares[0]:.1%} and {shares[1]:.1%} of their maps are dead and in no mean, so the two are of different images."
 
 
-def _held_fixed(better: str, worse: str, fixed: Mapping[str, Mapping[str, Any]], score: Score) -> str:
+def _held_fixed(score: Score, row: Mapping[str, Any], fixed: Mapping[str, Any] | None, better: str) -> str:
     """What becomes of a difference when the same class is explained throughout; nothing where it stays."""
-    if better not in fixed or worse not in fixed:
+    if fixed is None or sign(fixed) in (None, sign(row)):
         return ""
-    a, b = fixed[better], fixed[worse]
     held = "the true class is explained" if score.measure == "stability" else "the class is held fixed"
-    if overlaps(a, b) is not False:
-        why = "" if score.measure == "stability" else ": a difference of decisions"
-        return f" Not told apart once {held} ({_interval(a)} against {_interval(b)}){why}."
-    if (a["mean"] > b["mean"]) != score.higher_is_better:
-        return f" The other way round once {held} ({_interval(a)} against {_interval(b)})."
-    return ""
+    if sign(fixed):
+        return f" The other way round once {held} ({_signed(fixed, better)})."
+    why = "" if score.measure == "stability" else ": a difference of decisions"
+    return f" Not told apart once {held} ({_signed(fixed, better)}){why}."
 
 
 def against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
@@ -205,23 +239,34 @@ def _few_runs(material: Material) -> Iterator[Finding]:
         if count == 1:
             text = f"1 training run of {whose}: the intervals say nothing of what another training would give."
         elif count in OF_RUNS:
-            text = _too_narrow(f"{count} training runs of {whose}", *OF_RUNS[count], *OF_PAIRS.get(count, ()))
+            text = _too_narrow(f"{count} training runs of {whose}", OF_RUNS[count], OF_PAIRS.get(count))
         else:
             continue
         yield Finding("runs", "", text, tuple(names))
 
 
-def _too_narrow(
-    which: str, holds: int, apart: int, holds_pairs: int | None = None, apart_pairs: int | None = None
-) -> str:
+def _too_narrow(which: str, holds: int, holds_pairs: int | None) -> str:
     of_stability = "; that of stability draws none" if holds_pairs is None else ""
     beside = "" if holds_pairs is None else f" ({holds_pairs} % of those of stability)"
-    also = "" if apart_pairs is None else f" ({apart_pairs} % in stability)"
     return (
-        f"{which}: the intervals draw these anew{of_stability}. So few make them too narrow for what other trainings would give: where "
-        f"runs are all that varies, {holds} % of such intervals{beside} hold the true mean, not 95 %, and two detectors that are "
-        f"alike come out as different in {apart} % of cases{also}."
+        f"{which}: the interval of a score draws these anew{of_stability}. So few make it too narrow for what other trainings would "
+        f"give: where runs are all that varies, {holds} % of such intervals{beside} hold the true mean, not 95 %. The "
+        f"intervals of differences between detectors allow for it."
     )
+
+
+def _comparisons(found: Sequence[Finding], material: Material) -> Iterator[Finding]:
+    """How many differences chance alone would make."""
+    scores = [(AUROC, AUROC.variant), *((score, score.variant) for score in material.columns)]
+    count = sum(sign(row) is not None for score, variant in scores for row in material.pairs(score, variant).values())
+    differ = sum(finding.kind == "differs" for finding in found)
+    if count > 1 and differ:
+        yield Finding(
+            "note",
+            "",
+            f"{differ} of {count} comparisons between detectors came out as different; were all detectors alike, about "
+            f"{0.05 * count:.2g} would.",
+        )
 
 
 def _dead(material: Material) -> Iterator[Finding]:

@@ -36,6 +36,9 @@ class Score(NamedTuple):
     higher_is_better: bool
 
 
+AUROC = Score("auroc", "AUROC", "auroc", "softmax", "clean", True)
+
+
 class Telling(NamedTuple):
     """An image worth looking at, and why: ``lowest``, ``highest`` or ``most different`` in a score."""
 
@@ -52,7 +55,7 @@ class Material:
 
     Attributes:
         run: opened.
-        measures, performance, matrix: the summary tables as frames; names as they are, not made printable.
+        measures, differences, performance, matrix: the summary tables as frames; names as they are, not made printable.
         scores: one row an image and detector: mean over runs of each score in ``columns``, and what was predicted.
         columns: the scores of ``scores``.
         clean: mean clean map (h, w) by (detector, label, source), each map scaled to the sum 1.
@@ -64,6 +67,7 @@ class Material:
 
     run: Run
     measures: pd.DataFrame
+    differences: pd.DataFrame
     performance: pd.DataFrame
     matrix: pd.DataFrame
     quarantine: pd.DataFrame
@@ -125,6 +129,14 @@ class Material:
             rows = rows[rows.condition == condition]
         return {row["detector"]: row for row in records(rows)}
 
+    def pairs(self, score: Score, variant: str) -> dict[tuple[str, str], dict[str, Any]]:
+        """The difference over all images of each pair of detectors in a score; SSIM where there are several similarities."""
+        rows = self.differences
+        rows = rows[(rows.measure == score.measure) & (rows.variant == variant)]
+        rows = rows[(rows.label == ALL) & (rows.source == ALL) & self.main_similarity(rows)]
+        rows = rows[rows.condition == (score.condition or ALL)]
+        return {(row["detector"], row["other_detector"]): row for row in records(rows)}
+
     def main_similarity(self, rows: pd.DataFrame) -> "pd.Series[bool]":
         """Rows of the similarity that stands in the text: SSIM, or else the first that was taken."""
         return rows.similarity.isna() | (rows.similarity == main_similarity(rows.similarity))
@@ -169,13 +181,14 @@ def gather(run: Run, *, images_per_measure: int) -> Material:
     """
     frames = {
         name: run.summary(name).to_pandas()
-        for name in ("measures", "performance", "stability_matrix", "quarantine", "precision")
+        for name in ("measures", "differences", "performance", "stability_matrix", "quarantine", "precision")
     }
     columns = _columns(run, frames["measures"])
     scores = _scores_by_image(run, columns)
     material = Material(
         run,
         frames["measures"],
+        frames["differences"],
         frames["performance"],
         frames["stability_matrix"],
         frames["quarantine"],

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from explain2me.decode import printable_line
-from explain2me.report.material import ALL, Material, records
+from explain2me.report.material import ALL, AUROC, Material, records
 
 ARROWS = {"entropy": "lower", "noise": "higher", "resilience": "higher", "stability": "higher"}
 ARROWS |= {"focus_salient": "lower", "focus_nonsalient": "higher"}
@@ -30,6 +30,9 @@ class Sheet(NamedTuple):
 
 def sheets(material: Material) -> Iterator[tuple[str, Sheet]]:
     """Section of the page and table."""
+    differences = by_pair(material)
+    if differences.rows:
+        yield "decide", differences
     for measure in ("entropy", "noise", "resilience", "focus", "stability"):
         sheet = by_source(material, measure)
         if sheet.rows:
@@ -98,6 +101,38 @@ def by_source(material: Material, measure: str) -> Sheet:
         "Over images and runs.",
         3,
     )
+
+
+def by_pair(material: Material) -> Sheet:
+    """Each pair of detectors in AUROC and each score: their difference with its interval, held fixed, and above chance."""
+    lines = []
+    for score in (AUROC, *material.columns):
+        fixed = material.pairs(score, "fixed")
+        for names, row in material.pairs(score, score.variant).items():
+            held = fixed.get(names)
+            lines.append(
+                (
+                    score.name,
+                    *map(printable_line, names),
+                    number(row["difference"]),
+                    interval(row["ci_low"], row["ci_high"]),
+                    number(row["p"]),
+                    number(held["difference"]) if held else "-",
+                    interval(held["ci_low"], held["ci_high"]) if held else "-",
+                    number(row["corrected"]),
+                    interval(row["corrected_low"], row["corrected_high"]),
+                )
+            )
+    columns = (
+        "score", "detector", "other detector", "difference", "95 % interval", "p", "class held fixed", "its interval",
+        "above chance", "its interval",
+    )  # fmt: skip
+    note = (
+        "Detector less other detector, over all images. Intervals: over other images, the same for both detectors, and over other "
+        "training runs (Student's t, Satterthwaite's degrees of freedom). p: of no difference; of many comparisons some are "
+        "below 0.05 by chance. Above chance: of (mean - chance) / (1 - chance)."
+    )
+    return Sheet("differences", "Differences between detectors", columns, lines, note, 3)
 
 
 def details(material: Material, measure: str) -> Sheet:
