@@ -252,6 +252,7 @@ def test_few_training_runs_are_told(reported, monkeypatch):
     assert said[0].text.startswith("2 training runs of each detector: the interval of a score draws these anew")
     assert "draws these anew; that of stability draws none." in said[0].text
     assert "50 % of such intervals" in said[0].text
+    assert said[0].text.endswith("allow for it but for stability.")
     assert said[0].kind == "runs"
     counts = {first: [None] * 3, second: [None] * 10}
     monkeypatch.setattr(type(material.run), "models_of", lambda self, name: counts[name])

@@ -248,10 +248,11 @@ def _few_runs(material: Material) -> Iterator[Finding]:
 def _too_narrow(which: str, holds: int, holds_pairs: int | None) -> str:
     of_stability = "; that of stability draws none" if holds_pairs is None else ""
     beside = "" if holds_pairs is None else f" ({holds_pairs} % of those of stability)"
+    but = " but for stability" if holds_pairs is None else ""
     return (
         f"{which}: the interval of a score draws these anew{of_stability}. So few make it too narrow for what other trainings would "
         f"give: where runs are all that varies, {holds} % of such intervals{beside} hold the true mean, not 95 %. The "
-        f"intervals of differences between detectors allow for it."
+        f"intervals of differences between detectors allow for it{but}."
     )
 
 
