@@ -233,7 +233,7 @@ def test_the_stability_matrix_is_symmetric_and_averages_to_the_measure(run: Run)
 
 
 def test_csv_and_parquet_hold_the_same_numbers(run: Run) -> None:
-    for name in ("measures", "performance", "stability_matrix"):
+    for name in ("measures", "differences", "performance", "stability_matrix"):
         table = run.summary(name).to_pandas()
         csv = pd.read_csv(run.folder / "summary" / f"{name}.csv", keep_default_na=True)
         assert list(csv.columns) == list(table.columns)

@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from explain2me import open_run
 from explain2me.config import load_config, override
+from explain2me.errors import RunFolderError
 from explain2me.explain import explain_run
 from explain2me.measure import measure_run
 from explain2me.measures import ssim
@@ -339,7 +340,8 @@ def test_differences_are_those_of_the_other_tables(
     keys = ["measure", "variant", "similarity", "condition", "label", "source"]
     measures = run.summary().to_pandas().set_index(["detector", *keys]).sort_index()
     ours = found[found.measure != "auroc"]
-    assert len(ours) == 3 * len(measures) / 3
+    num_pairs, num_detectors = 3, 3
+    assert len(ours) == num_pairs * len(measures) / num_detectors
     assert [*ours[["detector", "other_detector"]].drop_duplicates().itertuples(index=False, name=None)] == [
         *itertools.combinations("abc", 2)
     ]
@@ -364,7 +366,7 @@ def test_differences_are_those_of_the_other_tables(
     aurocs = aurocs[(aurocs.run == "all") & (aurocs.condition == "clean")]
     aurocs = aurocs.set_index(["detector", "score", "positives", "negatives"]).auroc
     theirs = found[found.measure == "auroc"]
-    assert len(theirs) == 3 * len(aurocs) / 3
+    assert len(theirs) == num_pairs * len(aurocs) / num_detectors
     for row in theirs.itertuples():
         sides = (row.source, "all") if row.label == "fake" else ("all", row.source)
         wanted = [aurocs[name, row.variant, *sides] for name in (row.detector, row.other_detector)]
@@ -373,8 +375,19 @@ def test_differences_are_those_of_the_other_tables(
     lines = [line.split() for line in shown(run).split("Differences over all sources")[1].splitlines()]
     row = found[(found.measure == "auroc") & (found.variant == "softmax") & (found.label == "all")].iloc[1]
     assert ["a", "c", "softmax", f"{row.difference:+.3f}", f"[{row.ci_low:+.3f},"] in [line[:5] for line in lines]
+    for width in (80, 120):
+        text = shown(run, width).split("Differences over all sources", 1)[1]
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        assert f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]" in text
+        assert "predicted" in text
+    (run.folder / "summary" / "differences.parquet").unlink()
+    with pytest.raises(RunFolderError, match=r"no summary table 'differences' .* call `explain2me summarise"):
+        shown(run)
 
 
-def test_one_detector_has_no_differences(run: Run) -> None:
+def test_one_detector_has_no_differences_and_needs_no_table_of_them(run: Run, tmp_path: Path) -> None:
     assert len(run.summary("differences")) == 0
-    assert "Differences" not in shown(run)
+    shutil.copytree(run.folder, tmp_path / "old")
+    (tmp_path / "old" / "summary" / "differences.parquet").unlink()
+    assert "Differences" not in shown(open_run(tmp_path / "old"))

@@ -16,7 +16,7 @@ MEASURES = ("entropy", "noise", "resilience", "focus", "stability")
 GROUPS = ("shifts", "flips", "rotations", ALL)
 
 
-class Kind(NamedTuple):
+class Quantity(NamedTuple):
     """What a number is, but for its condition."""
 
     measure: str
@@ -46,23 +46,23 @@ class Selection(NamedTuple):
     stretches: tuple[int, ...]
 
 
-def kinds_of(run: Run, detector: str) -> Iterator[Kind]:
+def quantities_of(run: Run, detector: str) -> Iterator[Quantity]:
     """What a detector has scores of, in the order of the tables."""
     dataset = run.scores_dataset()
     for measure in MEASURES:
         wanted = (ds.field("detector") == detector) & (ds.field("measure") == measure)
         table = dataset.to_table(["variant", "similarity"], filter=wanted).group_by(["variant", "similarity"])
-        found = [Kind(measure, row["variant"], row["similarity"]) for row in table.aggregate([]).to_pylist()]
-        yield from sorted(found, key=lambda kind: (kind.similarity or "", kind.variant))
+        found = [Quantity(measure, row["variant"], row["similarity"]) for row in table.aggregate([]).to_pylist()]
+        yield from sorted(found, key=lambda quantity: (quantity.similarity or "", quantity.variant))
 
 
-def cells_of(run: Run, detector: str, kind: Kind) -> Iterator[Cell]:
+def cells_of(run: Run, detector: str, quantity: Quantity) -> Iterator[Cell]:
     """A cell a condition, and for resilience one a group of transforms."""
     similarity = ds.field("similarity")
-    same = similarity.is_null() if kind.similarity is None else similarity == kind.similarity
-    wanted = (ds.field("detector") == detector) & (ds.field("measure") == kind.measure)
-    rows = run.scores_dataset().to_batches(filter=wanted & (ds.field("variant") == kind.variant) & same)
-    return _dense(run, run.models_of(detector), kind, rows)
+    same = similarity.is_null() if quantity.similarity is None else similarity == quantity.similarity
+    wanted = (ds.field("detector") == detector) & (ds.field("measure") == quantity.measure)
+    rows = run.scores_dataset().to_batches(filter=wanted & (ds.field("variant") == quantity.variant) & same)
+    return _dense(run, run.models_of(detector), quantity, rows)
 
 
 def units_of(measure: str, num_runs: int) -> list[tuple[int, ...]]:
@@ -90,13 +90,13 @@ def mean_over_conditions(array: np.ndarray) -> np.ndarray:
 def _dense(
     run: Run,
     models: Sequence[Model],
-    kind: Kind,
+    quantity: Quantity,
     batches: Iterable[pa.RecordBatch],
 ) -> Iterator[Cell]:
     """Long rows to arrays: one cell a condition, and for resilience one a group of transforms."""
     names = [model.run for model in models]
-    units = units_of(kind.measure, len(names))
-    conditions = [c for c in conditions_for(run.config.measures, models[0].input_size) if c.measure == kind.measure]
+    units = units_of(quantity.measure, len(names))
+    conditions = [c for c in conditions_for(run.config.measures, models[0].input_size) if c.measure == quantity.measure]
     labels = [condition.name for condition in conditions] or ["clean"]
     shape = (len(units), len(labels), len(run.image_table))
     value, chance = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -112,12 +112,12 @@ def _dense(
         present[where], dead[where] = True, batch["dead"].to_numpy(zero_copy_only=False)
         kept[where] = batch["kept"].cast(pa.int8()).fill_null(-1).to_numpy()
     picks = [(label, [i]) for i, label in enumerate(labels)]
-    if kind.measure == "resilience":
+    if quantity.measure == "resilience":
         groups = [condition.group for condition in conditions]
         picks += [(group, [i for i, g in enumerate(groups) if group in (ALL, g)]) for group in GROUPS]
     for label, some in picks:
         known = kept[:, some] if (kept >= 0).any() else None
-        yield Cell(*kind, label, value[:, some], chance[:, some], present[:, some], dead[:, some], known)
+        yield Cell(*quantity, label, value[:, some], chance[:, some], present[:, some], dead[:, some], known)
 
 
 def _codes(batch: pa.RecordBatch, name: str, words: Sequence[str]) -> np.ndarray:

@@ -170,7 +170,7 @@ class SummaryConfig(Section):
     """How tables are made from scores."""
 
     bootstrap: int = Field(default=1000, ge=0, le=100_000)
-    """Resamples behind each 95 % interval; 0 leaves the intervals out."""
+    """Resamples behind the 95 % interval of each score; 0 leaves these intervals out. Those of differences need none."""
 
 
 class ReportConfig(Section):

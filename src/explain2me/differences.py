@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from explain2me.cells import Cell, Kind, mean_over_conditions, selections, units_of
-from explain2me.estimates import Difference, Estimate, Totals, above_chance, difference, estimate, totals
+from explain2me.cells import Cell, Quantity, mean_over_conditions, selections, units_of
+from explain2me.estimates import Estimate, Totals, above_chance, difference, estimate, totals
 from explain2me.performance import AurocKey
 from explain2me.store import Stretch
 
@@ -19,29 +19,28 @@ DIFFERENCE_COLUMNS = (
 
 
 class Compared(NamedTuple):
-    """Of a cell of one detector what its differences from others need; ``chance`` holds no value of an entropy."""
+    """Of a cell of one detector what its differences from others need; there is no chance level of entropy."""
 
     condition: str
-    num_runs: int
     value: Totals
-    chance: Totals
+    chance: Totals | None
 
 
 def compared_by(cell: Cell, num_runs: int, stretches: Sequence[Stretch]) -> Compared:
     """Sums over runs, which are all that is kept of a cell while other detectors are read."""
     units = units_of(cell.measure, num_runs)
     value, chance = (totals(mean_over_conditions(array), units, stretches) for array in (cell.value, cell.chance))
-    return Compared(cell.condition, num_runs, value, chance)
+    return Compared(cell.condition, value, None if cell.measure == "entropy" else chance)
 
 
 def difference_rows(
-    compared: Mapping[str, Sequence[Compared]], kind: Kind, stretches: Sequence[Stretch]
+    compared: Mapping[str, Sequence[Compared]], quantity: Quantity, stretches: Sequence[Stretch]
 ) -> Iterator[dict[str, Any]]:
     """Each pair of detectors, condition and selection of images; ``difference`` is of the first less the other.
 
     Args:
         compared: by detector, each with the same conditions (shifts are named by pixels, which may differ).
-        kind: of all of them.
+        quantity: of all of them.
         stretches: of the images.
     """
     for of_each in zip(*compared.values(), strict=True):
@@ -49,31 +48,26 @@ def difference_rows(
             sizes = [stretches[i].stop - stretches[i].start for i in selection.stretches]
             values = [estimate(each.value, selection.stretches) for each in of_each]
             corrected = [
-                above_chance(value, estimate(each.chance, selection.stretches))
+                each.chance and above_chance(value, estimate(each.chance, selection.stretches))
                 for value, each in zip(values, of_each, strict=True)
             ]
-            counts = [_counts(each.value, selection.stretches) for each in of_each]
             for (a, name), (b, other) in itertools.combinations(enumerate(compared), 2):
-                above = difference(corrected[a], corrected[b], sizes)
+                both = ~np.isnan(values[a].images) & ~np.isnan(values[b].images)
                 yield {
                     "detector": name,
                     "other_detector": other,
-                    **kind._asdict(),
+                    **quantity._asdict(),
                     "condition": of_each[a].condition,
                     "label": selection.label,
                     "source": selection.source,
-                    "num_images": int((counts[a] & counts[b]).sum()),
-                    "num_runs": of_each[a].num_runs,
-                    "num_other_runs": of_each[b].num_runs,
-                    **_numbers(difference(values[a], values[b], sizes)),
-                    "corrected": above.value,
-                    "corrected_low": above.low,
-                    "corrected_high": above.high,
+                    "num_images": int(both.sum()),
+                    **_numbers(values[a], values[b], sizes),
+                    **_above_chance(corrected[a], corrected[b], sizes),
                 }
 
 
 def auroc_difference_rows(
-    aurocs: Mapping[str, Mapping[AurocKey, Estimate]], num_runs: Mapping[str, int], stretches: Sequence[Stretch]
+    aurocs: Mapping[str, Mapping[AurocKey, Estimate]], stretches: Sequence[Stretch]
 ) -> Iterator[dict[str, Any]]:
     """Each pair of detectors in the AUROC of all clean images, and of each source against all of the other class."""
     sizes = [stretch.stop - stretch.start for stretch in stretches]
@@ -88,19 +82,15 @@ def auroc_difference_rows(
                 "condition": "clean",
                 "label": label,
                 "source": source,
-                "num_runs": num_runs[name],
-                "num_other_runs": num_runs[other],
-                **_numbers(difference(ours, aurocs[other][key], sizes)),
+                **_numbers(ours, aurocs[other][key], sizes),
             }
 
 
-def _counts(found: Totals, chosen: Sequence[int]) -> np.ndarray:
-    """Which of the chosen images have a value."""
-    return np.concatenate([found.counts[found.stretches[i].start : found.stretches[i].stop] > 0 for i in chosen])
-
-
-def _numbers(found: Difference) -> dict[str, float]:
+def _numbers(a: Estimate, b: Estimate, sizes: Sequence[int]) -> dict[str, float]:
+    found = difference(a, b, sizes)
     return {
+        "num_runs": a.num_runs,
+        "num_other_runs": b.num_runs,
         "difference": found.value,
         "std_error": found.std_error,
         "df": found.df,
@@ -108,3 +98,10 @@ def _numbers(found: Difference) -> dict[str, float]:
         "ci_high": found.high,
         "p": found.p,
     }
+
+
+def _above_chance(a: Estimate | None, b: Estimate | None, sizes: Sequence[int]) -> dict[str, float]:
+    if a is None or b is None:
+        return {}
+    found = difference(a, b, sizes)
+    return {"corrected": found.value, "corrected_low": found.low, "corrected_high": found.high}

@@ -1,9 +1,10 @@
 """By how much two detectors differ in a mean score, with an interval: over other images and over other training runs.
 
 Both detectors are measured on the same images, so these are paired; their training runs are independent. The variances over
-images and over the runs of each detector add up, and the interval is Student's t with as many degrees of freedom as they
-have together (Satterthwaite). It is that of Welch where only runs vary and that of a paired t-test where only images do;
-where each image has runs of its own liking it is somewhat wide, since that part is counted with both.
+the images of each source and over the runs of each detector add up, and the interval is Student's t with as many degrees of
+freedom as they have together (Satterthwaite). It is that of Welch where only runs vary, and that of a paired t-test where
+only the images of one source do; where each image has runs of its own liking it is somewhat wide, since that part is counted
+with both.
 """
 
 import math
@@ -15,26 +16,31 @@ from scipy import stats
 
 from explain2me.store import Stretch
 
+ROUNDING = 1e-12
+"""A difference no larger is none."""
+
 
 class Estimate(NamedTuple):
     """A mean over images and training runs, and what its error follows from.
 
     Attributes:
         mean: NaN where there is no value.
-        images: (N,) influence of each image on the mean; they sum up to 0.
-        runs: (R,) jackknife pseudo-values, one a run; none where there is one run, or one pair of runs, which says nothing of
-            others.
+        images: (N,) influence of each image on the mean, NaN where it has no value; they sum up to 0.
+        runs: jackknife pseudo-values, one a run that has values; none where there is one such run, or one pair, which says
+            nothing of others.
+        num_runs: runs that have values.
     """
 
     mean: float
     images: np.ndarray
     runs: np.ndarray
+    num_runs: int
 
 
 class Difference(NamedTuple):
     """Of two means: its value and standard error, degrees of freedom, 95 % interval, and p of none (two-sided).
 
-    NaN where it is not defined; ``df`` is infinite where nothing varies.
+    NaN where it is not defined. Where nothing varies, as in AUROCs of exactly 1, ``df`` is infinite and the interval has no width.
     """
 
     value: float
@@ -67,29 +73,31 @@ def totals(values: np.ndarray, units: Sequence[Sequence[int]], stretches: Sequen
     defined = ~np.isnan(values)
     known = np.where(defined, values, 0.0)
     by_unit = [[side[:, s.start : s.stop].sum(1, dtype=np.float64) for s in stretches] for side in (known, defined)]
-    return Totals(known.sum(0), defined.sum(0), np.array(by_unit).swapaxes(1, 2), units, stretches)
+    return Totals(known.sum(0), defined.sum(0, dtype=np.int32), np.array(by_unit).swapaxes(1, 2), units, stretches)
 
 
 def estimate(found: Totals, chosen: Sequence[int]) -> Estimate:
-    """The mean of all values of the chosen stretches, by their positions; each image and unit weighs the same.
+    """The mean of all values of the chosen stretches, by their positions; each value weighs the same.
 
     >>> two_runs = totals(np.array([[0.1, 0.3], [0.5, 0.7]]), [[0], [1]], [Stretch(None, "a", 0, 2)])
-    >>> mean, images, runs = estimate(two_runs, [0])
-    >>> round(mean, 3), images.round(3), runs.round(3)
+    >>> found = estimate(two_runs, [0])
+    >>> round(found.mean, 3), found.images.round(3), found.runs.round(3)
     (0.4, array([-0.05,  0.05]), array([0.2, 0.6]))
     """
     parts = [slice(found.stretches[i].start, found.stretches[i].stop) for i in chosen]
     sums, counts = (np.concatenate([side[part] for part in parts]) for side in (found.sums, found.counts))
     of_units = found.by_unit[:, :, list(chosen)].sum(2)  # 2, U
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.divide(*of_units.sum(1))
-        images = (sums - counts * mean) / counts.sum()
-        num_runs = 1 + max(max(unit) for unit in found.units)
-        others = [[run not in unit for unit in found.units] for run in range(num_runs)]
-        without = np.array([np.divide(*of_units[:, kept].sum(1)) for kept in others])
-    if not np.any(others, axis=1).all():
-        return Estimate(float(mean), images, np.empty(0))
-    return Estimate(float(mean), images, num_runs * mean - (num_runs - 1) * without)
+    if not counts.any():
+        return Estimate(math.nan, np.full(len(sums), math.nan), np.empty(0), 0)
+    mean = float(np.divide(*of_units.sum(1)))
+    images = np.where(counts > 0, sums - counts * mean, math.nan) / counts.sum()
+    known = of_units[1] > 0
+    names = sorted({run for unit, has in zip(found.units, known, strict=True) if has for run in unit})
+    others = np.array([[run not in unit for unit in found.units] for run in names]) & known
+    if not others.any(1).all():
+        return Estimate(mean, images, np.empty(0), len(names))
+    without = np.array([np.divide(*of_units[:, kept].sum(1)) for kept in others])
+    return Estimate(mean, images, len(names) * mean - (len(names) - 1) * without, len(names))
 
 
 def auroc_estimate(scores: np.ndarray, positive: np.ndarray) -> Estimate:
@@ -102,7 +110,7 @@ def auroc_estimate(scores: np.ndarray, positive: np.ndarray) -> Estimate:
     >>> auroc_estimate(np.array([[0.1, 0.4, 0.4]]), np.array([False, False, True])).mean
     0.75
     """
-    areas, images = np.full(len(scores), np.nan), np.zeros(scores.shape)
+    areas, images = np.full(len(scores), np.nan), np.full(scores.shape, np.nan)
     for run, score in enumerate(scores):
         known = ~np.isnan(score)
         sides = [np.flatnonzero(known & positive), np.flatnonzero(known & ~positive)]
@@ -115,20 +123,23 @@ def auroc_estimate(scores: np.ndarray, positive: np.ndarray) -> Estimate:
         areas[run] = below[0].mean() / len(sides[1])
         images[run, sides[0]] = (below[0] / len(sides[1]) - areas[run]) / len(sides[0])
         images[run, sides[1]] = (1 - below[1] / len(sides[0]) - areas[run]) / len(sides[1])
-    return Estimate(float(areas.mean()), images.mean(0), areas if len(areas) > 1 else np.empty(0))
+    influence = np.where(np.isnan(images).all(0), math.nan, np.nan_to_num(images).mean(0))
+    return Estimate(float(areas.mean()), influence, areas if len(areas) > 1 else np.empty(0), len(areas))
 
 
 def above_chance(value: Estimate, chance: Estimate) -> Estimate:
-    """(value - chance) / (1 - chance): 1 is perfect, 0 no better than chance; NaN where chance is 1."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rest = 1 - chance.mean or math.nan
-        images = value.images / rest + chance.images * (value.mean - 1) / rest**2
-        mean, num_runs = (value.mean - chance.mean) / rest, len(value.runs)
-        if not num_runs:
-            return Estimate(float(mean), images, np.empty(0))
-        without, chance_without = ((num_runs * each.mean - each.runs) / (num_runs - 1) for each in (value, chance))
-        of_others = (without - chance_without) / (1 - chance_without)
-    return Estimate(float(mean), images, num_runs * mean - (num_runs - 1) * of_others)
+    """(value - chance) / (1 - chance): 1 is perfect, 0 no better than chance; NaN where chance is 1.
+
+    The images are taken as independent, though one is the partner of another in its chance level.
+    """
+    rest = 1 - chance.mean or math.nan
+    images = _sum(value.images / rest, chance.images * (value.mean - 1) / rest**2)
+    mean, num_runs = (value.mean - chance.mean) / rest, value.num_runs
+    if not len(value.runs) or len(value.runs) != len(chance.runs):
+        return Estimate(mean, images, np.empty(0), num_runs)
+    without, chance_without = ((num_runs * each.mean - each.runs) / (num_runs - 1) for each in (value, chance))
+    of_others = (without - chance_without) / np.where(chance_without == 1, math.nan, 1 - chance_without)
+    return Estimate(mean, images, num_runs * mean - (num_runs - 1) * of_others, num_runs)
 
 
 def difference(a: Estimate, b: Estimate, sizes: Sequence[int]) -> Difference:
@@ -140,21 +151,22 @@ def difference(a: Estimate, b: Estimate, sizes: Sequence[int]) -> Difference:
         sizes: of the sources, in the order of the images, which are drawn within them.
     """
     value = a.mean - b.mean
-    of_sources = np.split(a.images - b.images, np.cumsum(sizes)[:-1])
-    # variance and degrees of freedom of each part
-    parts = [(sum(n * _variance(each) for n, each in zip(sizes, of_sources, strict=True)), sum(sizes) - len(sizes))]
-    parts += [(_variance(each.runs) / len(each.runs), len(each.runs) - 1) for each in (a, b) if len(each.runs)]
-    parts = [part for part in parts if part[1]]
-    variance = sum(part[0] for part in parts)
+    of_sources = np.split(_sum(a.images, -b.images), np.cumsum(sizes)[:-1])
+    known = [each[~np.isnan(each)] for each in of_sources]
+    # variance and degrees of freedom of each part; the bootstrap always draws a source of one image as it is, too
+    parts = [(len(each) * each.var(ddof=1), len(each) - 1) for each in known if len(each) > 1]
+    parts += [(each.runs.var(ddof=1) / len(each.runs), len(each.runs) - 1) for each in (a, b) if len(each.runs)]
+    variance = float(sum(part for part, _ in parts))
     if not parts or not math.isfinite(variance) or not math.isfinite(value):
         return Difference(value, *[math.nan] * 5)
-    if variance == 0:
+    if variance <= ROUNDING**2:
+        value = 0.0 if abs(value) <= ROUNDING else value
         return Difference(value, 0.0, math.inf, value, value, float(value == 0))
     error, df = math.sqrt(variance), variance**2 / sum(part**2 / degrees for part, degrees in parts)
     half = float(stats.t.ppf(0.975, df)) * error
     return Difference(value, error, df, value - half, value + half, 2 * float(stats.t.sf(abs(value) / error, df)))
 
 
-def _variance(values: np.ndarray) -> float:
-    """0 of a single value, as the bootstrap has it: a source of one image is always drawn as it is."""
-    return float(values.var(ddof=1)) if len(values) > 1 else 0.0
+def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """NaN only where both are."""
+    return np.where(np.isnan(a) & np.isnan(b), math.nan, np.nan_to_num(a) + np.nan_to_num(b))

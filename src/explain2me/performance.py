@@ -26,14 +26,12 @@ SCORES = ("softmax", "released")
 """softmax: log probability of the positive class. released: its logit alone, as the authors' scripts rank."""
 BY_SOURCE = ("clean", "focus_salient", "focus_nonsalient")
 """Conditions whose AUROC is also given source by source."""
+AurocKey = tuple[str, str, str]
+"""Score, label and source."""
 PERFORMANCE_COLUMNS = (
     "detector", "run", "condition", "score", "positives", "negatives", "n", "num_positive", "num_negative", "auroc", "std",
     "ci_low", "ci_high", "auroc_clean", "accuracy", "kept_share", "num_invalid",
 )  # fmt: skip
-
-
-AurocKey = tuple[str, str, str]
-"""Score, label and source."""
 
 
 class Contrast(NamedTuple):

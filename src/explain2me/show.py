@@ -48,6 +48,8 @@ def show_run(run: "Run", console: Console, *, brief: bool = False) -> None:
     """
     measures: list[Row] = run.summary("measures").to_pylist()
     performance: list[Row] = run.summary("performance").to_pylist()
+    several = len(run.config.detectors) > 1
+    differences: list[Row] = run.summary("differences").to_pylist() if several and not brief else []
     wanted = [row for row in measures if row["measure"] != "resilience" or row["condition"] == ALL]
     wanted.sort(key=lambda row: VARIANTS.index(row["variant"]))
     blocks = _grouped(wanted, "measure", "condition", "similarity")
@@ -66,9 +68,8 @@ def show_run(run: "Run", console: Console, *, brief: bool = False) -> None:
         console.print(_auroc_table(performance))
     else:
         console.print("No AUROC: the images have no labels, or only one class.")
-    differences: list[Row] = [] if brief else run.summary("differences").to_pylist()
-    if differences:
-        console.print(_difference_table(differences))
+    for table in _difference_tables(differences, console.width) if differences else ():
+        console.print(table)
     _print_notes(run, console)
 
 
@@ -213,26 +214,45 @@ def _auroc_table(performance: list[Row]) -> Table:
     return table
 
 
-def _difference_table(differences: list[Row]) -> Table:
-    """Each pair of detectors in each score over all images."""
-    table = _table(
-        "Differences over all sources: detector less other detector [95 % interval over images and training runs]"
-    )
-    for name in ("score", "detector", "other detector", "variant"):
-        table.add_column(name, overflow="fold")
-    for name in ("difference", "p", "above chance"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _difference_tables(differences: list[Row], width: int) -> Iterator[Table]:
+    """Each pair of detectors in each score over all images; in narrow terminals two tables."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "difference": lambda row: _signed(row, "difference", "ci"),
+        "p": lambda row: "-" if row["p"] is None else "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+        "above chance": lambda row: _signed(row, "corrected", "corrected"),
+    }
     wanted = [row for row in differences if row["label"] == row["source"] == ALL]
     wanted = [row for row in wanted if row["measure"] != "resilience" or row["condition"] == ALL]
-    for block, rows in _grouped(wanted, "measure", "condition", "similarity").items():
-        pairs = _grouped(rows, "detector", "other_detector")
-        for i, ((a, b), of_pair) in enumerate(pairs.items()):
-            of_pair.sort(key=lambda row: VARIANTS.index(row["variant"]))
-            for j, row in enumerate(of_pair):
-                names = (_block_name(*block) if i == j == 0 else "", *((a, b) if j == 0 else ("", "")), row["variant"])
-                cells = (_signed(row, "difference", "ci"), _number(row["p"]), _signed(row, "corrected", "corrected"))
-                last = i == len(pairs) - 1 and j == len(of_pair) - 1
-                table.add_row(*map(_text, names), *cells, end_section=last)
+    wanted.sort(key=lambda row: VARIANTS.index(row["variant"]))
+    blocks = _grouped(wanted, "measure", "condition", "similarity")
+    for first, last in itertools.pairwise([0, 3] if width >= 120 else [0, 2, 3]):
+        more = ", continued" if first else ""
+        yield _difference_table(
+            blocks,
+            f"Differences over all sources{more}: detector less other detector [95 % interval over images and training runs]",
+            list(columns.items())[first:last],
+        )
+
+
+def _difference_table(
+    blocks: dict[tuple[Any, ...], list[Row]], title: str, columns: list[tuple[str, Callable[[Row], str]]]
+) -> Table:
+    """A row a score, pair of detectors and variant."""
+    table = _table(title)
+    for name in ("score", "detector", "other detector"):
+        table.add_column(name, overflow="fold")
+    table.add_column("variant", no_wrap=True)
+    for name, _ in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for block, rows in blocks.items():
+        names = [_block_name(*block)]
+        for pair, of_pair in _grouped(rows, "detector", "other_detector").items():
+            names += pair
+            for row in of_pair:
+                table.add_row(*map(_text, [*names, row["variant"]]), *(cell(row) for _, cell in columns))
+                names = ["", "", ""]
+            names = [""]
+        table.add_section()
     return table
 
 

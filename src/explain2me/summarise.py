@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from explain2me.bootstrap import image_weights, interval, pair_weights, run_weights
-from explain2me.cells import Cell, Selection, cells_of, kinds_of, mean_over_conditions, selections
+from explain2me.cells import Cell, Selection, cells_of, mean_over_conditions, quantities_of, selections
 from explain2me.conditions import conditions_for
 from explain2me.config import Config
 from explain2me.differences import DIFFERENCE_COLUMNS, Compared, auroc_difference_rows, compared_by, difference_rows
@@ -63,35 +63,31 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
         raise RunFolderError(f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first")
     names = [detector.name for detector in run.config.detectors]
     stretches = stretches_of(run.image_table)
-    kinds = {name: list(kinds_of(run, name)) for name in names}
-    every = dict.fromkeys(itertools.chain(*kinds.values()))
+    held = {name: list(quantities_of(run, name)) for name in names}
+    every = dict.fromkeys(itertools.chain(*held.values()))
     steps = itertools.count(1)
     measures: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     matrices: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     differences: list[dict[str, Any]] = []
     performance: list[dict[str, Any]] = []
     aurocs: dict[str, dict[AurocKey, Estimate]] = {}
-    num_runs = {name: len(run.models_of(name)) for name in names}
-
-    def tell() -> None:
-        if on_done:
-            on_done(next(steps), len(every) + len(names))
-
-    for kind in every:
+    for quantity in every:
         compared: dict[str, list[Compared]] = {}
-        for name in (name for name in names if kind in kinds[name]):
-            cells = list(cells_of(run, name, kind))
+        for name in (name for name in names if quantity in held[name]):
+            cells = list(cells_of(run, name, quantity))
             measures[name] += summarise_cells(run, name, cells, config)
             matrices[name] += _matrix_rows(run, name, cells)
-            compared[name] = [compared_by(cell, num_runs[name], stretches) for cell in cells]
-        differences += difference_rows(compared, kind, stretches)
-        tell()
+            compared[name] = [compared_by(cell, len(run.models_of(name)), stretches) for cell in cells]
+        differences += difference_rows(compared, quantity, stretches)
+        if on_done:
+            on_done(next(steps), len(every) + len(names))
     for name in names:
         predictions = predictions_of(run, name)
         performance += performance_rows(run, name, predictions, config)
         aurocs[name] = auroc_estimates(run, predictions, config)
-        tell()
-    differences += auroc_difference_rows(aurocs, num_runs, stretches)
+        if on_done:
+            on_done(next(steps), len(every) + len(names))
+    differences += auroc_difference_rows(aurocs, stretches)
     _write(run, "measures", itertools.chain(*measures.values()), MEASURE_COLUMNS)
     _write(run, "differences", differences, DIFFERENCE_COLUMNS)
     _write(run, "performance", performance, PERFORMANCE_COLUMNS)

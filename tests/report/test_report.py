@@ -168,18 +168,23 @@ def test_detectors_differ_where_the_interval_of_their_difference_excludes_0():
     assert texts(compare(DOWN, MEANS, pair(0.4, 0.3), {})) == [
         "b does better than a in x (lower is better): 0.200 against 0.600, a difference of -0.400 [-0.700, -0.100]."
     ]
-    assert texts(compare(UP, MEANS, pair(0.4, 0.4), {})) == ["Not told apart in x: a and b."]
-    assert texts(compare(UP, MEANS, pair(0.4, UNKNOWN), {})) == []
+    assert texts(compare(UP, MEANS, pair(0.4, 0.4, above=(0.3, 0.4)), {})) == ["Not told apart in x: a and b."]
+    assert texts(compare(UP, MEANS, pair(0.4, UNKNOWN), {})) == [
+        "Too few images or training runs with a value to compare in x: a and b."
+    ]
+    assert texts(compare(UP, MEANS, pair(UNKNOWN, UNKNOWN), {})) == []
 
 
-def test_a_difference_over_single_runs_is_one_over_images_only():
+def test_a_difference_over_single_runs_is_of_these_trainings_only():
     said = texts(compare(UP, MEANS, pair(0.4, 0.1, runs=1), {}))[0]
-    assert said.endswith("This is for other images only: one run says nothing of others.")
+    assert said.endswith("Nothing is known of other trainings of a and b, of which there is one run.")
     stability = UP._replace(measure="stability")
     said = texts(compare(stability, MEANS, pair(0.4, 0.1, runs=2), {}))[0]
-    assert said.endswith("This is for other images only: two runs are one pair, which says nothing of others.")
-    assert "only" not in texts(compare(UP, MEANS, pair(0.4, 0.1, runs=2), {}))[0]
-    assert "only" not in texts(compare(stability, MEANS, pair(0.4, 0.1, runs=3), {}))[0]
+    assert said.endswith("Nothing is known of other trainings of a and b, of which there is one pair of runs.")
+    assert "Nothing" not in texts(compare(UP, MEANS, pair(0.4, 0.1, runs=2), {}))[0]
+    assert "Nothing" not in texts(compare(stability, MEANS, pair(0.4, 0.1, runs=3), {}))[0]
+    (names, one), *_ = pair(0.4, 0.1).items()
+    assert "other trainings of b, of which" in texts(compare(UP, MEANS, {names: one | {"num_other_runs": 1}}, {}))[0]
 
 
 def test_a_difference_that_chance_explains_is_called_so():
@@ -189,6 +194,12 @@ def test_a_difference_that_chance_explains_is_called_so():
     assert said.endswith("Above chance, the other way round (-0.200 [-0.300, -0.100]).")
     assert "chance" not in texts(compare(UP, MEANS, pair(0.4, 0.1, above=(UNKNOWN, UNKNOWN)), {}))[0]
     assert "chance" not in texts(compare(DOWN, MEANS, pair(0.4, 0.1, above=(0.2, 0.3)), {}))[0]
+    hidden = compare(UP, MEANS, pair(0.1, 0.4, above=(-0.2, 0.1)), {})
+    assert texts(hidden) == [
+        "In x, b and a are not told apart; above chance b does better (+0.200 [+0.100, +0.300]).",
+        "Not told apart in x: a and b.",
+    ]
+    assert len(texts(compare(DOWN, MEANS, pair(0.1, 0.4, above=(-0.2, 0.1)), {}))) == 1
 
 
 def test_a_difference_between_means_over_different_images_comes_with_a_warning():
@@ -204,12 +215,12 @@ def test_comparisons_are_counted(reported):
     assert sum(not np.isnan(row["ci_low"]) for rows in pairs for row in rows.values()) == 7
     apart = material.differences.condition == "focus_salient"
     material.differences = material.differences.assign(ci_low=np.where(apart, 0.1, -1.0), ci_high=1.0)
-    said = texts(findings(material))
-    assert (
-        "1 of 7 comparisons between detectors came out as different; were all detectors alike, about 0.35 would."
-        in said
-    )
-    material.differences = material.differences.assign(ci_low=-1.0)
+    # two runs are one pair: stability is not among the seven
+    wanted = "1 of 6 comparisons over images and training runs came out as different; were all detectors alike, about 0.3 would."
+    assert wanted in texts(findings(material))
+    material.differences = material.differences.assign(num_other_runs=1)
+    assert not any("comparisons" in text for text in texts(findings(material)))
+    material.differences = material.differences.assign(ci_low=-1.0, num_other_runs=2)
     assert not any("comparisons" in text for text in texts(findings(material)))
 
 
@@ -369,6 +380,10 @@ def test_detectors_of_two_input_sizes_and_a_source_of_two_labels(
         assert {"fake a", "real a"} <= set(next(csv.reader(file)))
     tex = (folder / "tables" / "table2-transforms.tex").read_text()
     assert "\\\\relax\n[small]" in tex
+    differences = run.summary("differences").to_pandas()
+    assert {"shift_DR@7"} == set(differences.condition[differences.condition.str.startswith("shift_DR")])
+    assert differences[differences.condition == "shift_DR@7"].ci_low.notna().any()
+    assert set(differences.label[differences.source == "a"]) == {"fake", "real"}
     card = (folder / "model-cards" / "[small] 😀" / "model-card.md").read_text()
     assert "😀" in card.split("---")[1]
     assert "large" not in card.split("## What to know")[1].split("## Data")[0].replace(

@@ -18,6 +18,7 @@ OF_PAIRS = {3: 50, 4: 74, 5: 78, 6: 81, 7: 82, 8: 85, 9: 86}
 RULES = (
     "Two detectors differ where the 95 % interval of their difference, over other images and other training runs, excludes 0; where it "
     "holds 0, the data do not tell them apart, which is not to say that they are alike. "
+    "A difference that comes or goes when each score is taken above its chance level is told. "
     "A score is no better than chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
     "reflects changed decisions where the mean of each variant, predicted and fixed, lies outside the interval of the other; a "
     "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus."
@@ -44,7 +45,7 @@ def findings(material: Material) -> list[Finding]:
             found += against_chance(score, rows)
             found += against_fixed(score, rows, fixed)
     found += _few_runs(material)
-    found += _comparisons(found, material)
+    found += _comparisons(material)
     found += _dead(material)
     found += _absent(material)
     order = ("differs", "runs", "chance", "decision", "dead", "absent", "alike", "note")
@@ -110,26 +111,49 @@ def compare(score: Score, rows: Mapping[str, Mapping[str, Any]], pairs: Pairs, f
         fixed: those in its variant ``fixed``; none where it has none.
     """
     alike: list[str] = []
+    unknown: list[str] = []
     for names, row in pairs.items():
         direction = sign(row)
-        if direction == 0:
+        if direction:
+            yield _differs(score, rows, row, fixed.get(names))
+        elif direction == 0:
             alike.append(" and ".join(names))
-        if not direction:
-            continue
-        better, worse = names if (direction > 0) == score.higher_is_better else names[::-1]
-        which = "higher" if score.higher_is_better else "lower"
-        yield Finding(
-            "differs",
-            score.measure,
-            f"{better} does better than {worse} in {score.name} ({which} is better): {rows[better]['mean']:.3f} against "
-            f"{rows[worse]['mean']:.3f}, a difference of {_signed(row, better)}.{_of_images_only(score, row)}"
-            f"{_above_chance(score, row)}{_held_fixed(score, row, fixed.get(names), better)}"
-            f"{_dead_shares(better, worse, rows)}",
-            (better, worse),
-        )
+            yield from _apart_above_chance(score, row)
+        elif not math.isnan(row["difference"]):
+            unknown.append(" and ".join(names))
     if alike:
-        of_whom = tuple(dict.fromkeys(name for names, row in pairs.items() if sign(row) == 0 for name in names))
-        yield Finding("alike", score.measure, f"Not told apart in {score.name}: {_listed(alike)}.", of_whom)
+        yield Finding(
+            "alike", score.measure, f"Not told apart in {score.name}: {_listed(alike)}.", _named(pairs, alike)
+        )
+    if unknown:
+        text = f"Too few images or training runs with a value to compare in {score.name}: {_listed(unknown)}."
+        yield Finding("absent", score.measure, text, _named(pairs, unknown))
+
+
+def _named(pairs: Pairs, some: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in pairs if " and ".join(names) in some for name in names))
+
+
+def _differs(
+    score: Score, rows: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], fixed: Mapping[str, Any] | None
+) -> Finding:
+    """One does better; and what there is to know about that."""
+    better, worse = _ordered(row, score)
+    which = "higher" if score.higher_is_better else "lower"
+    return Finding(
+        "differs",
+        score.measure,
+        f"{better} does better than {worse} in {score.name} ({which} is better): {rows[better]['mean']:.3f} against "
+        f"{rows[worse]['mean']:.3f}, a difference of {_signed(row, better)}.{_of_these_trainings(score, row)}"
+        f"{_above_chance(score, row)}{_held_fixed(score, row, fixed, better)}{_dead_shares(better, worse, rows)}",
+        (better, worse),
+    )
+
+
+def _ordered(row: Mapping[str, Any], score: Score, column: str = "difference") -> tuple[str, str]:
+    """The better detector of a pair, and the other."""
+    names = (row["detector"], row["other_detector"])
+    return names if (row[column] > 0) == score.higher_is_better else names[::-1]
 
 
 def _signed(row: Mapping[str, Any], first: str, name: str = "") -> str:
@@ -141,22 +165,46 @@ def _signed(row: Mapping[str, Any], first: str, name: str = "") -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _of_images_only(score: Score, row: Mapping[str, Any]) -> str:
+def _of_these_trainings(score: Score, row: Mapping[str, Any]) -> str:
     """A warning where the training runs of a detector say nothing of others."""
-    fewest = min(row["num_runs"], row["num_other_runs"])
-    if score.measure == "stability" and fewest == 2:
-        return " This is for other images only: two runs are one pair, which says nothing of others."
-    return " This is for other images only: one run says nothing of others." if fewest == 1 else ""
+    named = _of_one(score, row)
+    if not named:
+        return ""
+    what = "one pair of runs" if score.measure == "stability" else "one run"
+    return f" Nothing is known of other trainings of {' and '.join(named)}, of which there is {what}."
+
+
+def _of_one(score: Score, row: Mapping[str, Any]) -> list[str]:
+    """Detectors of one run, or one pair of runs."""
+    enough = 3 if score.measure == "stability" else 2
+    counts = ((row["detector"], row["num_runs"]), (row["other_detector"], row["num_other_runs"]))
+    return [name for name, count in counts if count < enough]
 
 
 def _above_chance(score: Score, row: Mapping[str, Any]) -> str:
     """What becomes of a difference when each score is taken above its chance level; nothing where it stays."""
-    corrected = {"ci_low": row["corrected_low"], "ci_high": row["corrected_high"]}
-    if not score.higher_is_better or sign(corrected) in (None, sign(row)):
+    above = sign(_corrected(row))
+    if not score.higher_is_better or above in (None, sign(row)):
         return ""
-    better = row["detector"] if row["difference"] > 0 else row["other_detector"]
-    says = "not told apart" if sign(corrected) == 0 else "the other way round"
-    return f" Above chance, {says} ({_signed(row, better, 'corrected')})."
+    says = "not told apart" if above == 0 else "the other way round"
+    return f" Above chance, {says} ({_signed(row, _ordered(row, score)[0], 'corrected')})."
+
+
+def _apart_above_chance(score: Score, row: Mapping[str, Any]) -> Iterator[Finding]:
+    """A difference that only chance levels hide."""
+    if score.higher_is_better and sign(_corrected(row)):
+        better, worse = _ordered(row, score, "corrected")
+        yield Finding(
+            "chance",
+            score.measure,
+            f"In {score.name}, {better} and {worse} are not told apart; above chance {better} does better "
+            f"({_signed(row, better, 'corrected')}).{_of_these_trainings(score, row)}",
+            (better, worse),
+        )
+
+
+def _corrected(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"ci_low": row["corrected_low"], "ci_high": row["corrected_high"]}
 
 
 def _dead_shares(better: str, worse: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -256,17 +304,22 @@ def _too_narrow(which: str, holds: int, holds_pairs: int | None) -> str:
     )
 
 
-def _comparisons(found: Sequence[Finding], material: Material) -> Iterator[Finding]:
-    """How many differences chance alone would make."""
-    scores = [(AUROC, AUROC.variant), *((score, score.variant) for score in material.columns)]
-    count = sum(sign(row) is not None for score, variant in scores for row in material.pairs(score, variant).values())
-    differ = sum(finding.kind == "differs" for finding in found)
+def _comparisons(material: Material) -> Iterator[Finding]:
+    """How many differences chance alone would make, among those that know of other trainings."""
+    signs = [
+        sign(row)
+        for score in (AUROC, *material.columns)
+        for row in material.pairs(score, score.variant).values()
+        if not _of_one(score, row)
+    ]
+    count, differ = sum(found is not None for found in signs), sum(map(bool, signs))
     if count > 1 and differ:
+        expected = f"{0.05 * count:.2f}".rstrip("0").rstrip(".")
         yield Finding(
             "note",
             "",
-            f"{differ} of {count} comparisons between detectors came out as different; were all detectors alike, about "
-            f"{0.05 * count:.2g} would.",
+            f"{differ} of {count} comparisons over images and training runs came out as different; were all detectors alike, "
+            f"about {expected} would.",
         )
 
 

@@ -116,7 +116,7 @@ def by_pair(material: Material) -> Sheet:
                     *map(printable_line, names),
                     number(row["difference"]),
                     interval(row["ci_low"], row["ci_high"]),
-                    number(row["p"]),
+                    "<0.001" if row["p"] < 0.001 else number(row["p"]),
                     number(held["difference"]) if held else "-",
                     interval(held["ci_low"], held["ci_high"]) if held else "-",
                     number(row["corrected"]),
@@ -124,8 +124,8 @@ def by_pair(material: Material) -> Sheet:
                 )
             )
     columns = (
-        "score", "detector", "other detector", "difference", "95 % interval", "p", "class held fixed", "its interval",
-        "above chance", "its interval",
+        "score", "detector", "other detector", "difference", "95 % interval", "p", "class held fixed",
+        "95 % interval of fixed", "above chance", "95 % interval of above chance",
     )  # fmt: skip
     note = (
         "Detector less other detector, over all images. Intervals: over other images, the same for both detectors, and over other "
