@@ -794,7 +794,7 @@ def test_explain_gives_the_part_files_of_the_folder(
     assert len(found) == 3
     assert found == part_files(run_of_the_folder)
     run = open_run(tmp_path / "run")
-    material = Material(run, *[pd.DataFrame()] * 6, columns=[])  # what the report shows of an image
+    material = Material(run, *[pd.DataFrame()] * 7, columns=[])  # what the report shows of an image
     assert all(material.pixels(image, (96, 96)) is not None for image in range(len(run.image_table)))
 
 

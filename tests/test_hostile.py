@@ -437,7 +437,7 @@ def test_hostile_names_come_out_as_text(call, weights, tmp_path):
     assert "[red]x[/red]" in results[2][1]
     assert len(pq.read_table(tmp_path / "run/images.parquet")) == 2 * len(EVIL)
     tables = sorted((tmp_path / "run/summary").glob("*.csv"))
-    assert len(tables) == 5
+    assert len(tables) == 6
     for path in tables:
         assert formulas(path) == []
     assert "'=cmd()|'x'!A1" in (tmp_path / "run/summary/measures.csv").read_text()
