@@ -168,6 +168,22 @@ except SystemExit as stop:
     assert heavy_modules(script) == []
 
 
+@pytest.mark.parametrize("command", ["check", "run", "explain", "train", "study"])
+def test_a_wrong_config_is_told_before_anything_heavy_is_imported(command, tmp_path):
+    (tmp_path / "wrong.toml").write_text(
+        'name = "wrong"\n[data]\nmanifest = "images"\npositive = "fake"\nsplits = "test"\n'
+    )
+    script = f"""
+sys.argv = ["explain2me", "{command}", {str(tmp_path / "wrong.toml")!r}]
+try:
+    from explain2me.cli import main
+    main()
+except SystemExit as stop:
+    assert stop.code == 2, stop.code
+"""
+    assert heavy_modules(script) == []
+
+
 def heavy_modules(script: str) -> list[str]:
     """Which of HEAVY a fresh interpreter has imported after ``script``."""
     report = f"print('heavy:', *(name for name in {HEAVY} if name in sys.modules))"

@@ -102,12 +102,12 @@ def check(
     Images to train on are opened, images to test only with --verify-hashes. With --out what is in that folder is
     compared with CONFIG, too.
     """
+    settings, _ = _settings(config, out, sets)  # a mistake in it is told before PyTorch is imported
     from explain2me import prepare
     from explain2me.conditions import conditions_for
-    from explain2me.config import load_config
     from explain2me.store import Model
 
-    settings = prepare.with_device(load_config(config, sets or ()))
+    settings = prepare.with_device(settings)
     console = _console()
     if verify_hashes:
         _verify_hashes(settings, console)
