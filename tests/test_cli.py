@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from explain2me.cli import main
@@ -401,6 +402,14 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "Delete that folder, and the comparison is made again (what was trained stays)" in capsys.readouterr().err
+    image = manifest.parent / next(line for line in lines if line.endswith(",train")).partition(",")[0]
+    before = image.read_bytes()
+    Image.new("RGB", (64, 64)).save(image)  # under its name: only `check` opens every image again
+    monkeypatch.setattr("sys.argv", ["explain2me", "check", config, "--out", out])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "data.training.sha256 was" in capsys.readouterr().err
+    image.write_bytes(before)
 
     (tmp_path / "again.toml").write_text(
         'name = "again"\n[data]\nmanifest = "images/manifest.csv"\nsplit = "test"\n[[detectors]]\nname = "d"\n'

@@ -21,8 +21,9 @@ from explain2me.train.trainer import (
     Training,
     check_architecture,
     epoch_text,
+    refuse_other_data,
     refuse_other_settings,
-    train_unless_diverged,
+    train_if_possible,
     training_device,
 )
 
@@ -79,11 +80,13 @@ def train_missing(
 
     Raises:
         Explain2MeError: wrong input; what was trained before stays.
+        ConfigError: another process is at a training; the others were made first.
         DivergedError: a training diverged; the others were made first.
     """
     every = trainings(config, out.resolve())
     for training in every:
         refuse_other_settings(training)
+    refuse_other_data(every)
     mine = every[shard[0] :: shard[1]]
     missing = [training for training in mine if not training.done]
     if on_start:
@@ -95,7 +98,7 @@ def train_missing(
         check_devices(config)
     engine = engine_for_training(config)
     here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
-    work = functools.partial(train_unless_diverged, on_step=on_step) if here else train_unless_diverged
+    work = functools.partial(train_if_possible, on_step=on_step) if here else train_if_possible
     recovery: Recovery[Training] = Recovery("training.workers, or give a new folder with a smaller training.batch_size")
     with contextlib.nullcontext() if here else _telling_epochs(missing, on_step):
         done = run_tasks(work, missing, engine, recovery=recovery)
@@ -109,7 +112,20 @@ def train_missing(
             if len(mine) > 1
             else diverged[0]
         )
-    return [training for training in every if not training.done]
+    held = [training for training in missing if not training.done]
+    if held:
+        raise ConfigError(
+            f"{held[0].outcome()}; wait for it, or end it, and call the same command again"
+            + (
+                f" ({len(held)} of {len(mine)} trainings are like that, the others are finished)"
+                if len(mine) > 1
+                else ""
+            )
+        )
+    left = [training for training in every if not training.done]
+    if missing and not left:
+        refuse_other_data(every)  # two machines may have begun at the same moment, with different data
+    return left
 
 
 def check_architectures(trainings: Sequence[Training]) -> None:
@@ -198,13 +214,15 @@ def check_study(config: Config, out: Path) -> None:
 
 
 def refuse_other_study(config: Config, out: Path) -> None:
-    """Raise where ``out`` holds trainings with other settings, or the comparison of a study that is not this one.
+    """Raise where ``out`` holds trainings with other settings or data, or the comparison of a study that is not this one.
 
     Raises:
         ConfigError, RunFolderError: which says what changed.
     """
-    for training in trainings(config, out):
+    every = trainings(config, out)
+    for training in every:
         refuse_other_settings(training)
+    refuse_other_data(every)
     change = other_than_run(evaluation(config, out), out / "run")
     if change is not None:
         raise RunFolderError(

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from odd_files import small_files
 from PIL import Image
 from safetensors.torch import load_file
@@ -244,6 +246,116 @@ def test_one_study_trains_on_one_set_of_images(tmp_path, manifest):
     changed = config.model_copy(update={"data": config.data.model_copy(update={"manifest": str(other)})})
     with pytest.raises(Explain2MeError, match=r"run00' holds a training begun with .* other data: data\.training\."):
         train_missing(changed, tmp_path)
+
+
+def _swap_classes(folder: Path, tree: dict) -> None:
+    tree["data"]["classes"] = ["fake", "real"]
+
+
+def _leave_one_out(folder: Path, tree: dict) -> None:
+    lines = (folder / "manifest.csv").read_text().splitlines()
+    (folder / "manifest.csv").write_text("\n".join(line for line in lines if not line.startswith("03.png")) + "\n")
+
+
+def _change_a_label(folder: Path, tree: dict) -> None:
+    text = (folder / "manifest.csv").read_text()
+    (folder / "manifest.csv").write_text(text.replace("03.png,fake", "03.png,real"))
+
+
+def _change_a_human_map(folder: Path, tree: dict) -> None:
+    Image.fromarray(np.eye(SIZE, dtype=np.uint8) * 255).save(folder / "map03.png")
+
+
+def _change_an_average_map(folder: Path, tree: dict) -> None:
+    np.save(folder / "maps" / "a.npy", np.eye(8)[::-1])  # of the same size
+
+
+def _take_another_average_map(folder: Path, tree: dict) -> None:
+    tree["training"]["strategies"][2]["salience"] = f"mean-of:{folder / 'others'}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_swap_classes, r"plain/run00' holds .* data\.classes\.0 was 'real', is 'fake'"),
+        (_leave_one_out, r"plain/run00' holds .* data\.training\.by_label_and_source\.fake/camera was 12, is 11"),
+        (_change_a_label, r"plain/run00' holds .* data\.training\.by_label_and_source\.fake/camera was 12, is 11"),
+        (_change_a_human_map, r"guided/run00' holds .* human_maps\.sha256 was"),
+        (_change_an_average_map, r"averaged/run00' holds .* human_maps\.sha256 was"),
+        (_take_another_average_map, r"averaged/run00' holds .* human_maps\.folder was 'maps', is 'others'"),
+    ],
+)
+def test_a_study_that_is_trained_is_not_compared_under_other_data(tmp_path, manifest, change, message, monkeypatch):
+    folder = tmp_path / "data"
+    shutil.copytree(manifest.parent, folder)
+    for name, maps in (("maps", np.eye(8)), ("others", np.eye(8)[::-1])):
+        (folder / name).mkdir()
+        np.save(folder / name / "a.npy", maps)
+    strategies = [
+        {"name": "plain"},
+        {"name": "guided", "loss": "cyborg"},
+        {"name": "averaged", "loss": "cyborg", "salience": f"mean-of:{folder / 'maps'}"},
+    ]
+    config = make_config(folder / "manifest.csv", epochs=1, runs=2, strategies=strategies)
+    assert train_missing(config, tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("explain2me.train.trainer.read_splits", None)
+        check_study(config, tmp_path)  # opens no image
+        assert train_missing(config, tmp_path) == []
+    tree = json.loads(config.model_dump_json())
+    change(folder, tree)
+    changed = parse_config(tree)
+    for refuse in (lambda: check_study(changed, tmp_path), lambda: train_missing(changed, tmp_path)):
+        with pytest.raises(Explain2MeError, match=message):
+            refuse()
+
+
+def test_images_that_are_listed_otherwise_and_are_the_same_go_on(tmp_path, manifest):
+    config = make_config(manifest, epochs=1)
+    assert train_missing(config, tmp_path) == []
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(manifest.parent, copy)
+    text = (copy / "manifest.csv").read_text()
+    (copy / "manifest.csv").write_text(re.sub(r"^(\d\d)\.png", r"./\1.png", text, flags=re.MULTILINE))
+    assert train_missing(make_config(copy / "manifest.csv", epochs=1), tmp_path) == []
+
+
+def test_machines_that_began_at_the_same_moment_with_other_data_are_told(tmp_path, manifest):
+    folder = tmp_path / "data"
+    shutil.copytree(manifest.parent, folder)
+    _leave_one_out(folder, {})
+    theirs = one(make_config(folder / "manifest.csv", epochs=1), tmp_path / "other", 1)
+    train_detector(theirs)
+    config = make_config(manifest, epochs=1)
+
+    def finished_by_the_other(*_: object) -> None:
+        shutil.copytree(theirs.folder, one(config, tmp_path / "out", 1).folder)
+
+    with pytest.raises(Explain2MeError, match=r"guided/run00' holds .* data\.training"):
+        train_missing(config, tmp_path / "out", shard=(0, 2), on_trained=finished_by_the_other)
+
+
+def test_a_training_that_another_process_is_at_is_left_to_it(tmp_path, manifest):
+    config = make_config(manifest, epochs=1)
+    held = one(config, tmp_path)
+    held.folder.mkdir(parents=True)
+    told = []
+    with (
+        FileLock(held.folder / LOCK),
+        pytest.raises(
+            Explain2MeError,
+            match=r"^test_resnet-plain run 0 is being .* \(1 of 2 trainings are like that, the others are fini",
+        ),
+    ):
+        train_missing(config, tmp_path, on_trained=lambda each, *_: told.append(each.outcome()))
+    assert [training.done for training in trainings(config, tmp_path)] == [False, True]
+    assert told[1].startswith("test_resnet-guided run 0, best of 1 epochs")
+    assert train_missing(config, tmp_path) == []
+
+
+def test_a_card_that_a_network_disk_shows_late_ends_nothing(tmp_path, manifest):
+    training = one(make_config(manifest, epochs=1), tmp_path)
+    assert training.outcome() == "test_resnet-plain run 0 is being trained by another process already"
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, manifest):
@@ -896,8 +1008,7 @@ def test_schedules():
     step = OptimizerConfig(warmup_epochs=2, step_epochs=3)
     assert [learning_rate_factor(step, epoch, 9) for epoch in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 0.1, 0.1])
     cosine = [learning_rate_factor(OptimizerConfig(schedule="cosine"), epoch, 4) for epoch in range(4)]
-    assert cosine[0] == 1
-    assert cosine == sorted(cosine, reverse=True)
+    assert cosine == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
     assert learning_rate_factor(OptimizerConfig(schedule="constant"), 3, 4) == 1
 
 

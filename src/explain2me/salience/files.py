@@ -138,17 +138,27 @@ def mean_map(folder: Path, size: tuple[int, int]) -> tuple[Float[np.ndarray, "h 
     Raises:
         ManifestError: the folder is missing or holds no map, or a map is wrong.
     """
+    files = maps_of(folder)
+    total = np.zeros(size, np.float64)
+    for path in files:
+        resized = load_map(path, size=size).astype(np.float64)
+        total += resized / resized.sum()
+    return (total / len(files)).astype(np.float32), len(files)
+
+
+def maps_of(folder: Path) -> list[Path]:
+    """The maps (PNG, NPY) of a folder, by name.
+
+    Raises:
+        ManifestError: the folder is missing or holds no map.
+    """
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".npy"))
     except OSError as error:
         raise ManifestError(f"salience {str(folder)!r}: expected a folder of maps ({error.strerror})") from None
     if not files:
         raise ManifestError(f"salience {str(folder)!r}: expected maps as *.png or *.npy, got none")
-    total = np.zeros(size, np.float64)
-    for path in files:
-        resized = load_map(path, size=size).astype(np.float64)
-        total += resized / resized.sum()
-    return (total / len(files)).astype(np.float32), len(files)
+    return files
 
 
 def resize_map(values: Float[np.ndarray, "a b"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:

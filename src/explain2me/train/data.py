@@ -21,7 +21,7 @@ from explain2me.errors import ConfigError, ImageError, ManifestError
 from explain2me.images import index_images
 from explain2me.manifest import check_labels, image_root, list_images, resolve, sample_images
 from explain2me.prepare import class_names
-from explain2me.salience.files import load_map, mean_map
+from explain2me.salience.files import load_map, maps_of, mean_map
 from explain2me.train.augment import draw_move, move_image, move_map
 
 MEAN_OF = "mean-of:"
@@ -39,6 +39,15 @@ class Rows(NamedTuple):
     sha256: list[str]
 
 
+class Listing(NamedTuple):
+    """What is trained on and validated with, as it is listed: no image has been opened."""
+
+    source: Path
+    classes: tuple[str, ...]
+    training: pa.Table
+    validation: pa.Table | None
+
+
 class Splits(NamedTuple):
     """What is trained on and validated with; ``record`` says it in words and hashes, for the card."""
 
@@ -46,14 +55,15 @@ class Splits(NamedTuple):
     training: Rows
     validation: Rows | None
     record: dict[str, Any]
+    listing: Listing
 
 
-def read_splits(config: Config, training: TrainingConfig) -> Splits:
-    """List, check and index what a config trains on; every file is read once.
+def list_splits(config: Config, training: TrainingConfig) -> Listing:
+    """List and check what a config trains on; opens no image.
 
     Raises:
-        Explain2MeError: a manifest is wrong, labels are absent, an image cannot be used, or an image would be both
-            trained on and tested.
+        Explain2MeError: a manifest is wrong, labels are absent, there are too few images, or an image would be both trained
+            on and tested.
     """
     source, table = _listed(config, training)
     whole = table
@@ -98,6 +108,17 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
         raise ConfigError(
             f"training.devices = {training.devices}: expected at least one image to validate with on each, got {len(validation)}"
         )
+    return Listing(source, classes, table, validation)
+
+
+def read_splits(config: Config, training: TrainingConfig) -> Splits:
+    """List, check and index what a config trains on; every file is read once.
+
+    Raises:
+        Explain2MeError: as :func:`list_splits`, or an image cannot be used.
+    """
+    listing = list_splits(config, training)
+    source, classes, table, validation = listing
     parts = (("train on", table), ("validate with", validation))
     found = [part if part is None else _read_rows(part, source, classes, config, what=what) for what, part in parts]
     assert found[0] is not None
@@ -110,7 +131,37 @@ def read_splits(config: Config, training: TrainingConfig) -> Splits:
                 "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(of_each.items())},
                 "sha256": digest([rows.sha256, rows.labels.tolist()]),
             }
-    return Splits(classes, found[0], found[1], record)
+    return Splits(classes, found[0], found[1], record, listing)
+
+
+def listed_digest(listing: Listing, strategy: StrategyConfig) -> str:
+    """A hash of the list of images, the classes, and name, size and time of the human maps of a strategy; opens no file.
+
+    Where it is as before, so is what a training reads, but for images that were changed under their name.
+    """
+    columns = {"path", "label", "source", "expected_sha256"}
+    parts = [part for part in (listing.training, listing.validation) if part is not None]
+    rows = [[part[name].to_pylist() for name in sorted(columns & set(part.column_names))] for part in parts]
+    maps: list[Any] = []
+    if needs_human_maps(strategy) and strategy.salience.startswith(MEAN_OF):
+        folder = _mean_folder(strategy)
+        maps = [folder.name, *((path.name, *_size_and_time(path)) for path in maps_of(folder))]
+    elif needs_human_maps(strategy):
+        root, paths = image_root(listing.source), listing.training["salience"].to_pylist()
+        maps = [(path, *_size_and_time(resolve(root, path))) if path else None for path in paths]
+    return digest([listing.source.name, listing.classes, rows, maps])
+
+
+def _mean_folder(strategy: StrategyConfig) -> Path:
+    return Path(strategy.salience.removeprefix(MEAN_OF))
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:  # reading it tells why
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _misspelt(label: str, table: pa.Table) -> str:
@@ -223,7 +274,7 @@ def read_human_maps(strategy: StrategyConfig, rows: Rows, size: tuple[int, int])
     if not needs_human_maps(strategy):
         return None
     if strategy.salience.startswith(MEAN_OF):
-        folder = Path(strategy.salience.removeprefix(MEAN_OF))
+        folder = _mean_folder(strategy)
         average, count = mean_map(folder, size)
         record = {
             "kind": f"the mean of {count} maps, the same for every image: no annotation of the images",

@@ -12,7 +12,7 @@ import re
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ from explain2me.train.data import (
     HumanMaps,
     Splits,
     class_weights,
+    list_splits,
+    listed_digest,
     read_human_maps,
     read_splits,
     training_classes,
@@ -65,7 +67,7 @@ HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
 NEXT_BEST = "best-of-epoch-{}.safetensors"
 """Weights that become the best ones once resume.ckpt says so: an epoch made again on a GPU may end elsewhere."""
 BEGUN, LOCK = "training.json", ".lock"
-NO_MATTER = {"threads"}
+NO_MATTER = {"threads", "listed"}
 """What may differ from what a training was begun with."""
 
 UNRECORDED = (
@@ -80,6 +82,10 @@ LIGHTNING_LOGS = tuple(map(logging.getLogger, ("lightning", "lightning.pytorch",
 
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, of how many, and a short text about the last epoch."""
+
+
+class HeldError(ConfigError):
+    """Another process is at this training."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,13 @@ class Training:
         return self.folder / (BEST if self.settings.checkpoint == "best" else LAST)
 
     def outcome(self) -> str:
-        """Of a training that is over, in a line: how it ended, or why it could not."""
+        """In a line: how it ended, why it could not, or that another process is at it."""
         if self.diverged:
             return (self.folder / DIVERGED).read_text(encoding="utf-8")
-        card = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
+        try:
+            card = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
+        except FileNotFoundError:  # which a network disk may show late
+            return f"{self.detector} run {self.run} is being trained by another process already"
         shown = epoch_text({name: value for name, value in card["metrics"].items() if value is not None})
         return f"{self.detector} run {self.run}, best of {card['epochs']} epochs: {shown}"
 
@@ -150,15 +159,17 @@ def check_architecture(training: Training) -> None:
         find_features(detector.model, detector.input_size)
 
 
-def train_unless_diverged(training: Training, on_step: OnStep | None = None) -> None:
-    """:func:`train_detector`; a training that diverges leaves a note in its folder instead, so that others go on."""
-    note = training.folder / DIVERGED
-    note.unlink(missing_ok=True)
-    try:
-        train_detector(training, on_step)
-    except DivergedError as error:
-        with atomic_path(note) as temporary:
-            temporary.write_text(str(error), encoding="utf-8")
+def train_if_possible(training: Training, on_step: OnStep | None = None) -> None:
+    """:func:`train_detector`, where what is wrong with this training alone does not end others.
+
+    One that diverges leaves a note in its folder instead, and one that another process is at is left to it.
+    """
+    with contextlib.suppress(HeldError):
+        try:
+            train_detector(training, on_step)
+        except DivergedError as error:
+            with atomic_path(training.folder / DIVERGED) as temporary:
+                temporary.write_text(str(error), encoding="utf-8")
 
 
 def train_detector(training: Training, on_step: OnStep | None = None) -> None:
@@ -180,7 +191,9 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
         record["initial_weights"] = sha256_without_head(detector.model)
     training.folder.mkdir(parents=True, exist_ok=True)
     with _alone(training):
-        record["threads"] = _begin(training, record).get("threads", torch.get_num_threads())
+        (training.folder / DIVERGED).unlink(missing_ok=True)
+        begun = _begin(training, record, listed_digest(splits.listing, training.strategy))
+        record["threads"] = begun.get("threads", torch.get_num_threads())
         if training.done:
             (training.folder / RESUME).unlink(missing_ok=True)  # a process was killed right after it wrote the card
             return
@@ -264,9 +277,9 @@ def _alone(training: Training) -> Iterator[None]:
     try:
         lock = FileLock(training.folder / LOCK).acquire(timeout=0)
     except Timeout:
-        raise ConfigError(
-            f"{training.detector} run {training.run} is being trained by another process already; wait for it, or end it and "
-            f"call the same command again"
+        raise HeldError(
+            f"{training.detector} run {training.run} is being trained by another process already; wait for it, or end it, "
+            f"and call the same command again"
         ) from None
     with lock:
         yield
@@ -742,8 +755,11 @@ def _build(training: Training, num_classes: int) -> Detector:
 
 def _record(training: Training, splits: Splits, human_maps: HumanMaps | None) -> dict[str, Any]:
     """The start of the card: everything that decides the weights, and which of them are the best."""
-    data = {"data": splits.record, "human_maps": None if human_maps is None else human_maps.record}
-    return json.loads(json.dumps(_settings_record(training) | data))
+    return json.loads(json.dumps(_settings_record(training) | _data_record(splits, human_maps)))
+
+
+def _data_record(splits: Splits, human_maps: HumanMaps | None) -> dict[str, Any]:
+    return {"data": splits.record, "human_maps": None if human_maps is None else human_maps.record}
 
 
 def _settings_record(training: Training) -> dict[str, Any]:
@@ -769,7 +785,41 @@ def refuse_other_settings(training: Training) -> None:
         _refuse_changed(str(training.folder), {key: old.get(key) for key in record}, record)
 
 
-def _begin(training: Training, record: dict[str, Any]) -> dict[str, Any]:
+def refuse_other_data(trainings: Sequence[Training], splits: Splits | None = None) -> None:
+    """Raise where a training that is begun or finished was made with other images, classes or human maps than the config names.
+
+    Args:
+        trainings: of one config.
+        splits: what the config trains on, where that has been read. None: images are opened only where their list, or
+            the name, size or time of a human map, is not what the training was begun with.
+
+    Raises:
+        Explain2MeError: which says what changed; or the images or human maps are wrong.
+    """
+    begun = [(training, old) for training in trainings if (old := _begun(training.folder)) is not None]
+    if not begun:
+        return
+    config, settings = begun[0][0].config, begun[0][0].settings
+    if splits is None:
+        listing = list_splits(config, settings)
+        listed = {training.strategy: listed_digest(listing, training.strategy) for training, _ in begun}
+        begun = [(training, old) for training, old in begun if old.get("listed") != listed[training.strategy]]
+        if not begun:
+            return
+        splits = read_splits(config, settings)
+    sizes: dict[str, tuple[int, int]] = {}
+    maps: dict[tuple[StrategyConfig, tuple[int, int]], HumanMaps | None] = {}
+    for training, old in begun:
+        if training.architecture not in sizes:
+            sizes[training.architecture] = _build(training, len(splits.classes)).input_size
+        guide = training.strategy, sizes[training.architecture]
+        if guide not in maps:
+            maps[guide] = read_human_maps(guide[0], splits.training, guide[1])
+        record = json.loads(json.dumps(_data_record(splits, maps[guide])))
+        _refuse_changed(str(training.folder), {key: old.get(key) for key in record}, record)
+
+
+def _begin(training: Training, record: dict[str, Any], listed: str) -> dict[str, Any]:
     """A folder keeps what it was begun with, so that going on cannot mix two trainings; nor can a study mix data."""
     old = _begun(training.folder)
     if old is None:
@@ -780,7 +830,7 @@ def _begin(training: Training, record: dict[str, Any]) -> dict[str, Any]:
                 shared += ["human_maps"] if folder.parent == training.folder.parent else []
                 shared += ["initial_weights"] if other.get("architecture") == training.architecture else []
                 _refuse_changed(str(folder), *({name: each.get(name) for name in shared} for each in (other, record)))
-        old = record | {"threads": torch.get_num_threads()}
+        old = record | {"threads": torch.get_num_threads(), "listed": listed}
         write_json(old, training.folder / BEGUN)
     _refuse_changed(str(training.folder), old, record)
     return old
