@@ -150,6 +150,9 @@ def test_auroc_and_its_error_are_those_of_delong():
     # an image left out in one run of three weighs less, and all of one class out is undefined
     assert abs(found[0].images[3]) < abs(auroc_estimate(scores[0, [0, 2]], positive).images[3])
     assert np.isnan(auroc_estimate(np.where(positive, np.nan, scores[0]), positive).mean)
+    with_dead = auroc_estimate(np.vstack([scores[0], np.full(scores.shape[-1], np.nan)]), positive)
+    for ours, theirs in zip(with_dead, found[0], strict=True):  # a run without an AUROC is no run
+        assert np.array_equal(ours, theirs, equal_nan=True)
 
 
 def test_above_chance_follows_from_both():

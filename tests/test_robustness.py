@@ -1,5 +1,6 @@
 """What must not be mixed, lost or counted twice when things go wrong around a run."""
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from rich.console import Console
 
 from explain2me.cli import main
 from explain2me.conditions import conditions_for
@@ -21,8 +23,10 @@ from explain2me.explain import explain_run
 from explain2me.files import read_parquet, write_parquet
 from explain2me.measure import MapReader, measure_run
 from explain2me.prepare import with_device
+from explain2me.report import write_report
 from explain2me.shards import partners, plan
-from explain2me.store import read_part
+from explain2me.show import show_run
+from explain2me.store import Model, Run, read_part
 from explain2me.summarise import summarise_run
 from explain2me.verify import verify_run
 
@@ -135,6 +139,65 @@ def test_a_shard_without_any_usable_image_is_a_part_without_rows(tmp_path, make_
     again = explain_run(config, tmp_path / "run")
     assert len(again.quarantine()) == 0
     assert verify_run(again) == []
+
+
+def compared_without(gone: Callable[[Model], bool], tmp_path: Path, make_images, weights, detector_table) -> Run:
+    """Two detectors of two runs; a disk was lost before the shards of some of these were made."""
+    manifest = make_images(tmp_path / "images", counts={("fake", "a"): 6, ("real", "b"): 6})
+    tables = "".join(detector_table(name, f"{weights}/seed[01].safetensors") for name in ("a", "b"))
+    text = f'name = "tiny"\n{tables}[data]\nmanifest = "{manifest}"\npositive = "fake"\n'
+    text += (
+        '[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 4\n[report]\nimages = 1\n'
+    )
+    (tmp_path / "config.toml").write_text(text)
+    config = load_config(tmp_path / "config.toml")
+    run = explain_run(config, tmp_path / "run")
+    for path in [path for model in run.models if gone(model) for path in run.part_paths(model)]:
+        path.unlink()
+    (manifest.parent / "fake").rename(tmp_path / "fake")
+    (manifest.parent / "real").rename(tmp_path / "real")
+    run = explain_run(config, tmp_path / "run")
+    measure_run(run, run.config)
+    summarise_run(run, run.config)
+    return run
+
+
+@pytest.mark.parametrize("gone", ["a", "b"], ids=["the first", "the last"])
+def test_a_detector_without_any_usable_image_does_not_take_the_others_with_it(
+    tmp_path, make_images, weights, detector_table, gone
+):
+    run = compared_without(lambda model: model.detector == gone, tmp_path, make_images, weights, detector_table)
+    other = "b" if gone == "a" else "a"
+    rows = run.summary("performance").to_pandas()
+    assert set(rows.detector) == {other}
+    assert not rows[rows.run == "all"].auroc.isna().any()
+    differences = run.summary("differences").to_pandas()
+    aurocs = differences[differences.measure == "auroc"]
+    assert len(aurocs)
+    assert aurocs.difference.isna().all()
+    assert set(aurocs["num_runs" if gone == "a" else "num_other_runs"]) == {0}
+    show_run(run, Console(file=io.StringIO()))
+    page = write_report(run, run.config).read_text()
+    assert f"There is no AUROC of {gone}: no run of it has finite logits for images of both classes." in page
+    assert f"There is no AUROC of {other}" not in page
+    assert f"There is no entropy of {gone}" in page
+
+
+def test_a_run_without_any_usable_image_is_in_no_mean(tmp_path, make_images, weights, detector_table):
+    def gone(model: Model) -> bool:
+        return (model.detector, model.run) == ("a", "seed0")
+
+    run = compared_without(gone, tmp_path, make_images, weights, detector_table)
+    rows = (
+        run.summary("performance").to_pandas().query("detector == 'a' and condition == 'clean' and score == 'softmax'")
+    )
+    rows = rows[(rows.positives == "all") & (rows.negatives == "all")].set_index("run")
+    assert np.isnan(rows.auroc["seed0"])
+    for column in ("auroc", "accuracy", "n", "num_positive", "num_invalid", "ci_low", "ci_high"):
+        assert rows[column]["all"] == rows[column]["seed1"], column
+    differences = run.summary("differences").to_pandas().query("measure == 'auroc' and label == 'all'")
+    assert set(zip(differences.num_runs, differences.num_other_runs, strict=True)) == {(1, 2)}
+    assert not differences.difference.isna().any()
 
 
 def test_chance_exposes_a_detector_with_one_map_for_each_class(explained):

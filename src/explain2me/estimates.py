@@ -101,7 +101,7 @@ def estimate(found: Totals, chosen: Sequence[int]) -> Estimate:
 
 
 def auroc_estimate(scores: np.ndarray, positive: np.ndarray) -> Estimate:
-    """Mean over runs of the area under the ROC curve; a tie counts one half. Influences: DeLong et al. 1988.
+    """Mean area under the ROC curve over the runs that have one; a tie counts one half. Influences: DeLong et al. 1988.
 
     Args:
         scores: (R, N), higher means more positive; NaN where an image has none in this run, which leaves it out there.
@@ -123,6 +123,10 @@ def auroc_estimate(scores: np.ndarray, positive: np.ndarray) -> Estimate:
         areas[run] = below[0].mean() / len(sides[1])
         images[run, sides[0]] = (below[0] / len(sides[1]) - areas[run]) / len(sides[0])
         images[run, sides[1]] = (1 - below[1] / len(sides[0]) - areas[run]) / len(sides[1])
+    has = ~np.isnan(areas)
+    if not has.any():
+        return Estimate(math.nan, images[0], np.empty(0), 0)
+    areas, images = areas[has], images[has]
     influence = np.where(np.isnan(images).all(0), math.nan, np.nan_to_num(images).mean(0))
     return Estimate(float(areas.mean()), influence, areas if len(areas) > 1 else np.empty(0), len(areas))
 

@@ -6,6 +6,7 @@ AUROC of the clean images over the very images that the row uses: compare ``auro
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,8 @@ def predictions_of(run: Run, detector: str) -> Predictions:
 
 
 def performance_rows(run: Run, detector: str, predictions: Predictions, config: Config) -> list[dict[str, Any]]:
-    """Rows of summary/performance for one detector: each run, and their mean as run ``all``; none without labels.
+    """Rows of summary/performance for one detector: each run, and as run ``all`` the mean over those that have an AUROC; none
+    without labels or predictions.
 
     The interval resamples images within source, and for ``all`` the runs too. Counts are of images; those of ``all`` are of
     the run that has the fewest.
@@ -99,7 +101,10 @@ def auroc_estimates(run: Run, predictions: Predictions, config: Config) -> dict[
     keys = [(ALL, ALL), *((stretch.label or ALL, stretch.source) for stretch in stretches)]
     found = {}
     for name in SCORES:
-        scores, _ = _scores(predictions, 0, run.classes.index(config.data.positive), name)
+        if predictions.conditions:
+            scores, _ = _scores(predictions, 0, run.classes.index(config.data.positive), name)
+        else:  # all of its images are in the quarantine
+            scores = np.full(predictions.predicted.shape[::2], np.nan)
         for key, contrast in zip(keys, _contrasts(stretches, positive, config.data.positive), strict=True):
             found[name, *key] = auroc_estimate(np.where(contrast.inside, scores, np.nan), positive)
     return found
@@ -225,12 +230,14 @@ def _rows(
     for m, name in enumerate(names):
         low, high = interval(resampled[:, m])
         yield what | numbers[m] | {"run": name, "std": float("nan"), "ci_low": low, "ci_high": high}
-    weights = run_weights(len(names), seed=seed, resamples=len(resampled))
-    low, high = interval((resampled * weights).sum(1) / np.maximum(weights.sum(1), 1))
-    fewest = min(numbers, key=lambda number: number["n"])  # a sum over runs would read as so many images
+    has = [m for m, number in enumerate(numbers) if not math.isnan(number["auroc"])] or list(range(len(numbers)))
+    weights = run_weights(len(has), seed=seed, resamples=len(resampled))
+    low, high = interval((resampled[:, has] * weights).sum(1) / np.maximum(weights.sum(1), 1))
+    chosen = [numbers[m] for m in has]
+    fewest = min(chosen, key=lambda number: number["n"])  # a sum over runs would read as so many images
     columns = ("auroc", "auroc_clean", "accuracy", "kept_share")
-    means = {column: float(np.mean([number[column] for number in numbers])) for column in columns}
-    aurocs = np.array([number["auroc"] for number in numbers])
+    means = {column: float(np.mean([number[column] for number in chosen])) for column in columns}
+    aurocs = np.array([number["auroc"] for number in chosen])
     std = float(aurocs.std(ddof=1)) if len(aurocs) > 1 else float("nan")
     yield what | fewest | means | {"run": ALL, "std": std, "ci_low": low, "ci_high": high}
 

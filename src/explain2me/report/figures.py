@@ -115,7 +115,10 @@ def roc(material: Material, colormap: Colormap) -> Drawn | None:
     positive = _positive(material)
     if positive is None:
         return None
-    conditions = [name for name in ("clean", *BLURS) if (material.detectors[0], name) in material.logits]
+    there = {condition for _, condition in material.logits}
+    conditions = [name for name in ("clean", *BLURS) if name in there]
+    if not conditions:
+        return None
     figure = Figure(figsize=(3.1 * len(conditions) + 0.4, 3.8))
     panels = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
     grid = np.linspace(0, 1, 101)
@@ -130,8 +133,11 @@ def roc(material: Material, colormap: Colormap) -> Drawn | None:
                 continue
             low, high = row["ci_low"], row["ci_high"]
             label = f"{row['auroc']:.3f}" + (f" [{low:.3f}, {high:.3f}]" if not math.isnan(low) else "")
+            before = _auroc(material, detector, "clean")
+            if before is not None and row["n"] != before["n"]:  # dead maps drive no blur
+                label += f"\n{row['n']} images, before {row['auroc_clean']:.3f}"
             ax.plot(grid, np.mean(curves, axis=0), color=_colour(i), linestyle=LINES[i % 4], label=label)
-            said.append(f"{titles[condition]}, {printable_line(detector)}: AUROC {label}")
+            said.append(f"{titles[condition]}, {printable_line(detector)}: AUROC {label.replace(chr(10), ', ')}")
         ax.set_title(titles[condition])
         ax.set_xlabel("false positive rate")
         ax.set_box_aspect(1)
@@ -539,7 +545,7 @@ def _roc_curves(
 ) -> list[np.ndarray]:
     index = material.run.classes.index(material.run.config.data.positive)
     curves = []
-    for logits in material.logits[detector, condition]:
+    for logits in material.logits.get((detector, condition), ()):
         score = ranking_score(logits, index, "softmax")
         use = np.isfinite(score)
         if positive[use].any() and not positive[use].all():

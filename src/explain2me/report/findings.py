@@ -345,6 +345,7 @@ def _dead(material: Material) -> Iterator[Finding]:
 
 def _absent(material: Material) -> Iterator[Finding]:
     config = material.run.config
+    labels = set(material.run.image_table["label"].to_pylist())
     names = {score.measure for score in material.columns}
     missing = [name for name in ("entropy", "noise", "resilience", "focus", "stability") if name not in names]
     if missing:
@@ -353,12 +354,18 @@ def _absent(material: Material) -> Iterator[Finding]:
         yield Finding(
             "absent", "auroc", "The images have no labels: there is no AUROC, and stability has no fixed variant."
         )
-    elif not auroc_rows(material):
+    elif config.data.positive not in labels or len(labels) == 1:
         yield Finding(
             "absent",
             "auroc",
             f"There is no AUROC: the images have one class only, or none is {config.data.positive!r}.",
         )
+    else:
+        have = auroc_rows(material)
+        for name in material.detectors:
+            if name not in have:
+                why = "no run of it has finite logits for images of both classes"
+                yield Finding("absent", "auroc", f"There is no AUROC of {name}: {why}.", (name,))
     for score in material.columns:
         rows = material.totals(score.measure, score.variant, score.condition or "all")
         for name in material.detectors:

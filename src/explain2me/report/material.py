@@ -283,7 +283,7 @@ def _read_maps(material: Material) -> None:
         found = predictions_of(run, detector)
         for name in ("clean", *BLURS):
             if name in found.conditions:
-                material.logits[detector, name] = found.logits[:, found.conditions.index(name)]
+                material.logits[detector, name] = found.logits[:, found.conditions.index(name)].copy()  # no view of all
         sums: dict[int, np.ndarray] = {}
         counts = np.zeros(len(material.stretches))
         material.dead[detector], material.num_clean[detector] = np.zeros(len(run.image_table), int), 0
@@ -314,11 +314,12 @@ def _add_clean(part: Part, stretches: Sequence[Stretch], sums: dict[int, np.ndar
 
 
 def _add_predictions(material: Material) -> None:
-    """Mean over runs of the positive class's probability, and the class that most runs predict."""
+    """Mean over runs of the positive class's probability, and the class whose probability is the highest in that mean."""
     frame, positive = material.scores, material.positive_class
     probability, predicted = [], []
+    nothing = np.full((1, len(material.run.image_table), len(material.run.classes)), np.nan)
     for detector in material.detectors:
-        logits = material.logits[detector, "clean"]
+        logits = material.logits.get((detector, "clean"), nothing)  # all of its images may be in the quarantine
         if logits.shape[-1] == 1:
             logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
         shares = softmax(logits, axis=-1)
