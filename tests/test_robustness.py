@@ -16,13 +16,13 @@ from rich.console import Console
 
 from explain2me.cli import main
 from explain2me.conditions import conditions_for
-from explain2me.config import TrainingConfig, load_config, parse_config
+from explain2me.config import DetectorConfig, TrainingConfig, load_config, parse_config
 from explain2me.errors import Explain2MeError, RunFolderError
 from explain2me.executors import Engine, run_tasks
 from explain2me.explain import explain_run
 from explain2me.files import read_parquet, write_parquet
 from explain2me.measure import MapReader, measure_run
-from explain2me.prepare import with_device
+from explain2me.prepare import weights_of, with_device
 from explain2me.report import write_report
 from explain2me.shards import partners, plan
 from explain2me.show import show_run
@@ -198,6 +198,15 @@ def test_a_run_without_any_usable_image_is_in_no_mean(tmp_path, make_images, wei
     differences = run.summary("differences").to_pandas().query("measure == 'auroc' and label == 'all'")
     assert set(zip(differences.num_runs, differences.num_other_runs, strict=True)) == {(1, 2)}
     assert not differences.difference.isna().any()
+
+
+def test_a_checkpoint_is_not_called_as_the_mean_over_runs_is(tmp_path, weights):
+    for i, name in enumerate(("all", "seed1")):
+        shutil.copy(weights / f"seed{i}.safetensors", tmp_path / f"{name}.safetensors")
+    wanted = DetectorConfig(name="d", architecture="timm:test_resnet", checkpoints=str(tmp_path / "*.safetensors"))
+    assert [name for name, *_ in weights_of(wanted, 0)] == ["run00", "run01"]
+    alone = wanted.model_copy(update={"checkpoints": str(tmp_path / "seed*.safetensors")})
+    assert [name for name, *_ in weights_of(alone, 0)] == ["seed1"]
 
 
 def test_chance_exposes_a_detector_with_one_map_for_each_class(explained):

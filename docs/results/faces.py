@@ -94,7 +94,7 @@ def collect(study: Path, every: Path, folder: Path, guide: Path) -> None:
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.csv"):
         path.unlink()
-    for name in ("measures", "performance", "stability_matrix"):
+    for name in ("measures", "differences", "performance", "stability_matrix"):
         shutil.copyfile(runs[0].folder / "summary" / f"{name}.csv", folder / f"{name}.csv")
     _write(pd.DataFrame(trained), folder / "training.csv")
     _write(by_run(runs[0]), folder / "runs.csv")
@@ -267,7 +267,7 @@ def tables(folder: Path, reference: Path) -> str:
         markdown(*measure_table(runs, table1)),
         "### Table 2: resilience to geometric transforms",
         markdown(*transform_table(runs, table2)),
-        "### With chance levels, over all test images",
+        "### With chance levels, over the images of the study, all sources",
         markdown(*chance_table(measures)),
         "### AUROC",
         markdown(*auroc_table(aurocs)),

@@ -37,7 +37,7 @@ from explain2me.store import IMAGES, QUARANTINE, SCHEMA_VERSION, Model, Run, ope
 from explain2me.trained import reading_warnings, trained
 
 RESERVED = "all"
-"""What tables call every label and every source."""
+"""What tables call every label, every source and the mean over runs."""
 
 
 def prepare(
@@ -350,7 +350,7 @@ def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | Non
             )
         paths += [path for path in found if path not in paths]
     stems = [Path(path).stem.replace("__", "_").lstrip(".") for path in paths]
-    if len(set(stems)) < len(stems):
+    if len(set(stems)) < len(stems) or RESERVED in stems:
         stems = [f"run{i:02d}" for i in range(len(paths))]
     return [(stem, path, seed) for stem, path in zip(stems, paths, strict=True)]
 

@@ -26,7 +26,8 @@ NAMES = {
 VARIANTS = ("spatial", "intensity", "predicted", "fixed", "softmax", "released")
 CELL_WIDTH = 16
 MOST_REFUSED = 5
-LARGE_DEAD_SHARE = 0.1
+LARGE_DEAD_SHARE = 0.05
+"""From this share of dead maps on the means of detectors are of too different images to compare."""
 
 
 def printable(text: str) -> str:

@@ -8,22 +8,27 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from explain2me import open_run
+from explain2me.config import override
 from explain2me.errors import Explain2MeError
+from explain2me.measure import measure_run
 from explain2me.notebook import as_html
 from explain2me.report import Plots, write_report
 from explain2me.report.figures import all_figures, radar_values, safe, wrapped
 from explain2me.report.findings import against_chance, against_fixed, compare, findings
 from explain2me.report.material import AUROC, Score, gather, main_similarity
-from explain2me.report.page import _cells, _json
+from explain2me.report.page import _cells, _json, render, viewer_data
 from explain2me.report.tables import by_pair, latex
 from explain2me.show import show_run
+from explain2me.summarise import summarise_run
 
 
 def test_every_kind_of_file_is_there(reported):
@@ -103,6 +108,71 @@ def test_the_viewer_has_the_maps_that_the_run_has(reported):
         if row is not None and row.max() > 0:
             scaled = (row - row.min()) / max(np.ptp(row), 1e-12)
             assert np.abs((quantised - 1) / 254 - scaled).max() < 0.01
+
+
+def test_scores_by_image_are_means_over_runs_and_transforms(reported):
+    material = gather(reported, images_per_measure=1)
+    rows = reported.scores().to_pandas()
+    rows = rows[rows.similarity.isna() | (rows.similarity == "ssim")]
+    found = material.scores.set_index(["detector", "image"])
+    for column in material.columns:
+        of_it = rows[(rows.measure == column.measure) & (rows.variant == column.variant)]
+        if column.condition is not None:
+            of_it = of_it[of_it.condition == column.condition]
+        wanted = of_it.groupby(["detector", "image"], observed=True)["value"].mean()
+        np.testing.assert_allclose(found[column.key], wanted.reindex(found.index), atol=1e-12, err_msg=column.key)
+    kept = rows[(rows.variant == "predicted") & (rows.measure != "stability")].dropna(subset="kept")
+    wanted = kept.kept.astype(float).groupby([kept.detector.astype(str), kept.image]).mean()
+    np.testing.assert_allclose(found.kept, wanted.reindex(found.index), atol=1e-12)
+    assert 0 < found.kept.min() < 1
+
+
+def test_an_image_beyond_the_table_keeps_its_name_in_the_viewer(reported, monkeypatch):
+    monkeypatch.setattr("explain2me.report.page.MOST_ROWS", 2)
+    material = gather(reported, images_per_measure=1)
+    data = viewer_data(material, matplotlib.colormaps["viridis"])
+    assert len(data["images"]["id"]) == 2
+    assert max(item["image"] for item in data["shown"]) >= 2
+    for item in data["shown"]:
+        row = reported.image_table.slice(item["image"], 1).to_pylist()[0]
+        assert (item["id"], item["label"], item["source"]) == (row["image_id"], row["label"], row["source"])
+
+
+def test_the_deviation_of_each_similarity_is_named(reported, monkeypatch):
+    material = gather(reported, images_per_measure=1)
+    row = {"detector": "second", "measure": "noise", "variant": "predicted", "max_difference": 0.25}
+    row |= {"mean_difference": 0.125, "num_one_sided": 3}
+    rows = [row | {"similarity": "ssim"}, row | {"similarity": "pearson"}]
+    rows.append(row | {"measure": "auroc", "variant": None, "similarity": None})
+    material.precision = pd.DataFrame(rows)
+    page = render(material, {}, [], matplotlib.colormaps["viridis"])
+    for measure, variant, similarity in (
+        ("noise", "predicted", "ssim"),
+        ("noise", "predicted", "pearson"),
+        ("auroc", "-", "-"),
+    ):
+        cells = f'<td>{measure}</td><td>{variant}</td><td>{similarity}</td><td class="n">0.250</td><td class="n">0.125</td><td class="n">3</td>'
+        assert cells in page
+
+
+@pytest.mark.usefixtures("no_pdf")
+def test_a_report_made_again_leaves_nothing_of_the_one_before(tmp_path, make_run, images, weights, detector_table):
+    text = f'name = "again"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{images}"\n'
+    text += "[summary]\nbootstrap = 10\n[report]\nimages = 1\n[measures]\nnoise = false\nresilience = false\nfocus = false\n"
+    run = make_run(tmp_path, text + '[compute]\ndevice = "cpu"\nbatch_size = 8\n')
+    folder = run.folder / "report"
+    before = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert "tables/table1-entropy.csv" in before
+    (folder / "tables" / "mine.csv").write_text("not ours")
+    (folder / ".written").write_text((folder / ".written").read_text() + "../run.json\n")
+    config = override(run.config, ["measures.entropy=false"])
+    measure_run(run, config)
+    summarise_run(run, config)
+    write_report(run, config)
+    after = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert not [name for name in after if "entropy" in name]
+    assert {"tables/mine.csv", "index.html", "figures/fig9-roc.svg"} <= after
+    assert (run.folder / "run.json").exists()
 
 
 def test_telling_images_are_the_extremes(reported):
@@ -298,6 +368,8 @@ def test_no_better_than_chance_is_stuck_or_unlike_anything():
     assert "agree no more than those of unrelated images" in texts(against_chance(UP, unlike))[0]
     assert texts(against_chance(UP, better)) == []
     assert texts(against_chance(DOWN, stuck)) == []
+    one_map = {"a": row(1.0, 1.0, 1.0, chance=1.0, corrected_low=float("nan"))}
+    assert "It looks at the same place whatever the image." in texts(against_chance(UP, one_map))[0]
 
 
 def test_variants_that_disagree_are_told():
@@ -536,6 +608,7 @@ def test_cells_of_a_dead_map_are_zero_and_large_maps_are_averaged():
 def test_names_in_figures_are_no_formulas():
     assert "\\$" in safe("a$b$")
     assert wrapped("resnet50-cross-entropy-guided") == "resnet50-cross-\nentropy-guided"
+    assert latex("<0.001 | >2") == "\\textless{}0.001 \\textbar{} \\textgreater{}2"
     assert latex("\\input{x}") == "\\textbackslash{}input\\{x\\}"
 
 

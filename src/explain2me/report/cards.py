@@ -26,7 +26,7 @@ def model_card(material: Material, detector: str) -> str:
                         "task": {"type": "image-classification"},
                         "dataset": {"name": printable_line(material.run.config.name), "type": "image-folder"},
                         "metrics": [
-                            {"type": kind, "name": title, "value": round(value, 6)} for kind, title, value, _ in metrics
+                            {"type": kind, "name": title, "value": round(value, 6)} for kind, title, value in metrics
                         ],
                     }
                 ],
@@ -94,21 +94,18 @@ def _rows(material: Material, detector: str) -> list[tuple[str, ...]]:
     return lines
 
 
-def _metrics(material: Material, detector: str) -> list[tuple[str, str, float, str]]:
-    """(type, title, value, interval as text) of AUROC and of each measure."""
-    found: list[tuple[str, str, float, str]] = []
+def _metrics(material: Material, detector: str) -> list[tuple[str, str, float]]:
+    """(type, title, value) of AUROC and of each measure."""
+    found: list[tuple[str, str, float]] = []
     row: dict[str, Any] | None = auroc_rows(material).get(detector)
     if row:
-        found.append(("roc_auc", "AUROC", row["auroc"], interval(row["ci_low"], row["ci_high"])))
+        found.append(("roc_auc", "AUROC", row["auroc"]))
     for score in material.columns:
         row = material.totals(score.measure, score.variant, score.condition or ALL).get(detector)
         if row and number(row["mean"]) != "-":
-            found.append((f"explain2me_{score.key}", score.name, row["mean"], interval(row["ci_low"], row["ci_high"])))
+            found.append((f"explain2me_{score.key}", score.name, row["mean"]))
             if number(row["corrected"]) != "-":
-                limits = interval(row["corrected_low"], row["corrected_high"])
-                found.append(
-                    (f"explain2me_{score.key}_corrected", f"{score.name}, above chance", row["corrected"], limits)
-                )
+                found.append((f"explain2me_{score.key}_corrected", f"{score.name}, above chance", row["corrected"]))
     return found
 
 

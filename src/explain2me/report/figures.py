@@ -584,7 +584,7 @@ def _images(material: Material, score: str, count: int) -> list[int]:
 
 
 def _gallery(material: Material, colormap: Colormap, score: str, name: str, title: str) -> Drawn | None:
-    """Images from low to high in a score: each with the map of each detector (its first run) over it."""
+    """Images from low to high in a score: each with the map of each detector (its first run) over it and its mean score."""
     telling = [t for t in material.telling if t.score == score and t.why in ("lowest", "highest")]
     images = list(dict.fromkeys(t.image for t in telling))
     if not images:
@@ -607,7 +607,8 @@ def _gallery(material: Material, colormap: Colormap, score: str, name: str, titl
     for ax, label in zip(panels[0], ("image", *material.detectors), strict=True):
         ax.set_title(wrapped(label), fontsize=8)
     text = (
-        f"Images {', '.join(material.image_name(i) for i in images)} from low to high, with the map of each detector."
+        f"Images {', '.join(material.image_name(i) for i in images)} from low to high, with the map of each detector's first "
+        f"run; below it the score, mean over runs."
     )
     return Drawn(name, title, text, figure)
 
@@ -657,7 +658,7 @@ def _perturbed_gallery(
 def _perturbed(
     material: Material, detector: str, image: int, pixels: UInt8[np.ndarray, "3 H W"], conditions: Sequence[Condition]
 ) -> dict[str, UInt8[np.ndarray, "3 H W"]]:
-    """The very pixels that a detector was shown under each condition."""
+    """The image under each condition, as a detector with the input size of ``pixels`` was shown it."""
     part = material.part(detector, image)
     assert part is not None
     clean = torch.from_numpy(part.maps[part.of("clean")])

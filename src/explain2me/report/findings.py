@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from explain2me.report.material import AUROC, Material, Score, records
+from explain2me.show import LARGE_DEAD_SHARE
 
 Kind = Literal["differs", "runs", "alike", "chance", "decision", "dead", "absent", "note"]
-LARGE_DEAD_SHARE = 0.05
+ROUNDING = 1e-6
+"""A chance level that is no further from 1 is 1: single maps are float32."""
 STUCK_CHANCE = 0.5
 """From this chance level on the maps of different images are much alike."""
 OF_RUNS = {2: 50, 3: 75, 4: 79, 5: 84, 6: 86, 7: 87, 8: 88, 9: 89}
@@ -227,10 +229,12 @@ def _held_fixed(score: Score, row: Mapping[str, Any], fixed: Mapping[str, Any] |
 
 
 def against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Detectors whose chance-corrected value may be 0: stuck on one place, or unlike anything."""
+    """Detectors whose chance-corrected value may be 0 or has no meaning: stuck on one place, or unlike anything."""
     for name, row in rows.items():
         low = row["corrected_low"]
-        if score.higher_is_better and low is not None and not math.isnan(low) and low <= 0:
+        stuck = row["chance"] is not None and row["chance"] >= 1 - ROUNDING  # nothing can be above that
+        reaches = low is not None and not math.isnan(low) and low <= 0
+        if score.higher_is_better and (reaches or stuck):
             why = (
                 "It looks at the same place whatever the image."
                 if row["chance"] >= STUCK_CHANCE

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from scipy.special import softmax
 
 from explain2me.conditions import Condition, conditions_for
@@ -184,7 +186,7 @@ def gather(run: Run, *, images_per_measure: int) -> Material:
         for name in ("measures", "differences", "performance", "stability_matrix", "quarantine", "precision")
     }
     columns = _columns(run, frames["measures"])
-    scores = _scores_by_image(run, columns)
+    scores = _scores_by_image(run, columns, main_similarity(frames["measures"].similarity))
     material = Material(
         run,
         frames["measures"],
@@ -228,28 +230,38 @@ def _columns(run: Run, measures: pd.DataFrame) -> list[Score]:
     return found
 
 
-def _scores_by_image(run: Run, columns: Sequence[Score]) -> pd.DataFrame:
+def _scores_by_image(run: Run, columns: Sequence[Score], similarity: str) -> pd.DataFrame:
     """Mean over runs (pairs of runs, transforms) of each score, one row an image and detector."""
-    table = run.scores_dataset().to_table(
-        ["image", "detector", "measure", "variant", "similarity", "condition", "value", "kept"]
-    )
-    frame = table.unify_dictionaries().to_pandas() if len(table) else table.to_pandas()
-    base = pd.MultiIndex.from_product(
-        [[detector.name for detector in run.config.detectors], range(len(run.image_table))], names=["detector", "image"]
-    )
-    result = pd.DataFrame(index=base)
-    if len(frame):
-        frame = frame[frame.similarity.isna() | (frame.similarity == main_similarity(frame.similarity))]
-    for column in columns:
-        rows = frame[(frame.measure == column.measure) & (frame.variant == column.variant)]
-        if column.condition is not None:
-            rows = rows[rows.condition == column.condition]
-        means = rows.groupby(["detector", "image"], observed=True)["value"].mean()
-        result[column.key] = means.reindex(base)
-    rows = frame[(frame.variant == "predicted") & (frame.measure != "stability")] if len(frame) else frame
-    kept = rows.assign(kept=rows.kept.astype("boolean").astype("Float64")).groupby(["detector", "image"], observed=True)
-    result["kept"] = kept["kept"].mean().reindex(base).astype("float64") if len(rows) else np.nan
-    return result.reset_index()
+    kept = (ds.field("variant") == "predicted") & (ds.field("measure") != "stability")
+    frames = []
+    for detector in run.config.detectors:
+        found: dict[str, Any] = {"detector": detector.name, "image": range(len(run.image_table))}
+        for column in columns:
+            wanted = (ds.field("measure") == column.measure) & (ds.field("variant") == column.variant)
+            if column.condition is not None:
+                wanted &= ds.field("condition") == column.condition
+            found[column.key] = _mean_by_image(run, detector.name, similarity, wanted, "value")
+        found["kept"] = _mean_by_image(run, detector.name, similarity, kept, "kept")
+        frames.append(pd.DataFrame(found))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _mean_by_image(
+    run: Run, detector: str, similarity: str, wanted: ds.Expression, column: str
+) -> Float[np.ndarray, " N"]:
+    """Over the rows that have a value; NaN for an image without any. Reads a batch of rows at a time."""
+    sums, counts = np.zeros(len(run.image_table)), np.zeros(len(run.image_table))
+    same = ds.field("similarity").is_null() | (ds.field("similarity") == similarity)
+    rows = (ds.field("detector") == detector) & same & wanted
+    for batch in run.scores_dataset().to_batches(["image", column], filter=rows):
+        known = batch.filter(batch[column].is_valid())
+        values = known[column].cast(pa.int8()) if pa.types.is_boolean(known[column].type) else known[column]
+        values = values.to_numpy(zero_copy_only=False).astype(np.float64)
+        defined = ~np.isnan(values)
+        images = known["image"].to_numpy()[defined]
+        np.add.at(sums, images, values[defined])
+        np.add.at(counts, images, 1)
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 
 def _telling(material: Material, count: int) -> list[Telling]:

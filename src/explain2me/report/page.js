@@ -73,11 +73,11 @@
     }
     const number = state.images[state.position];
     const item = byImage.get(number);
-    const id = data.images.id[number] ?? `image ${number}`;
+    const id = item.id;
     const reasons = data.telling.filter((one) => one.image === number).map((one) => inWords(`${one.score}|${one.why}`));
     $("viewer-status").textContent =
-      `Image ${state.position + 1} of ${state.images.length}: ${id} (${data.images.label[number] ?? "-"}, ` +
-      `${data.images.source[number] ?? "-"}). ${reasons.join("; ")}. Condition: ${data.conditions[state.condition]}.`;
+      `Image ${state.position + 1} of ${state.images.length}: ${id} (${item.label}, ${item.source}). ` +
+      `${reasons.join("; ")}. Condition: ${data.conditions[state.condition]}.`;
     const first = make("figure");
     if (item.picture) first.append(make("img", null, { src: item.picture, alt: `the image ${id}` }));
     else first.append(make("p", "The file of this image is not there any more."));

@@ -15,7 +15,7 @@ from matplotlib.colors import Colormap
 from PIL import Image
 
 from explain2me.decode import printable_line
-from explain2me.report.figures import Drawn, radar_values
+from explain2me.report.figures import Drawn
 from explain2me.report.findings import RULES, auroc_rows, findings
 from explain2me.report.material import ALL, Material, records
 from explain2me.report.tables import Sheet, interval, number, share, training_in_words
@@ -104,7 +104,9 @@ def render(
         ],
         quarantine=records(material.quarantine),
         precision=[
-            row | {"max_difference": number(row["max_difference"]), "mean_difference": number(row["mean_difference"])}
+            row
+            | {name: number(row[name]) for name in ("max_difference", "mean_difference")}
+            | {name: row[name] if isinstance(row[name], str) else "-" for name in ("variant", "similarity")}
             for row in records(material.precision)
         ],
         num_images=len(material.run.image_table),
@@ -119,7 +121,6 @@ def _overview(material: Material) -> dict[str, Any]:
         {"name": score.name, "better": "higher" if score.higher_is_better else "lower"} for score in material.columns
     ]
     rows = []
-    radar = radar_values(material)
     for detector in material.detectors:
         cells = []
         for score in material.columns:
@@ -142,7 +143,6 @@ def _overview(material: Material) -> dict[str, Any]:
                 "auroc": number(found["auroc"]) if found else "-",
                 "auroc_interval": interval(found["ci_low"], found["ci_high"]) if found else "-",
                 "cells": cells,
-                "focus": number(radar[detector].get("focus")),
             }
         )
     return {"columns": columns, "rows": rows}
@@ -195,7 +195,15 @@ def viewer_data(material: Material, colormap: Colormap) -> dict[str, Any]:
 def _shown(material: Material, image: int) -> dict[str, Any]:
     """Picture and maps of one image: of the first run of each detector under all conditions, of the others clean."""
     pixels = material.pixels(image, material.run.models[0].input_size)
-    found: dict[str, Any] = {"image": image, "picture": None if pixels is None else picture(pixels), "maps": []}
+    row = material.run.image_table.slice(image, 1).to_pylist()[0]
+    found: dict[str, Any] = {
+        "image": image,
+        "id": material.image_name(image),
+        "label": printable_line(row["label"] or "-"),
+        "source": printable_line(row["source"]),
+        "picture": None if pixels is None else picture(pixels),
+        "maps": [],
+    }
     for detector in material.detectors:
         runs: list[dict[str, Any] | None] = []
         for number_, model in enumerate(material.run.models_of(detector)):

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from explain2me.decode import printable_line
 from explain2me.report.material import ALL, AUROC, Material, records
 
-ARROWS = {"entropy": "lower", "noise": "higher", "resilience": "higher", "stability": "higher"}
-ARROWS |= {"focus_salient": "lower", "focus_nonsalient": "higher"}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -268,6 +266,7 @@ def latex(text: str) -> str:
     '50 \\\\% of a\\\\_b $\\\\pm$ 1'
     """
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$"}
+    special |= {"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}"}  # other signs in LaTeX's own fonts
     special |= {mark: f"\\{mark}" for mark in "&%$#_{}"}
     return "".join(special.get(mark, mark) for mark in text)
 

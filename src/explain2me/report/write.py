@@ -1,6 +1,7 @@
 """Draw everything and write it into the folder ``report`` of a run."""
 
 import base64
+import contextlib
 import functools
 import io
 import time
@@ -29,6 +30,8 @@ from explain2me.store import Run
 MOST_SVG_BYTES = 150_000
 """A picture that is larger as SVG (it holds photographs or many points) stands in the page as WebP."""
 DOTS_PER_INCH = 130
+WRITTEN = ".written"
+"""Names of the files of a report beside its page."""
 
 
 def write_report(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> Path:
@@ -59,11 +62,13 @@ def write_report(run: Run, config: Config, *, on_done: Callable[[int, int], None
             if on_done:
                 on_done(number, len(wanted))
     tables = list(sheets(material))
-    for _, sheet in tables:
-        _write(folder / "tables" / f"{sheet.name}.csv", to_csv(sheet))
-        _write(folder / "tables" / f"{sheet.name}.tex", to_latex(sheet))
-    for detector in material.detectors:
-        _write(folder / "model-cards" / detector / "model-card.md", model_card(material, detector))
+    texts = {f"tables/{sheet.name}.csv": to_csv(sheet) for _, sheet in tables}
+    texts |= {f"tables/{sheet.name}.tex": to_latex(sheet) for _, sheet in tables}
+    texts |= {f"model-cards/{name}/model-card.md": model_card(material, name) for name in material.detectors}
+    for name, text in texts.items():
+        _write(folder / name, text)
+    figures = [each.name for found in drawn.values() for each, _ in found]
+    _remove_others(folder, {*texts, *(f"figures/{name}.{kind}" for name in figures for kind in KINDS)})
     page = folder / "index.html"
     _write(page, render(material, drawn, tables, colormap))
     log_event(run.folder, (0, 1), "report", "done", seconds=round(time.monotonic() - started, 3))
@@ -103,6 +108,15 @@ class Plots:
         return list(DRAWS)
 
 
+def _remove_others(folder: Path, written: set[str]) -> None:
+    """Remove what an earlier report wrote and this one did not: a measure that is off now, a source that is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in (folder / WRITTEN).read_text(encoding="utf-8").splitlines():
+            if name not in written and ".." not in Path(name).parts and not Path(name).is_absolute():
+                (folder / name).unlink(missing_ok=True)
+    _write(folder / WRITTEN, "\n".join(sorted(written)) + "\n")
+
+
 def _save(drawn: Drawn, folder: Path) -> str:
     """PDF, SVG and PNG; returns the picture for the page as a data URI."""
     figure = drawn.figure
@@ -110,7 +124,7 @@ def _save(drawn: Drawn, folder: Path) -> str:
     figure.draw_without_rendering()  # lays it out once; savefig would do it again for each format, and draw it twice
     figure.set_layout_engine("none")
     found: dict[str, bytes] = {}
-    for kind, write in (("pdf", _pdf), ("svg", _svg), ("png", _png)):
+    for kind, write in KINDS.items():
         stream = io.BytesIO()
         write(figure, stream)
         found[kind] = stream.getvalue()
@@ -136,6 +150,9 @@ def _svg(figure: Figure, stream: io.BytesIO) -> None:
 def _png(figure: Figure, stream: io.BytesIO) -> None:
     canvas: Any = FigureCanvasAgg(figure)
     canvas.print_png(stream)
+
+
+KINDS = {"pdf": _pdf, "svg": _svg, "png": _png}
 
 
 def _uri(kind: str, data: bytes) -> str:
