@@ -106,6 +106,17 @@ def test_values_and_gradients_are_finite(what, dtype):
         assert not gradients[1].any()
 
 
+@pytest.mark.parametrize("left", [1e-7, 1e-11])
+def test_what_is_left_of_a_map_that_is_all_but_dead_does_not_rule_the_step(left):
+    cams = torch.full((2, 7, 7), -1.0)
+    cams[0, 0, :2] = torch.tensor([left, 3 * left])
+    cams[1, 0, :2] = torch.tensor([0.1, 0.3])
+    cams.requires_grad_()
+    (gradient,) = torch.autograd.grad(cam_entropy(cams).sum(), cams)
+    assert not gradient[0].any()
+    assert 0.1 < gradient[1].abs().max() < 10
+
+
 def test_the_scale_of_the_maps_does_not_matter():
     logits, labels, cams, human = example()
     same = guided_loss(logits, labels, cams=cams * 1e-4 + 7, human_maps=human * 255)

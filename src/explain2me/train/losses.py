@@ -34,7 +34,7 @@ def guided_loss(
 
     Without ``human_maps`` the first two terms are cross-entropy alone, as they are for each image whose human map is
     not finite (NaN: there is none) or flat. A flat CAM is compared as zeros and gives no gradient; the entropy of one with
-    nothing above 0 counts as 0. Everything is float32 or better. With nothing to guide (alpha 1 or no human maps, entropy_weight 0) this *is*
+    (next to) nothing above 0 counts as 0. Everything is float32 or better. With nothing to guide (alpha 1 or no human maps, entropy_weight 0) this *is*
     ``torch.nn.functional.cross_entropy``. CYBORG: Boyd et al., WACV 2023. Entropy: the idea
     of Piland et al., arXiv 2303.00818, with the measure of 3.1 and as a further term.
 
@@ -111,14 +111,16 @@ def cam_entropy(cams: Float[Tensor, "N h w"]) -> Float[Tensor, " N"]:
     """Spatial entropy of each CAM after ReLU, in [0, 1]: 0 = all in one cell, 1 = spread evenly.
 
     The measure of 3.1 (eq. 1 and 3) itself, as a term of the loss: scaled min-max, as CYBORG compares it, a map would
-    hide the even background that the measure sees. A CAM with nothing above 0 counts as 0, without a gradient.
+    hide the even background that the measure sees. A CAM with nothing above 0 counts as 0, without a gradient, as does one
+    whose positive part is below 1e-6 of the whole.
 
     >>> cam_entropy(torch.tensor([[[2.0, -1.0], [2.0, 0.0]]]))
     tensor([0.5000])
     """
     positive = cams.relu().flatten(1)
     total = positive.sum(1, keepdim=True)
-    live = total > DEAD_SUM
+    # the gradient is one over the total: what is left of a map that is all but dead beside its negative part would rule the step
+    live = total > (FLAT_RANGE * cams.abs().flatten(1).sum(1, keepdim=True)).clamp_min(DEAD_SUM)
     shares = positive / torch.where(live, total, 1.0)
     # 0 log 0 = 0, and its gradient is cut: x log x has none that is finite at 0
     logs = torch.where(shares > 0, shares, 1.0).log()
