@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from explain2me.config import Config, fingerprint, load_config, override
+from explain2me.config import Config, fingerprint, load_config, override, parse_config
 from explain2me.errors import ConfigError
 
 DESIGN = """
@@ -165,3 +165,24 @@ def test_the_fingerprint_ignores_what_does_not_change_maps(config_file: Path) ->
     assert fingerprint(same) == fingerprint(config)
     assert fingerprint(other) != fingerprint(config)
     assert Config.model_validate_json(config.model_dump_json(), strict=False) == config
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ({"alpha": 0.3}, "alpha = 0.3 is for loss = 'cyborg', and the loss is 'cross-entropy'"),
+        ({"salience": "mean-of:maps"}, "salience = .* set loss = 'cyborg', or remove salience"),
+        ({"cam_class": "true"}, "cam_class = 'true' is for loss = 'cyborg' or an entropy_weight"),
+        ({"entropy_weight": 0.1, "cam_class": "true"}, None),
+        ({"alpha": 0.5, "salience": "manifest"}, None),  # as a config that was written out says
+        ({"name": "x" * 95}, "printable characters"),
+    ],
+)
+def test_a_strategy_that_would_ignore_what_it_says_is_refused(strategy, message):
+    training = {"architectures": ["timm:resnet18"], "strategies": [{"name": "cyborg"} | strategy]}
+    tree = {"name": "study", "data": {"manifest": "m"}, "training": training}
+    if message is None:
+        parse_config(tree)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            parse_config(tree)

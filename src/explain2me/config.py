@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -243,6 +244,20 @@ class StrategyConfig(Section):
             raise ValueError(f"salience: expected 'manifest' or 'mean-of:FOLDER', got {self.salience!r}")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        reads: dict[str, bool] = {"alpha": self.loss == "cyborg", "salience": self.loss == "cyborg"}
+        reads["cam_class"] = self.loss == "cyborg" or self.entropy_weight > 0
+        for name, read in reads.items():
+            value = getattr(self, name)
+            if not read and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} = {value!r} is for loss = 'cyborg'"
+                    + (" or an entropy_weight" if name == "cam_class" else "")
+                    + f", and the loss is {self.loss!r}; set loss = 'cyborg', or remove {name}"
+                )
+        return self
+
     @property
     def guided(self) -> bool:
         """Whether training reads class activation maps."""
@@ -373,6 +388,8 @@ class TrainingConfig(Section):
         names = [name.partition(":")[2] for name in self.architectures]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"expected different architectures, got {twice[0]!r} twice; remove one")
+        for name, strategy in itertools.product(names, self.strategies):
+            _safe_name(f"{name}-{strategy.name}")  # the detector, and its folder
         return self
 
 

@@ -100,7 +100,8 @@ def test_resize_does_not_swap_height_and_width():
         ("a.csv", b"a,b\n1,2\n", "expected the columns x, y"),
         ("a.csv", b"x,y\n1,left\n", "must be numbers"),
         ("a.csv", b"x,y,duration\n1,1,-5\n", "at least 0"),
-        ("a.csv", b"x,y\n900,900\n", "none of 1 lies inside"),
+        ("a.csv", b"x,y\n900,900\n", "a.csv': none of 1 fixations lies inside"),
+        ("a.csv", b"x,y\n0.2,0.3\n", "a.csv': all of x and y are from 0 to 1"),
         ("a.csv", b"x,y\n\xff,1\n", "UTF-8"),
     ],
     ids=lambda value: repr(value)[:30],
@@ -108,8 +109,9 @@ def test_resize_does_not_swap_height_and_width():
 def test_wrong_files(tmp_path, name, data, message):
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(ManifestError, match=message):
+    with pytest.raises(ManifestError, match=message) as raised:
         load_map(tmp_path / name, image_size=(10, 10))
+    assert name in str(raised.value)  # of thousands
 
 
 @pytest.mark.parametrize(

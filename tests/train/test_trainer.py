@@ -111,7 +111,12 @@ def spoil_the_weights() -> None:
 @pytest.mark.parametrize("index", [0, 1], ids=["plain", "guided"])
 @pytest.mark.parametrize("steps", [4, 7], ids=["within an epoch", "after two epochs"])
 def test_an_interrupt_changes_no_bit(tmp_path, manifest, index, steps):
-    config = make_config(manifest, optimizer={"schedule": "cosine"}, architectures=["torchvision:mobilenet_v3_small"])
+    config = make_config(
+        manifest,
+        optimizer={"schedule": "cosine"},
+        architectures=["torchvision:mobilenet_v3_small"],
+        validation_split=None,  # Lightning restarts otherwise without
+    )
     if index == 1:  # its head is not linear behind the pooling: no class activation map
         config = make_config(manifest, optimizer={"name": "adamw", "learning_rate": 0.001})
     whole, broken = one(config, tmp_path / "whole", index), one(config, tmp_path / "broken", index)
@@ -870,6 +875,50 @@ def test_class_balance_trains(tmp_path, manifest, balance):
         train_detector(training)
         found.append((training.folder / "last.safetensors").read_bytes())
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "called"),
+    [
+        ({"loss": "cyborg", "alpha": 0.3, "entropy_weight": 0.7}, "guided_loss"),
+        ({"entropy_weight": 0.7}, "guided_loss"),
+        ({}, "cross_entropy"),
+    ],
+    ids=["both", "entropy alone", "neither"],
+)
+def test_what_the_config_weighs_reaches_the_loss(tmp_path, manifest, monkeypatch, strategy, called):
+    unequal = tmp_path / "unequal.csv"
+    lines = manifest.read_text().replace("\n", f"\n{manifest.parent}/").replace(",map", f",{manifest.parent}/map")
+    lines = re.sub("(0[1357].png),fake", r"\1,real", lines).removesuffix(f"{manifest.parent}/")  # 16 real, 8 fake
+    unequal.write_text(lines)
+    seen = []
+    real = getattr(explain2me.train.trainer, called)
+
+    def loss(*tensors, **options):
+        seen.append(options)
+        return real(*tensors, **options)
+
+    monkeypatch.setattr(f"explain2me.train.trainer.{called}", loss)
+    strategies = [{"name": "one"} | strategy]
+    config = make_config(unequal, strategies=strategies, class_balance="weights", epochs=1, validation_split=None)
+    train_detector(one(config, tmp_path))
+    assert len(seen) == 3
+    for options in seen:
+        torch.testing.assert_close(options["class_weights"], torch.tensor([0.75, 1.5]))
+        if called == "guided_loss":
+            assert (options["entropy_weight"], options["alpha"]) == (0.7, strategy.get("alpha", 0.5))
+            assert (options["human_maps"] is not None) == ("loss" in strategy)
+
+
+def test_the_learning_rate_of_each_epoch_is_that_of_the_schedule(tmp_path, manifest):
+    optimizer = {"schedule": "cosine", "warmup_epochs": 1, "learning_rate": 0.01}
+    training = one(make_config(manifest, optimizer=optimizer), tmp_path)
+    with pytest.raises(Stop):
+        train_detector(training, stop_after(4))
+    train_detector(training)
+    lines = [line.split(",")[:2] for line in (training.folder / "metrics.csv").read_text().splitlines()]
+    assert lines[0] == ["epoch", "learning_rate"]
+    assert [float(rate) for _, rate in lines[1:]] == pytest.approx([0.005, 0.0075, 0.0025])
 
 
 @pytest.mark.parametrize("cam_class", ["predicted", "true"])

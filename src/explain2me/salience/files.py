@@ -48,7 +48,7 @@ def load_map(
     if suffix == ".csv":
         if image_size is None:
             raise ManifestError(f"{where}: a table of fixations needs the size of its image; give a PNG or NPY here")
-        return fixation_density(read_fixations(data, where), image_size, size=size)
+        return fixation_density(read_fixations(data, where), image_size, size=size, where=where)
     found = _from_png(data, where) if suffix == ".png" else _from_npy(data, where)
     if not np.isfinite(found).all() or found.min() < 0 or found.max() <= 0:
         raise ManifestError(
@@ -88,6 +88,7 @@ def fixation_density(
     *,
     size: tuple[int, int] | None = None,
     sigma: float = SIGMA,
+    where: str = "fixations",
 ) -> Float[np.ndarray, "H W"]:
     """Where people looked: the duration of each fixation at its pixel, smoothed by a Gaussian, sum 1, float32.
 
@@ -97,6 +98,7 @@ def fixation_density(
         image_size: height and width in pixels.
         size: of the density; None: ``image_size``. The Gaussian is round in the image.
         sigma: of the Gaussian, as a fraction of the width.
+        where: they are from, for errors.
 
     Raises:
         ManifestError: no fixation lies inside the image, or x and y are shares of its sides instead of pixels.
@@ -105,14 +107,14 @@ def fixation_density(
     places = fixations[:, :2]
     if max(image_size) > 2 and ((places >= 0) & (places <= 1)).all() and (places % 1 > 0).any():
         raise ManifestError(
-            f"fixations: all of x and y are from 0 to 1, so they seem to be shares of the image; multiply them by its width and "
+            f"{where}: all of x and y are from 0 to 1, so they seem to be shares of the image; multiply them by its width and "
             f"height, {width} x {height} pixels"
         )
     inside = ((places >= 0) & (places < (width, height))).all(1)
     durations = fixations[inside, 2]
     if not durations.sum() > 0:
         raise ManifestError(
-            f"fixations: none of {len(fixations)} lies inside the image of {width} x {height} pixels with a duration "
+            f"{where}: none of {len(fixations)} fixations lies inside the image of {width} x {height} pixels with a duration "
             f"above 0; are x and y in pixels of this file?"
         )
     columns, rows = np.floor(places[inside]).T + 0.5
