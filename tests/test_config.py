@@ -186,3 +186,25 @@ def test_a_strategy_that_would_ignore_what_it_says_is_refused(strategy, message)
     else:
         with pytest.raises(ConfigError, match=message):
             parse_config(tree)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"measures": {"similarity": ["ssim", "ssim"]}}, "expected different names, got 'ssim' twice"),
+        (
+            {"data": {"manifest": "m", "classes": ["real", "fake", "real"]}},
+            "expected different names, got 'real' twice",
+        ),
+        ({"detectors": [{"name": "d", "architecture": "timm:x", "checkpoints": []}]}, "checkpoints"),
+    ],
+)
+def test_repeats_and_empty_lists_are_refused(change, message):
+    tree = {
+        "name": "x",
+        "data": {"manifest": "m"},
+        "detectors": [{"name": "d", "architecture": "timm:x", "random_runs": 2}],
+    }
+    parse_config(tree)
+    with pytest.raises(ConfigError, match=message):
+        parse_config(tree | change)

@@ -360,9 +360,34 @@ def test_bytes_that_are_no_tar(tmp_path, data):
     refusal(tmp_path / "a.tar")
 
 
-def test_joined_tars_are_not_read_by_half(tmp_path):
+def test_what_img2dataset_writes_is_read(tmp_path):
+    for name in ("00000", "00001"):
+        said = {"url": "https://example.org/a.png", "status": "success", "key": name, "label": "real", "width": 16}
+        said["sha256"] = hashlib.sha256(b"what was downloaded").hexdigest()
+        members = {f"{name}1.png": png(), f"{name}1.json": json.dumps(said).encode()}
+        write_tar(tmp_path / f"{name}.tar", members)
+        pq.write_table(pa.table({"url": [said["url"]], "status": ["success"]}), tmp_path / f"{name}.parquet")
+    rows = rows_of(tmp_path)
+    assert [(row["path"], row["label"]) for row in rows] == [
+        ("00000.tar/000001.png", "real"),
+        ("00001.tar/000011.png", "real"),
+    ]
+    assert not any(row.get("expected_sha256") for row in rows)
+    pq.write_table(pa.table({"url": ["a"]}), tmp_path / "other.parquet")
+    assert "container files of one kind" in refusal(tmp_path)
+
+
+def test_a_folder_may_be_called_as_its_files_are(tmp_path):
+    folder = tmp_path / "faces.parquet"  # as Spark and Dask do
+    folder.mkdir()
+    write_parquet(folder / "part-00000.parquet", image_table([png(), png(1)]))
+    assert len(rows_of(folder)) == 2
+
+
+@pytest.mark.parametrize("padding", [0, 2**20 + 512])
+def test_joined_tars_are_not_read_by_half(tmp_path, padding):
     parts = [write_tar(tmp_path / f"{i}.tar", {f"real/{i}.png": png(i)}).read_bytes() for i in range(2)]
-    (tmp_path / "0.tar").write_bytes(b"".join(parts))
+    (tmp_path / "0.tar").write_bytes(bytes(padding).join(parts))
     assert "goes on after its end mark" in refusal(tmp_path / "0.tar")
 
 

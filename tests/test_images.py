@@ -962,3 +962,15 @@ def test_folder_of_real_faces_has_the_labels_of_its_manifest():
     folder = list_images(FACES)
     assert folder.equals(manifest)
     assert num_ignored(folder) == 1
+
+
+def test_grey_of_12_bits_is_as_bright_as_it_is_meant():
+    values = np.linspace(0, 4095, 256).round().astype(np.uint16)
+    first, second = values[::2], values[1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    tags = {256: 16, 257: 16, 258: 12, 259: 1, 262: 1, 273: 8 + 2 + 9 * 12 + 4, 277: 1, 278: 16, 279: len(packed)}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + fields + bytes(4) + packed
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(np.asarray(image).ravel(), values)
+    np.testing.assert_array_equal(decode_image(data)[..., 0].ravel(), (values * (255 / 4095)).round())

@@ -17,12 +17,14 @@ from rich.console import Console
 from explain2me.cli import main
 from explain2me.conditions import conditions_for
 from explain2me.config import DetectorConfig, TrainingConfig, load_config, parse_config
-from explain2me.errors import Explain2MeError, RunFolderError
+from explain2me.errors import Explain2MeError, ManifestError, RunFolderError
 from explain2me.executors import Engine, run_tasks
 from explain2me.explain import explain_run
 from explain2me.files import read_parquet, write_parquet
+from explain2me.index import forget_chunks, index_run
+from explain2me.manifest import list_images
 from explain2me.measure import MapReader, measure_run
-from explain2me.prepare import weights_of, with_device
+from explain2me.prepare import prepare, weights_of, with_device
 from explain2me.report import write_report
 from explain2me.shards import partners, plan
 from explain2me.show import show_run
@@ -198,6 +200,55 @@ def test_a_run_without_any_usable_image_is_in_no_mean(tmp_path, make_images, wei
     differences = run.summary("differences").to_pandas().query("measure == 'auroc' and label == 'all'")
     assert set(zip(differences.num_runs, differences.num_other_runs, strict=True)) == {(1, 2)}
     assert not differences.difference.isna().any()
+
+
+def test_a_disk_that_is_gone_empties_no_shard(tmp_path, make_images, weights, detector_table):
+    manifest = make_images(tmp_path / "images", counts={("fake", "a"): 10, ("real", "b"): 10})
+    text = f'name = "tiny"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{manifest}"\n'
+    text += '[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 10\n'
+    (tmp_path / "config.toml").write_text(text)
+    config = load_config(tmp_path / "config.toml")
+
+    def lose(*_):
+        for name in ("fake", "real"):
+            (manifest.parent / name).rename(tmp_path / name)
+
+    with pytest.raises(Explain2MeError, match=r"10 of the 10 images of a shard were there .* is their disk there\?"):
+        explain_run(config, tmp_path / "run", on_start=lose)
+    for name in ("fake", "real"):
+        (tmp_path / name).rename(manifest.parent / name)
+    run = explain_run(config, tmp_path / "run")
+    assert verify_run(run) == [] or all(problem.startswith("missing: scores") for problem in verify_run(run))
+    assert len(run.quarantine()) == 0
+    assert set(run.maps(["image"])["image"].to_pylist()) == set(range(20))
+
+
+def test_an_index_of_other_images_or_of_a_lost_disk_is_not_taken_up(tmp_path, make_images):
+    engine = Engine()
+    for name in ("v1", "v2"):
+        make_images(tmp_path / name, counts={("fake", "a"): 2, ("real", "b"): 2}, size=64 if name == "v1" else 72)
+    found = []
+    for name in ("v1", "v2"):
+        source = tmp_path / name / "manifest.csv"
+        usable, _ = index_run(list_images(source), source, tmp_path / "run", engine, max_pixels=10**6)
+        found.append(set(usable["width"].to_pylist()))
+    assert found == [{64}, {72}]
+    forget_chunks(tmp_path / "run")
+    config = parse_config(
+        {
+            "name": "x",
+            "data": {"manifest": str(tmp_path / "v1" / "manifest.csv")},
+            "detectors": [{"name": "d", "architecture": "timm:test_resnet", "random_runs": 2}],
+            "compute": {"device": "cpu"},
+        }
+    )
+    (tmp_path / "v1" / "fake").rename(tmp_path / "fake")
+    (tmp_path / "v1" / "real").rename(tmp_path / "real")
+    with pytest.raises(ManifestError, match="none of the 4 images"):
+        prepare(config, tmp_path / "again")
+    (tmp_path / "fake").rename(tmp_path / "v1" / "fake")
+    (tmp_path / "real").rename(tmp_path / "v1" / "real")
+    assert len(prepare(config, tmp_path / "again").image_table) == 4
 
 
 def test_a_checkpoint_is_not_called_as_the_mean_over_runs_is(tmp_path, weights):

@@ -55,6 +55,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _without_repeats(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if twice := sorted({name for name in names or () if (names or ()).count(name) > 1}):
+        raise ValueError(f"expected different names, got {_short(repr(twice[0]))} twice; remove one")
+    return names
+
+
 class DataConfig(Section):
     """Which images, which classes, and which class counts as positive."""
 
@@ -77,6 +83,11 @@ class DataConfig(Section):
     allowed_quarantine: float = Field(default=0.01, ge=0, le=1)
     """Share of images that may be quarantined before the exit code is 3."""
 
+    @field_validator("classes")
+    @classmethod
+    def _differ(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return _without_repeats(value)
+
 
 class DetectorConfig(Section):
     """One detector: an architecture and one checkpoint per training run."""
@@ -84,7 +95,7 @@ class DetectorConfig(Section):
     name: Name
     architecture: str
     """``timm:NAME`` or ``torchvision:NAME``."""
-    checkpoints: str | tuple[str, ...] | None = None
+    checkpoints: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """A path, a pattern, or a list of them, relative to the TOML file; one file per run, in sorted order."""
     pretrained: bool = False
     """Without checkpoints: the library's own pretrained weights (downloaded by timm or torchvision)."""
@@ -165,6 +176,11 @@ class MeasuresConfig(Section):
     @classmethod
     def _one_or_many_names(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("similarity")
+    @classmethod
+    def _differ(cls, value: tuple[str, ...]) -> tuple[str, ...] | None:
+        return _without_repeats(value)
 
 
 class SummaryConfig(Section):

@@ -317,7 +317,8 @@ def _checked_name(header: _Header, tar: str) -> bytes:
 def _check_end(descriptor: int, block: bytes, offset: int, num_bytes: int, tar: str) -> None:
     if len(block) < _BLOCK:
         raise ImageError("unreadable", f"{tar!r} is cut off: it has no end mark; copy or download it again")
-    if any(os.pread(descriptor, min(num_bytes - offset, 2**16), offset)):
+    steps = range(offset, num_bytes, 2**20)
+    if any(any(os.pread(descriptor, min(num_bytes - step, 2**20), step)) for step in steps):
         raise ImageError("unreadable", f"{tar!r} goes on after its end mark; give tars that were joined one by one")
 
 

@@ -147,6 +147,13 @@ def suspected(folder: Path, attempts: Sequence[Attempt]) -> set[Attempt]:
     return {attempt for attempt in attempts if RUNNING + attempt.whole.title in marks}
 
 
+def remove_marks(folder: Path) -> None:
+    """Remove those of processes that ended at what others have done since."""
+    for path in folder.glob(f"{RUNNING}*"):
+        if not is_at_work(_read(path)):
+            path.unlink(missing_ok=True)
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text()

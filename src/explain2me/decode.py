@@ -5,7 +5,7 @@ What a file becomes: three 8-bit channels, upright, whole.
 - The format is told by the content, never by the name; only :data:`FORMATS` are decoded, by Pillow.
 - Alpha and palette transparency are dropped, not composited: the colour stored under them is shown, as
   ``convert("RGB")`` does and therefore as torchvision's and timm's folders feed it to a detector in training.
-- 16-bit grey becomes 8-bit by rounding ``value / 257``. (Pillow itself reads 16-bit *colour* by its high byte.)
+- 16-bit grey becomes 8-bit by rounding ``value / 257``, 12-bit grey (TIFF) by rounding ``value * 255 / 4095``. (Pillow itself reads 16-bit *colour* by its high byte.)
 - Embedded colour profiles are ignored, as those loaders do. All eight EXIF orientations are applied; a broken EXIF
   block counts as none. The first picture of a multi-picture JPEG (MPO, a phone's depth or gain map) is the photograph.
 - What the decoder cannot see is not seen: a JPEG whose second half was overwritten decodes to grey blocks without an
@@ -307,13 +307,21 @@ def _num_scans(data: bytes) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow 11 may say I
-        grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535  # rounds value / 257
+        top = 2 ** _bits(image) - 1
+        grey = (np.asarray(image).astype(np.uint32) * 255 + top // 2) // top  # rounds
         white_is_zero = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
         return Image.fromarray((255 - grey if white_is_zero else grey).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError("unknown_range", f"32-bit pixels (mode {image.mode}); save it with 8 or 16 bits a channel")
     image.info.pop("transparency", None)
     return image.convert("RGB")
+
+
+def _bits(image: Image.Image) -> int:
+    """Of a grey image that Pillow opens with 16; a TIFF may have 12."""
+    given = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, 16)
+    bits = given[0] if isinstance(given, tuple) else given
+    return bits if bits in (12, 16) else 16
 
 
 def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:

@@ -49,7 +49,7 @@ class ImageError(Explain2MeError):
     """One image cannot be used.
 
     Args:
-        kind: short machine-readable word, e.g. ``truncated``; see :mod:`explain2me.images`.
+        kind: short machine-readable word, e.g. ``truncated``; see :mod:`explain2me.decode`.
         message: one line for people.
     """
 

@@ -19,7 +19,7 @@ from explain2me.conditions import CLEAN, Condition, conditions_for, perturb
 from explain2me.config import Config
 from explain2me.crashes import Attempt, CrashSearch, Whole, marked, suspected
 from explain2me.detectors import Detector
-from explain2me.errors import CheckpointError
+from explain2me.errors import CheckpointError, Explain2MeError
 from explain2me.events import log_event
 from explain2me.executors import Engine, report_progress, run_tasks
 from explain2me.files import read_parquet, remove_leftovers, write_parquet
@@ -31,6 +31,10 @@ from explain2me.salience import GradCAM, compile_before, predicted_classes
 from explain2me.shards import Shard, missing_of, plan, share_of
 from explain2me.store import QUARANTINE, SCHEMA_VERSION, Model, Run, maps_schema, open_run
 
+LOST = ("missing", "dangling_link", "permission", "unreadable")
+"""Kinds of errors that are of the place of an image, not of its bytes."""
+MANY_LOST = 8
+"""Images of a shard; fewer may have been deleted."""
 PRECISION_IMAGES = 32
 """Images of each model that are explained in float32 as well when a run has another precision."""
 
@@ -178,16 +182,24 @@ def commit_shard(folder: Path, attempt: Attempt) -> None:
         if attempt.start == attempt.stop:
             _warm_up(run, shard.model)
             return
-        table, refused = _explain_rows(
-            run,
-            shard.model,
-            range(attempt.start, attempt.stop),
-            precision=precision,
-            crashing=crashing,
-            on_batch=report_progress,
-        )
+        try:
+            table, refused = _explain_rows(
+                run,
+                shard.model,
+                range(attempt.start, attempt.stop),
+                precision=precision,
+                crashing=crashing,
+                on_batch=report_progress,
+            )
+        except torch.OutOfMemoryError as error:
+            why = str(error).split("\n", maxsplit=1)[0]
+            raise Explain2MeError(
+                f"{why}; what is committed stays. Lower compute.workers where they share a GPU, or compute.batch_size (in a new "
+                f"folder; 'auto' finds one that fits)"
+            ) from None
         if attempt.probe:
             return
+        _refuse_lost(shard, refused)
         if precision != "float32" and shard.part == 0:
             _commit_precision(run, shard)
     quarantine = folder / "quarantine" / f"explain-{shard.title}"
@@ -196,6 +208,20 @@ def commit_shard(folder: Path, attempt: Attempt) -> None:
     else:
         quarantine.unlink(missing_ok=True)  # of an earlier try
     write_parquet(table, shard.path(folder))
+
+
+def _refuse_lost(shard: Shard, refused: Sequence[Mapping[str, object]]) -> None:
+    """Raise where a disk seems to be gone: all of these images were read when the run began.
+
+    In the quarantine they would stay there, since a shard that is committed is not made again.
+    """
+    lost = [row for row in refused if row["kind"] in LOST]
+    if len(lost) >= MANY_LOST and 2 * len(lost) > shard.stop - shard.start:
+        raise Explain2MeError(
+            f"{len(lost)} of the {shard.stop - shard.start} images of a shard were there when the run was begun and cannot be read "
+            f"now, first {lost[0]['path']!r} ({lost[0]['message']}); is their disk there? Nothing of this shard is committed: call "
+            f"the same command again, or start a new run without these images"
+        )
 
 
 def _warm_up(run: Run, model: Model) -> None:

@@ -76,7 +76,7 @@ def index_images(
 
     Returns:
         usable: image_id, path, label, source, width, height (pixels, upright), sha256 (of the file's bytes).
-        quarantine: image_id, path, stage ("index"), kind, message; see the kinds above.
+        quarantine: image_id, path, stage ("index"), kind, message; see :mod:`explain2me.decode`.
     """
     rows = table.to_pylist()
 

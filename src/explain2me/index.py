@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from explain2me.config import digest
-from explain2me.crashes import Attempt, CrashSearch, Whole, marked, suspected
+from explain2me.crashes import Attempt, CrashSearch, Whole, marked, remove_marks, suspected
 from explain2me.errors import RunFolderError
 from explain2me.executors import Engine, report_progress, run_tasks
 from explain2me.files import read_parquet, write_parquet
@@ -77,8 +77,9 @@ def index_run(
         share: (i, N): where to begin.
         on_done: called with the images read and all of them.
     """
+    key = [str(source.resolve()), max_pixels]  # the same names elsewhere are other images
     chunks = [
-        IndexChunk(number, start, min(start + CHUNK, len(images)), digest([max_pixels, rows.to_pylist()]), rows)
+        IndexChunk(number, start, min(start + CHUNK, len(images)), digest([key, rows.to_pylist()]), rows)
         for number, start in enumerate(range(0, len(images), CHUNK))
         for rows in [images.take(list(range(start, min(start + CHUNK, len(images)))))]
     ]
@@ -107,8 +108,9 @@ def index_run(
 
 
 def forget_chunks(folder: Path) -> None:
-    """The chunks are part of images.parquet now."""
+    """The chunks are part of images.parquet now, or of no use; so are the marks of processes that ended at one."""
     shutil.rmtree(folder / PARTS, ignore_errors=True)
+    remove_marks(folder)
 
 
 def _commit_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -> None:

@@ -4,7 +4,8 @@ Rows have the cells of a manifest, see :func:`explain2me.manifest.list_images`; 
 
 A tar holds samples: files whose names are alike up to the first dot after the last slash. The image is the one whose
 extension is an image suffix (``KEY.jpg``); ``KEY.cls`` holds the label as text or as a number, ``KEY.json`` an object
-with the keys label, source, split, image_id and sha256, each of which may be absent; other files and names that begin
+with the keys label, source, split, image_id and sha256, each of which may be absent (that sha256 of img2dataset is left out: it
+is of the download, before it was resized, as are the Parquet files beside its tars); other files and names that begin
 with a dot are left out. Without labels in these, folders name them: ``label/source/KEY.jpg``. ``KEY.salience.png`` (or
 .npy, .csv) is the human map of a sample, unless its JSON names one.
 
@@ -61,7 +62,7 @@ def container_files(source: Path, image_suffixes: Collection[str]) -> list[Conta
     Raises:
         ManifestError: a folder cannot be read, or what ``datasets`` saved is damaged.
     """
-    if _is_container(source.name):
+    if _is_container(source.name) and not source.is_dir():
         return [Container(source, _text_of(source.name), _split_of((source.name,)))]
     try:
         if not source.is_dir():
@@ -106,6 +107,10 @@ def read_rows(
         ManifestError: a container cannot be used; the message names it and the member.
     """
     kinds = sorted({file.path.suffix.lower() for file in files})
+    if kinds == [".parquet", ".tar"]:
+        tars = {file.path.with_suffix("") for file in files if file.path.suffix.lower() == ".tar"}
+        files = [file for file in files if file.path.with_suffix("") not in tars or not _tells_of_a_tar(file.path)]
+        kinds = sorted({file.path.suffix.lower() for file in files})
     if len(kinds) > 1:
         raise ManifestError(
             f"{str(source)!r}: expected container files of one kind, got {', '.join(kinds)}; give one of them alone"
@@ -328,6 +333,11 @@ def _image_of(members: Mapping[str, bytes], suffixes: Collection[str], where: st
     return images[0] if images else None
 
 
+def _tells_of_a_tar(path: Path) -> bool:
+    """Whether this is the Parquet file that img2dataset writes beside a tar: where each image came from, and none of them."""
+    return path.suffix.lower() == ".parquet" and {"url", "status"} <= set(Rows(path).schema.names)
+
+
 def _cells_of(
     tar: Tar, members: Mapping[str, bytes], names: Sequence[str], classes: Sequence[str] | None, where: str
 ) -> dict[str, str]:
@@ -337,6 +347,12 @@ def _cells_of(
         place = f"{where}: the member {member_text(members['json'])!r}"
         said = _object(_read_small(tar, members["json"], MAX_JSON, where), place)
         cells = {name: _cell(said.get(name), f"{place}, {name}") for name in names}
+        if {
+            "url",
+            "status",
+            "sha256",
+        } <= said.keys():  # img2dataset's is of what it downloaded, before it made it smaller
+            cells["sha256"] = ""
     else:
         cells = dict.fromkeys(names, "")
     if isinstance(said.get("label"), int):

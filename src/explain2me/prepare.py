@@ -127,13 +127,17 @@ def _begin(
         return False
     usable, refused = found
     if not len(usable):
+        forget_chunks(folder)  # which may be what a disk that was not there left
         raise ManifestError(
             f"none of the {len(images)} images of {str(source)!r} can be used; "
             f"the first: {refused['path'][0].as_py()!r}: {refused['message'][0].as_py()}"
         )
-    write_parquet(_ordered(usable), folder / "images.parquet")
+    images_file, refused_file = folder / "images.parquet", folder / "quarantine" / "index.parquet"
+    write_parquet(_ordered(usable), images_file)
     if len(refused):
-        write_parquet(_quarantine_rows(refused), folder / "quarantine" / "index.parquet")
+        write_parquet(_quarantine_rows(refused), refused_file)
+    else:
+        refused_file.unlink(missing_ok=True)  # of a call that was stopped
     told = {model["weights_sha256"]: trained(Model(**model)) for model in record["models"]}
     known = {sha256: card for sha256, card in told.items() if card is not None}
     record = record | ({"trained": known} if known else {})
@@ -474,6 +478,8 @@ def _open_old(folder: Path) -> Run | None:
         raise RunFolderError(f"{str(folder)!r} is a file; give a new folder with --out")
     ours = ("images.parquet", "quarantine", "events", PARTS, TEMPORARY, RUNNING)  # of a call stopped before run.json
     if folder.exists() and not all(path.name.startswith(ours) for path in folder.iterdir()):
+        if (folder / "run.json").exists():  # another machine has just written it
+            return open_run(folder)
         todo = "call `explain2me study`, or give" if (folder / "training").exists() else "give"
         raise RunFolderError(f"{str(folder)!r} is not empty and not a run; {todo} a new folder with --out")
     return None

@@ -47,6 +47,12 @@ class Odd(Exception):
 def odd(task):
     raise Odd(1, 2)
 
+def end_of_file(task):
+    raise EOFError("of a file")
+
+def aborted(task):
+    raise ConnectionAbortedError("of a network disk")
+
 def sleep(task):
     pathlib.Path(task).write_text(str(os.getpid()))
     time.sleep(600)
@@ -79,6 +85,44 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         ray.close()
     else:
         yield ENGINES[request.param]
+
+
+@pytest.mark.parametrize(("name", "error"), [("end_of_file", EOFError), ("aborted", ConnectionAbortedError)])
+@pytest.mark.parametrize("engine", ["one", "two"], indirect=True)
+def test_what_a_task_raises_is_not_taken_for_the_death_of_its_worker(
+    work: ModuleType, engine: Engine, name: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="of a"):
+        list(run_tasks(getattr(work, name), ["a", "b"], engine))
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "there", "message"),
+    [
+        (4, 0.0, {"CPU": 4.0}, None),
+        (4, 0.5, {"CPU": 4.0, "GPU": 2.0}, None),
+        (3, 1 / 3, {"CPU": 4.0, "GPU": 1.0}, None),
+        (
+            16,
+            1.0,
+            {"CPU": 64.0, "GPU": 1.0},
+            "workers = 16 need 16 GPUs of the Ray cluster, which has 1; use at most 1 wor",
+        ),
+        (2, 0.5, {"CPU": 4.0}, "which has 0; .* or a smaller compute.gpus_per_worker"),
+        (5, 0.0, {"CPU": 4.0}, "workers = 5 need 5 CPUs .* at most 4 workers"),
+    ],
+)
+def test_more_workers_than_a_ray_cluster_has_room_for_are_refused(
+    workers: int, gpus: float, there: dict[str, float], message: str | None
+) -> None:
+    from explain2me.executors.ray import _check_room
+
+    engine = Engine("ray", workers=workers, gpus=gpus)
+    if message is None:
+        _check_room(engine, there)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            _check_room(engine, there)
 
 
 def paths_in(folder: Path, *names: str) -> list[str]:

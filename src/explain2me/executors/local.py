@@ -64,19 +64,26 @@ class LocalWorker:
                 self._start(work)
             assert self._pipe is not None
             self._pipe.send((work, task))
-            while True:
-                if self._pipe not in wait([self._pipe, self._process.sentinel]) and not self._pipe.poll():
-                    raise EOFError
-                kind, value = self._pipe.recv()
-                if kind == "progress":
-                    on_progress(*value)
-                elif kind == "error":
-                    raise value
-                else:
-                    return
+            error = self._wait(on_progress)
         except (EOFError, ConnectionError):
             self.close()
             raise WorkerDied from None
+        if error is not None:  # which may be one of these two, of a disk
+            raise error
+
+    def _wait(self, on_progress: OnProgress) -> Exception | None:
+        """What the task raised, if it did; EOFError or ConnectionError where the process ended."""
+        assert self._pipe is not None
+        while True:
+            if self._pipe not in wait([self._pipe, self._process.sentinel]) and not self._pipe.poll():
+                raise EOFError
+            kind, value = self._pipe.recv()
+            if kind == "progress":
+                on_progress(*value)
+            elif kind == "error":
+                return value
+            else:
+                return None
 
     def kill(self) -> None:
         """End the process at once and for good, whatever it does; may be called from another thread."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,7 +107,21 @@ def open_workers(engine: "Engine") -> list[RayWorker]:
                 f"compute.ray_address: expected the address of a Ray cluster, got {engine.address!r}: "
                 f"{str(error).splitlines()[0]}; start one with `ray start --head`, or leave the address out"
             ) from None
+    _check_room(engine, ray.cluster_resources())  # type: ignore[no-untyped-call]
     return [RayWorker(engine) for _ in range(engine.workers)]
+
+
+def _check_room(engine: "Engine", there: Mapping[str, float]) -> None:
+    """A worker for which there is no room waits without end, and its task with it."""
+    for name, each in (("CPU", 1.0), ("GPU", engine.gpus)):
+        if each * engine.workers > there.get(name, 0.0) + 1e-6:
+            fits = int(there.get(name, 0.0) / each + 1e-6)
+            raise ConfigError(
+                f"workers = {engine.workers} need {each * engine.workers:g} {name}s of the Ray cluster, which has "
+                f"{there.get(name, 0.0):g}; use at most {fits} workers"
+                + (", or a smaller compute.gpus_per_worker" if name == "GPU" else "")
+                + ". A cluster that grows must have grown before"
+            )
 
 
 def close() -> None:
