@@ -24,6 +24,10 @@ class Quantity(NamedTuple):
     similarity: str | None
 
 
+LARGE_DEAD_SHARE = 0.05
+"""From this share of dead maps on the means of detectors are of too different images to compare."""
+
+
 class Cell(NamedTuple):
     """All values of one number: units (runs, or pairs of runs) x conditions x images, NaN where not valid."""
 

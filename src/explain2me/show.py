@@ -26,8 +26,6 @@ NAMES = {
 VARIANTS = ("spatial", "intensity", "predicted", "fixed", "softmax", "released")
 CELL_WIDTH = 16
 MOST_REFUSED = 5
-LARGE_DEAD_SHARE = 0.05
-"""From this share of dead maps on the means of detectors are of too different images to compare."""
 
 
 def printable(text: str) -> str:
@@ -272,6 +270,8 @@ def _after(row: Row, clean: Row) -> Text:
 
 
 def _print_notes(run: "Run", console: Console) -> None:
+    from explain2me.cells import LARGE_DEAD_SHARE
+
     def say(line: str, style: str | None = None) -> None:
         console.print(printable(line), style=style, markup=False)
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from explain2me.cells import LARGE_DEAD_SHARE
 from explain2me.report.material import AUROC, Material, Score, records
-from explain2me.show import LARGE_DEAD_SHARE
 
 Kind = Literal["differs", "runs", "alike", "chance", "decision", "dead", "absent", "note"]
 ROUNDING = 1e-6
