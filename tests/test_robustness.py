@@ -16,7 +16,7 @@ from rich.console import Console
 
 from explain2me.cli import main
 from explain2me.conditions import conditions_for
-from explain2me.config import DetectorConfig, TrainingConfig, load_config, parse_config
+from explain2me.config import Config, DetectorConfig, TrainingConfig, load_config, parse_config
 from explain2me.errors import Explain2MeError, ManifestError, RunFolderError
 from explain2me.executors import Engine, run_tasks
 from explain2me.explain import explain_run
@@ -67,13 +67,23 @@ def test_levels_that_differ_little_are_two_conditions():
     assert {"salt_pepper@0.05", "salt_pepper@0.05000001"} <= set(names)
 
 
+def small_config(folder: Path, manifest: Path, detectors: str, *, shard_size: int) -> Config:
+    """Of a small run on a CPU, as a file has it."""
+    text = (
+        f'name = "tiny"\n{detectors}[data]\nmanifest = "{manifest}"\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n'
+    )
+    text += f'[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = {shard_size}\n'
+    (folder / "config.toml").write_text(text)
+    return load_config(folder / "config.toml")
+
+
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory, images, weights, detector_table):
     folder = tmp_path_factory.mktemp("robust")
-    text = f'name = "tiny"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{images}"\n'
-    text += '[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 10\n'
-    (folder / "config.toml").write_text(text)
-    run = explain_run(load_config(folder / "config.toml"), folder / "run")
+    run = explain_run(
+        small_config(folder, images, detector_table("a", f"{weights}/seed[01].safetensors"), shard_size=10),
+        folder / "run",
+    )
     measure_run(run, run.config)
     summarise_run(run, run.config)
     return run
@@ -116,10 +126,7 @@ def test_a_file_that_was_being_written_is_taken_for_nothing(explained, tmp_path,
 
 def test_a_shard_without_any_usable_image_is_a_part_without_rows(tmp_path, make_images, weights, detector_table):
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 5, ("real", "b"): 4})
-    text = f'name = "tiny"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{manifest}"\n'
-    text += '[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 4\n'
-    (tmp_path / "config.toml").write_text(text)
-    config = load_config(tmp_path / "config.toml")
+    config = small_config(tmp_path, manifest, detector_table("a", f"{weights}/seed[01].safetensors"), shard_size=4)
     last = manifest.parent / "real" / "b" / "003.png"
     vanished = last.read_bytes()
 
@@ -147,12 +154,7 @@ def compared_without(gone: Callable[[Model], bool], tmp_path: Path, make_images,
     """Two detectors of two runs; a disk was lost before the shards of some of these were made."""
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 6, ("real", "b"): 6})
     tables = "".join(detector_table(name, f"{weights}/seed[01].safetensors") for name in ("a", "b"))
-    text = f'name = "tiny"\n{tables}[data]\nmanifest = "{manifest}"\npositive = "fake"\n'
-    text += (
-        '[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 4\n[report]\nimages = 1\n'
-    )
-    (tmp_path / "config.toml").write_text(text)
-    config = load_config(tmp_path / "config.toml")
+    config = small_config(tmp_path, manifest, tables, shard_size=4)
     run = explain_run(config, tmp_path / "run")
     for path in [path for model in run.models if gone(model) for path in run.part_paths(model)]:
         path.unlink()
@@ -204,10 +206,7 @@ def test_a_run_without_any_usable_image_is_in_no_mean(tmp_path, make_images, wei
 
 def test_a_disk_that_is_gone_empties_no_shard(tmp_path, make_images, weights, detector_table):
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 10, ("real", "b"): 10})
-    text = f'name = "tiny"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{manifest}"\n'
-    text += '[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 10\n'
-    (tmp_path / "config.toml").write_text(text)
-    config = load_config(tmp_path / "config.toml")
+    config = small_config(tmp_path, manifest, detector_table("a", f"{weights}/seed[01].safetensors"), shard_size=10)
 
     def lose(*_):
         for name in ("fake", "real"):
@@ -218,9 +217,23 @@ def test_a_disk_that_is_gone_empties_no_shard(tmp_path, make_images, weights, de
     for name in ("fake", "real"):
         (tmp_path / name).rename(manifest.parent / name)
     run = explain_run(config, tmp_path / "run")
-    assert verify_run(run) == [] or all(problem.startswith("missing: scores") for problem in verify_run(run))
+    measure_run(run, run.config)
+    summarise_run(run, run.config)
+    assert verify_run(run) == []
     assert len(run.quarantine()) == 0
     assert set(run.maps(["image"])["image"].to_pylist()) == set(range(20))
+
+
+def test_a_gpu_without_memory_left_is_one_line(tmp_path, make_images, weights, detector_table, monkeypatch):
+    manifest = make_images(tmp_path / "images", counts={("fake", "a"): 2, ("real", "b"): 2})
+    config = small_config(tmp_path, manifest, detector_table("a", f"{weights}/seed[01].safetensors"), shard_size=4)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory\nand so on")
+
+    monkeypatch.setattr("explain2me.explain._explain", fail)
+    with pytest.raises(Explain2MeError, match=r"^CUDA out of memory; what is committed stays\. .* compute\.batch_size"):
+        explain_run(config, tmp_path / "run")
 
 
 def test_an_index_of_other_images_or_of_a_lost_disk_is_not_taken_up(tmp_path, make_images):

@@ -363,17 +363,14 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
         trainings,
     )
     from explain2me.train.data import read_human_maps, read_splits
-    from explain2me.train.trainer import refuse_other_data
 
     assert config.training is not None
     check_settings(config)
     if out is None or not all(training.done for training in trainings(config, out)):
         check_devices(config)
-    if out is not None:
-        refuse_other_study(config, out)
     splits = read_splits(config, config.training)
     if out is not None:
-        refuse_other_data(trainings(config, out), splits)
+        refuse_other_study(config, out, splits)
     for strategy in config.training.strategies:
         maps = read_human_maps(strategy, splits.training, (32, 32))
         kind = "no human maps" if maps is None else f"{maps.record['maps']} human maps: {maps.record['kind']}"

@@ -143,15 +143,19 @@ def marked(folder: Path, attempt: Attempt) -> Iterator[None]:
 
 def suspected(folder: Path, attempts: Sequence[Attempt]) -> set[Attempt]:
     """Tasks in the middle of which a driver ended; they get a worker process of their own."""
-    marks = {path.name for path in folder.glob(f"{RUNNING}*") if not is_at_work(_read(path))}
+    marks = {path.name for path in _left_over(folder)}
     return {attempt for attempt in attempts if RUNNING + attempt.whole.title in marks}
 
 
 def remove_marks(folder: Path) -> None:
     """Remove those of processes that ended at what others have done since."""
-    for path in folder.glob(f"{RUNNING}*"):
-        if not is_at_work(_read(path)):
-            path.unlink(missing_ok=True)
+    for path in _left_over(folder):
+        path.unlink(missing_ok=True)
+
+
+def _left_over(folder: Path) -> list[Path]:
+    """Marks of drivers that are not there any more."""
+    return [path for path in folder.glob(f"{RUNNING}*") if not is_at_work(_read(path))]
 
 
 def _read(path: Path) -> str:

@@ -5,7 +5,8 @@ What a file becomes: three 8-bit channels, upright, whole.
 - The format is told by the content, never by the name; only :data:`FORMATS` are decoded, by Pillow.
 - Alpha and palette transparency are dropped, not composited: the colour stored under them is shown, as
   ``convert("RGB")`` does and therefore as torchvision's and timm's folders feed it to a detector in training.
-- 16-bit grey becomes 8-bit by rounding ``value / 257``, 12-bit grey (TIFF) by rounding ``value * 255 / 4095``. (Pillow itself reads 16-bit *colour* by its high byte.)
+- 16-bit grey becomes 8-bit by rounding ``value / 257``, 12-bit grey (TIFF) by rounding ``value * 255 / 4095``. (Pillow
+  itself reads 16-bit *colour* by its high byte.)
 - Embedded colour profiles are ignored, as those loaders do. All eight EXIF orientations are applied; a broken EXIF
   block counts as none. The first picture of a multi-picture JPEG (MPO, a phone's depth or gain map) is the photograph.
 - What the decoder cannot see is not seen: a JPEG whose second half was overwritten decodes to grey blocks without an

@@ -178,25 +178,18 @@ def commit_shard(folder: Path, attempt: Attempt) -> None:
     precision = run.config.compute.precision
     crashed = _crash_file(run, shard)
     crashing = set(read_parquet(crashed)["image"].to_pylist()) if crashed.exists() else set()
-    with marked(folder, attempt):
+    with marked(folder, attempt), _out_of_memory_in_a_line():
         if attempt.start == attempt.stop:
             _warm_up(run, shard.model)
             return
-        try:
-            table, refused = _explain_rows(
-                run,
-                shard.model,
-                range(attempt.start, attempt.stop),
-                precision=precision,
-                crashing=crashing,
-                on_batch=report_progress,
-            )
-        except torch.OutOfMemoryError as error:
-            why = str(error).split("\n", maxsplit=1)[0]
-            raise Explain2MeError(
-                f"{why}; what is committed stays. Lower compute.workers where they share a GPU, or compute.batch_size (in a new "
-                f"folder; 'auto' finds one that fits)"
-            ) from None
+        table, refused = _explain_rows(
+            run,
+            shard.model,
+            range(attempt.start, attempt.stop),
+            precision=precision,
+            crashing=crashing,
+            on_batch=report_progress,
+        )
         if attempt.probe:
             return
         _refuse_lost(shard, refused)
@@ -208,6 +201,18 @@ def commit_shard(folder: Path, attempt: Attempt) -> None:
     else:
         quarantine.unlink(missing_ok=True)  # of an earlier try
     write_parquet(table, shard.path(folder))
+
+
+@contextlib.contextmanager
+def _out_of_memory_in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        why = str(error).split("\n", maxsplit=1)[0]
+        raise Explain2MeError(
+            f"{why}; what is committed stays. Lower compute.workers where they share a GPU, or compute.batch_size (in a new "
+            f"folder; 'auto' finds one that fits)"
+        ) from None
 
 
 def _refuse_lost(shard: Shard, refused: Sequence[Mapping[str, object]]) -> None:

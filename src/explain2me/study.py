@@ -14,7 +14,7 @@ from explain2me.config import Config, DetectorConfig, TrainingConfig
 from explain2me.errors import ConfigError, DivergedError, RunFolderError
 from explain2me.executors import Engine, Recovery, run_tasks
 from explain2me.prepare import check, other_than_run, with_device
-from explain2me.train.data import needs_human_maps, read_human_maps, read_splits, training_classes
+from explain2me.train.data import Splits, needs_human_maps, read_human_maps, read_splits, training_classes
 from explain2me.train.trainer import (
     METRICS,
     OnStep,
@@ -115,7 +115,7 @@ def train_missing(
     held = [training for training in missing if not training.done]
     if held:
         raise ConfigError(
-            f"{held[0].outcome()}; wait for it, or end it, and call the same command again"
+            held[0].held()
             + (
                 f" ({len(held)} of {len(mine)} trainings are like that, the others are finished)"
                 if len(mine) > 1
@@ -213,8 +213,13 @@ def check_study(config: Config, out: Path) -> None:
     refuse_other_study(config, out)
 
 
-def refuse_other_study(config: Config, out: Path) -> None:
+def refuse_other_study(config: Config, out: Path, splits: Splits | None = None) -> None:
     """Raise where ``out`` holds trainings with other settings or data, or the comparison of a study that is not this one.
+
+    Args:
+        config: of the study.
+        out: its folder.
+        splits: what it trains on, where that has been read; see :func:`refuse_other_data`.
 
     Raises:
         ConfigError, RunFolderError: which says what changed.
@@ -222,7 +227,7 @@ def refuse_other_study(config: Config, out: Path) -> None:
     every = trainings(config, out)
     for training in every:
         refuse_other_settings(training)
-    refuse_other_data(every)
+    refuse_other_data(every, splits)
     change = other_than_run(evaluation(config, out), out / "run")
     if change is not None:
         raise RunFolderError(

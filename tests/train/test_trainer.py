@@ -360,7 +360,7 @@ def test_a_training_that_another_process_is_at_is_left_to_it(tmp_path, manifest)
 
 def test_a_card_that_a_network_disk_shows_late_ends_nothing(tmp_path, manifest):
     training = one(make_config(manifest, epochs=1), tmp_path)
-    assert training.outcome() == "test_resnet-plain run 0 is being trained by another process already"
+    assert training.outcome().startswith("test_resnet-plain run 0 is being trained by another process already; ")
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, manifest):

@@ -34,8 +34,8 @@ def guided_loss(
 
     Without ``human_maps`` the first two terms are cross-entropy alone, as they are for each image whose human map is
     not finite (NaN: there is none) or flat. A flat CAM is compared as zeros and gives no gradient; the entropy of one with
-    (next to) nothing above 0 counts as 0. Everything is float32 or better. With nothing to guide (alpha 1 or no human maps, entropy_weight 0) this *is*
-    ``torch.nn.functional.cross_entropy``. CYBORG: Boyd et al., WACV 2023. Entropy: the idea
+    (next to) nothing above 0 counts as 0. Everything is float32 or better. With nothing to guide (alpha 1 or no human
+    maps, entropy_weight 0) this *is* ``torch.nn.functional.cross_entropy``. CYBORG: Boyd et al., WACV 2023. Entropy: the idea
     of Piland et al., arXiv 2303.00818, with the measure of 3.1 and as a further term.
 
     Args:

@@ -80,6 +80,8 @@ CHECK_STEPS = 10
 
 LIGHTNING_LOGS = tuple(map(logging.getLogger, ("lightning", "lightning.pytorch", "lightning.fabric")))
 
+WAIT = "wait for it, or end it, and call the same command again"
+
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, of how many, and a short text about the last epoch."""
 
@@ -143,9 +145,13 @@ class Training:
         try:
             card = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
         except FileNotFoundError:  # which a network disk may show late
-            return f"{self.detector} run {self.run} is being trained by another process already"
+            return self.held()
         shown = epoch_text({name: value for name, value in card["metrics"].items() if value is not None})
         return f"{self.detector} run {self.run}, best of {card['epochs']} epochs: {shown}"
+
+    def held(self) -> str:
+        """That another process is at it."""
+        return f"{self.detector} run {self.run} is being trained by another process already; {WAIT}"
 
 
 def check_architecture(training: Training) -> None:
@@ -277,10 +283,7 @@ def _alone(training: Training) -> Iterator[None]:
     try:
         lock = FileLock(training.folder / LOCK).acquire(timeout=0)
     except Timeout:
-        raise HeldError(
-            f"{training.detector} run {training.run} is being trained by another process already; wait for it, or end it, "
-            f"and call the same command again"
-        ) from None
+        raise HeldError(training.held()) from None
     with lock:
         yield
 
