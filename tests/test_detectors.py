@@ -12,9 +12,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from explain2me import load_detector
+import explain2me.detectors
+from explain2me import Detector, load_detector
 from explain2me.detectors import read_checkpoint
 from explain2me.errors import CheckpointError, ConfigError
+from explain2me.store import Model
+from explain2me.trained import reading_warnings
 
 TINY = "timm:test_resnet"
 State = dict[str, torch.Tensor]
@@ -267,6 +270,65 @@ def test_inception_loads_with_and_without_its_auxiliary_head(tmp_path: Path) -> 
         detector = load_detector("torchvision:inception_v3", tmp_path / "w.pth", num_classes=2)
         assert detector.input_size == (299, 299)
         assert isinstance(detector.model, nn.Module)
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_a_checkpoint_fine_tuned_from_pretrained_weights_is_read_with_half_and_half(tmp_path: Path, name: str) -> None:
+    there = torchvision.models.get_model(
+        name, weights=None, num_classes=2, transform_input=True, init_weights=False
+    ).eval()
+    torch.save(there.state_dict(), tmp_path / "w.pth")
+    imagenet = load_detector(f"torchvision:{name}", tmp_path / "w.pth")
+    half = load_detector(f"torchvision:{name}", tmp_path / "w.pth", mean=(0.5,) * 3, std=(0.5,) * 3)
+    images = torch.randint(0, 256, (2, 3, *half.input_size), dtype=torch.uint8)
+
+    def first(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+        conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        with torch.no_grad(), conv.register_forward_hook(lambda *arguments: kept.append(arguments[-1])):
+            model(images)
+        return kept[0]
+
+    want = first(there, imagenet.preprocess(images))
+    torch.testing.assert_close(first(half.model, half.preprocess(images)), want, rtol=1e-4, atol=1e-4)
+    assert (first(imagenet.model, imagenet.preprocess(images)) - want).abs().max() > 0.1 * want.abs().max()
+
+    def warnings_of(detector: Detector, checkpoint: str | None) -> list[str]:
+        model = Model("a", "0", detector.architecture, checkpoint, 0, detector.weights_sha256, "", detector.input_size, 2,
+                      detector.mean, detector.std, detector.interpolation)  # fmt: skip
+        return reading_warnings([model])
+
+    (warning,) = warnings_of(imagenet, str(tmp_path / "w.pth"))
+    assert "set mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5]" in warning
+    assert warnings_of(half, str(tmp_path / "w.pth")) == warnings_of(imagenet, None) == []
+
+
+def test_named_pretrained_weights_bring_their_own_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torchvision.models._api.WeightsEnum,
+        "get_state_dict",
+        lambda self, **_: torchvision.models.get_model("vit_b_16", image_size=self.meta["min_size"][0]).state_dict(),
+    )
+    read = {}
+    for name in (True, "IMAGENET1K_V1", "IMAGENET1K_SWAG_E2E_V1"):
+        detector = load_detector("torchvision:vit_b_16", pretrained=name)
+        read[name] = (detector.input_size, detector.interpolation)
+        assert detector.model.image_size == detector.input_size[0]
+    assert read[True] == read["IMAGENET1K_V1"] == ((224, 224), "bilinear")
+    assert read["IMAGENET1K_SWAG_E2E_V1"] == ((384, 384), "bicubic")
+    with pytest.raises(
+        ConfigError, match="takes inputs of 384x384 pixels only, got input_size 224x224; leave input_size"
+    ):
+        load_detector("torchvision:vit_b_16", pretrained="IMAGENET1K_SWAG_E2E_V1", input_size=224)
+    features = load_detector("torchvision:vgg16", pretrained=False)
+    assert features.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_vision_transformer_reads_the_size_it_was_built_for() -> None:
+    with torch.device("meta"):
+        built = torchvision.models.vit_h_14(weights=None, num_classes=2)
+    settings = explain2me.detectors._settings("torchvision", "vit_h_14", built, False)
+    assert settings["input_size"] == (224, 224)
 
 
 def test_random_weights_are_seeded_and_the_global_state_is_left_alone() -> None:

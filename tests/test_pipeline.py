@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 
-from explain2me import GradCAM, open_run
+from explain2me import GradCAM, open_run, shards
 from explain2me.config import load_config, override
 from explain2me.decode import load_image
 from explain2me.errors import RunFolderError
@@ -265,6 +265,25 @@ def test_a_second_call_does_nothing_and_a_missing_part_comes_back_byte_for_byte(
     measure_run(again, run.config)
     summarise_run(again, run.config)
     assert files_of(folder) == before
+
+
+def test_maps_of_another_version_of_the_results_are_never_mixed_in(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    before = files_of(folder / "maps")
+    monkeypatch.setattr("explain2me.shards.RESULTS_VERSION", 2)
+    shards.plan.cache_clear()
+    with pytest.raises(
+        RunFolderError, match=r"not of this run, first 'part-00000-.*give --out another folder, or delete"
+    ):
+        explain_run(run.config, folder)
+    assert files_of(folder / "maps") == before
+    shutil.rmtree(folder / "maps")
+    assert len(explain_run(run.config, folder).maps()) == len(run.maps())
+    monkeypatch.undo()
+    shards.plan.cache_clear()
 
 
 def test_two_workers_write_the_same_bytes(write_config: Callable[..., Path], tmp_path: Path) -> None:

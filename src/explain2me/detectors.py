@@ -131,7 +131,7 @@ def load_detector(
                 model = _build(library, name, num_logits, pretrained=False, size=size, state=state)
     if state is not None:
         _load(model, state, architecture, str(checkpoint))
-    settings = _settings(library, name, model)
+    settings = _settings(library, name, model, pretrained)
     num_logits = int(classifier_of(model)[1].weight.shape[0])
     return Detector(
         model=model.eval(),
@@ -331,6 +331,12 @@ def _build(
         raise ConfigError(
             f"pretrained = {_short(pretrained)!r}: torchvision:{name} has no such weights; {nearest(pretrained, weights)}"
         )
+    own = int(_torchvision_transform(name, pretrained).crop_size[0])
+    if name.startswith("vit_") and size and size != (own, own):
+        raise ConfigError(
+            f"torchvision:{name} with pretrained weights takes inputs of {own}x{own} pixels only, got input_size "
+            f"{size[0]}x{size[1]}; leave input_size out, or take a timm:vit_... architecture, which adapts the weights"
+        )
     with _downloading(f"torchvision:{name}"):
         model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained is True else pretrained)
     if not new_head:
@@ -446,8 +452,8 @@ def _load(model: nn.Module, state: dict[str, Tensor], architecture: str, checkpo
     model.load_state_dict(given, strict=False)
 
 
-def _settings(library: str, name: str, model: nn.Module) -> dict[str, Any]:
-    """Input size, mean, std and interpolation of the model's own configuration."""
+def _settings(library: str, name: str, model: nn.Module, pretrained: bool | str) -> dict[str, Any]:
+    """Input size, mean, std and interpolation of the model's own configuration, or of the weights that are named."""
     if library == "timm":
         config = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
         return {
@@ -456,13 +462,19 @@ def _settings(library: str, name: str, model: nn.Module) -> dict[str, Any]:
             "std": tuple(config["std"]),
             "interpolation": config["interpolation"],
         }
-    transform = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
+    transform = _torchvision_transform(name, pretrained)
+    side = getattr(model, "image_size", transform.crop_size[0])  # vision transformers take this size only
     return {
-        "input_size": (transform.crop_size[0], transform.crop_size[0]),
+        "input_size": (side, side),
         "mean": tuple(transform.mean),
         "std": tuple(transform.std),
         "interpolation": transform.interpolation.value,
     }
+
+
+def _torchvision_transform(name: str, pretrained: bool | str) -> Any:
+    weights = torchvision.models.get_model_weights(name)
+    return weights[pretrained if isinstance(pretrained, str) else "DEFAULT"].transforms()
 
 
 def sha256_without_head(model: nn.Module) -> str:

@@ -28,7 +28,7 @@ from explain2me.manifest import image_root, resolve
 from explain2me.measures import is_dead, is_flat
 from explain2me.prepare import engine_of, load_model, prepare
 from explain2me.salience import GradCAM, compile_before, predicted_classes
-from explain2me.shards import Shard, missing_of, plan, share_of
+from explain2me.shards import Shard, missing_of, plan, refuse_unplanned, share_of
 from explain2me.store import QUARANTINE, SCHEMA_VERSION, Model, Run, maps_schema, open_run
 
 LOST = ("missing", "dangling_link", "permission", "unreadable")
@@ -116,6 +116,7 @@ def explain_run(
     log("index", "done", images=len(run.image_table), seconds=round(time.monotonic() - started, 3))
     started = time.monotonic()
     shards = plan(run)
+    refuse_unplanned(shards, folder)
     mine = share_of(shards, share)
     missing = missing_of(mine, folder)
     if on_start:

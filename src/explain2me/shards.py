@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from explain2me.config import Config, digest, fingerprint
+from explain2me.errors import RunFolderError
 from explain2me.files import committed_in
 from explain2me.store import RESULTS_VERSION, SCHEMA_VERSION, Model, Run, stretches_of
 
@@ -63,6 +64,26 @@ def missing_of(shards: Sequence[Shard], folder: Path) -> list[Shard]:
         model: committed_in(folder / "maps" / f"model={model.name}") for model in {shard.model for shard in shards}
     }
     return [shard for shard in shards if shard.file_name not in there[shard.model]]
+
+
+def refuse_unplanned(shards: Sequence[Shard], folder: Path) -> None:
+    """Refuse part files that are none of these shards, of all models: every reader would take them for images.
+
+    Raises:
+        RunFolderError: there are some, which another version of the results leaves behind.
+    """
+    planned: dict[str, set[str]] = {}
+    for shard in shards:
+        planned.setdefault(shard.model.name, set()).add(shard.file_name)
+    for name, files in planned.items():
+        place = folder / "maps" / f"model={name}"
+        strange = sorted(file for file in committed_in(place) if file.startswith("part-") and file not in files)
+        if strange:
+            raise RunFolderError(
+                f"{place} holds {len(strange)} part files that are not of this run, first {strange[0]!r}: a version of "
+                f"explain2me with other results made them; give --out another folder, or delete {folder / 'maps'} to make all "
+                f"maps again"
+            )
 
 
 def share_of(shards: Sequence[Item], share: tuple[int, int]) -> Sequence[Item]:

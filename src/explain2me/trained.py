@@ -9,6 +9,9 @@ from explain2me.store import Model
 
 CARD = "card.json"
 """The file beside the weights; its ``files`` holds the hash of each."""
+RENORMALISING = ("torchvision:inception_v3", "torchvision:googlenet")
+"""Built with pretrained weights they normalise their input a second time, built for a checkpoint they do not."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 def trained(model: Model) -> dict[str, Any] | None:
@@ -50,7 +53,7 @@ def reading_warnings(models: Iterable[Model]) -> list[str]:
 def _reads_otherwise(model: Model) -> str | None:
     card = trained(model)
     if card is None:
-        return None
+        return _renormalises(model)
     found: dict[str, Any] = {name: list(getattr(model, name)) for name in ("input_size", "mean", "std")}
     found["interpolation"] = model.interpolation
     changed = {name: card[name] for name in found if card[name] not in (None, found[name])}
@@ -60,6 +63,17 @@ def _reads_otherwise(model: Model) -> str | None:
     return (
         f"detector {model.detector!r}: its weights were trained with {name} = {changed[name]} (by the card beside them), and "
         f"{found[name]} is used; set {', '.join(f'{key} = {json.dumps(value)}' for key, value in changed.items())}"
+    )
+
+
+def _renormalises(model: Model) -> str | None:
+    if model.checkpoint is None or model.architecture not in RENORMALISING or model.mean != IMAGENET_MEAN:
+        return None
+    return (
+        f"detector {model.detector!r}: no card tells how {model.architecture} was trained. One fine-tuned from torchvision's "
+        f"pretrained weights turns ImageNet's normalisation into 0.5 inside the model (transform_input), which its weights "
+        f"do not show: set mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5] for it; one trained from random weights is "
+        f"read rightly as it is"
     )
 
 

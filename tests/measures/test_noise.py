@@ -75,6 +75,7 @@ class TestKeys:
         for options in ({"seed": 2, "ids": ["a"]}, {"seed": 1, "ids": ["b"]}, {"seed": 1, "ids": ["é"]}):
             assert not noise(images, **options).equal(one)
         assert not noise(images, seed=1, ids=[3]).equal(noise(images, seed=1, ids=["3"]))
+        assert noise(images, seed=1, ids=np.array(["a"])).equal(one)
 
     def test_global_random_state_is_left_alone(self, noise):
         before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import explain2me.salience
 from explain2me.errors import LayerError
 from explain2me.salience import GradCAM, gradcam, predicted_classes
+from explain2me.salience.grids import token_grid
 
 
 def naive(
@@ -218,15 +219,21 @@ def test_the_pure_function_refuses_other_shapes(a, g):
 # ---------------------------------------------------------------------- heads
 
 
+class Squeeze(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.squeeze()
+
+
 @pytest.mark.parametrize("flat", [False, True], ids=["(N, 1)", "(N,)"])
 def test_a_single_logit_speaks_for_class_1_and_against_class_0(flat):
     model, images = small(num_logits=1).double(), pictures(6, dtype=torch.float64)
     classes = every_class(images, 2)
     want = naive(model, model.act, images, classes)
     if flat:
-        model.head.append(nn.Flatten(0))
+        model.head.append(Squeeze())
     with GradCAM(model) as cam:
         maps, logits = cam(images, classes)
+        close(cam(images[:1], classes[:1]).maps, want[:1], rtol=1e-12)  # squeezed to a scalar
         predicted, _ = cam(images)
     close(maps, want, rtol=1e-12)
     assert logits.shape == (6, 1)
@@ -579,6 +586,20 @@ def test_no_grad_and_inference_mode_around_a_call_change_nothing(layer):
                     assert not maps.is_inference()
 
 
+@pytest.mark.parametrize("layer", ["auto", "0"])
+def test_images_made_in_inference_mode(layer):
+    model, images = nn.Sequential(nn.Identity(), small()), pictures()
+    with GradCAM(model, layer) as cam:
+        want = cam(images)
+    with torch.inference_mode():
+        made = images * 1
+        with GradCAM(model, layer) as cam:
+            got = cam(made)
+        assert made.is_inference()
+    assert torch.equal(got.maps, want.maps)
+    assert torch.equal(got.logits, want.logits)
+
+
 def test_images_that_ask_for_gradients_get_none():
     images = pictures().requires_grad_()
     with GradCAM(small()) as cam:
@@ -640,6 +661,42 @@ def test_under_autocast_the_head_is_in_float32():
     torch.testing.assert_close(logits, model.head(kept[-1].mean((2, 3))).detach(), rtol=1e-6, atol=1e-6)
     weights = model.head[0].weight[0].detach() / 48
     close(maps, torch.einsum("nchw,c->nhw", kept[-1], weights).relu().detach().numpy())
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = (nn.Conv2d(n, 8, 1) for n in (3, 8, 8))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        return self.head(torch.cat([self.one(x), self.two(x)], 1).mean((2, 3)))
+
+
+def test_a_layer_on_one_of_several_branches_under_autocast_says_so():
+    model = Branches()
+    with torch.autocast("cpu", torch.bfloat16):
+        with GradCAM(model, "one") as cam, pytest.raises(LayerError, match=r"output of one .* one of several branches"):
+            cam(pictures())
+        with GradCAM(model) as cam:
+            assert cam(pictures()).maps.any()
+    with GradCAM(model, "one") as cam:
+        assert cam(pictures()).maps.any()
+
+
+def test_a_backbone_under_no_grad_says_so():
+    class Frozen(Branches):
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = torch.cat([self.stem(images)] * 2, 1).mean((2, 3))
+            return self.head(x)
+
+    with (
+        GradCAM(Frozen()) as cam,
+        pytest.raises(LayerError, match=r"does not run under a torch.no_grad\(\) of its own"),
+    ):
+        cam(pictures())
 
 
 def test_memory_format_changes_nothing_but_the_last_bits():
@@ -755,6 +812,15 @@ def test_transformers_with_registers_and_non_square_images():
             maps, _ = cam(pictures(2, *size), torch.tensor([[0, 1, 2], [0, 1, 2]]))
         assert maps.shape == (2, 3, *cells)
         assert maps.flatten(2).sum(2).gt(0).any(1).all()
+
+
+@pytest.mark.parametrize("num_prefix", [0, 1, 2, 5])
+@pytest.mark.parametrize("told", [False, True])
+def test_prefix_tokens_of_every_shape_of_image(num_prefix, told):
+    for h in range(3, 24):
+        for w in range(3, 24):
+            grid = token_grid(num_prefix + h * w, (16 * h, 16 * w), num_prefix if told else None)
+            assert grid == ("NLC", h, w, num_prefix)
 
 
 def test_a_layer_behind_which_only_the_class_token_counts_is_refused():

@@ -227,7 +227,7 @@ def _keys(images: Tensor, kind: str, level: float, seed: int, ids: Ids) -> list[
 
 
 def _key(seed: int, image_id: str | int, kind: str, level: float) -> int:
-    known = image_id if isinstance(image_id, str) else operator.index(image_id)
+    known = str(image_id) if isinstance(image_id, str) else operator.index(image_id)  # NumPy's strings show their type
     # ascii() is one to one and, unlike repr(), the same in every version of Python's Unicode tables
     text = ascii((seed, known, kind, level))
     return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=16).digest(), "little")

@@ -73,7 +73,8 @@ class GradCAM:
         layer: ``"auto"``, or the dotted name of a module whose output is mapped: (N, C, h, w), (N, h, w, C), or tokens
             (N, L, C) on a grid (class and register tokens in front are left out). Of a module used several times the
             last use counts. ``"auto"`` is the tensor that enters the last global pooling; without global pooling the
-            last map that is flattened; with a class token the tokens behind the first norm of the last block.
+            last map that is flattened; with a class token the tokens behind the first norm of the last block. A pooling
+            that is written out (generalised mean: x^p, mean, root) is cut at its mean, so the map is that of x^p.
 
     ``layer`` says after a call which tensor was taken, for the record.
 
@@ -142,10 +143,14 @@ class GradCAM:
         if self._modes is None:
             raise RuntimeError("GradCAM works inside its block only: `with GradCAM(model) as cam: cam(images)`")
         with torch.inference_mode(False):
+            if images.is_inference():  # neither gradients nor counts of what is overwritten can be had of it
+                images = images.clone()
             place = self._place(images)
             with torch.no_grad(), _rng_and_autocast_kept(images):
                 cut = Cut(leave_autocast=self._float32)
-                scores = _logits(place.run(self.model, images, cut), len(images))
+                with _branches_told(cut, images):
+                    output = place.run(self.model, images, cut)
+                scores = _logits(output, len(images))
             leaf, grid = cut.finished(place.layer)
             self.layer = cut.layer
             logits = _at_least_float32(scores.detach())
@@ -169,7 +174,10 @@ def _maps(
     scores: Float[Tensor, "N K"], classes: Int[Tensor, "N K"], leaf: Tensor, grid: Grid, layer: str
 ) -> Float[Tensor, "N K h w"]:
     if not scores.requires_grad:
-        raise LayerError(f"the logits do not depend on the {layer}; name a layer that leads to them")
+        raise LayerError(
+            f"the logits do not depend on the {layer}; name a layer that leads to them, one that the model does not run under a "
+            f"torch.no_grad() of its own"
+        )
     maps: list[Tensor] = []
     for k, column in enumerate(classes.unbind(1)):
         twin = next((j for j in range(k) if torch.equal(classes[:, j], column)), None)
@@ -202,6 +210,8 @@ def _logits(output: object, num_images: int) -> Float[Tensor, "N num_logits"]:
         raise ValueError(
             f"the model must return logits (N, num_logits), got {_kind(output)}; wrap it in a module that returns them"
         )
+    if found.ndim == 0 and num_images == 1:  # .squeeze() at the end of a model of one logit
+        found = found[None]
     logits = found[:, None] if found.ndim == 1 else found.flatten(1) if found.shape[2:].numel() == 1 else found
     if logits.ndim != 2 or len(logits) != num_images or logits.shape[1] == 0 or not logits.is_floating_point():
         raise ValueError(
@@ -247,6 +257,21 @@ def _kind(output: object) -> str:
     if isinstance(output, tuple | list):
         return f"a {type(output).__name__} of {len(output)}"
     return f"a {type(output).__name__}"
+
+
+@contextlib.contextmanager
+def _branches_told(cut: Cut, images: Tensor) -> Iterator[None]:
+    """What went on in float32 behind the cut met what another branch had computed under autocast."""
+    autocast = torch.is_autocast_enabled(images.device.type)
+    try:
+        yield
+    except RuntimeError as error:
+        if not (autocast and cut.leave_autocast and cut.leaf is not None and "type" in str(error)):
+            raise
+        raise LayerError(
+            f"the {cut.layer} lies on one of several branches, which cannot go on in float32 alone ({error!s:.120}); name a "
+            f"layer behind the place where they meet, take 'auto', or run in float32"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -88,19 +88,19 @@ def named_grid(shape: tuple[int, ...], size: Size, num_prefix: int | None) -> Gr
 
 
 def token_grid(num_tokens: int, size: Size, num_prefix: int | None) -> Grid | None:
-    """The grid of a row of tokens, the fewest prefix tokens left out with which it has the images' aspect ratio.
+    """The grid of a row of tokens that is nearest to the images' aspect ratio; of several, with the fewest prefix tokens.
 
     >>> token_grid(5 + 8 * 12, (128, 192), None)
     Grid(layout='NLC', h=8, w=12, num_prefix=5)
     """
-    for prefix in range(MOST_PREFIX_TOKENS + 1) if num_prefix is None else sorted({0, num_prefix}):
-        cells = num_tokens - prefix
-        pairs = [(h, cells // h) for h in range(1, cells + 1) if cells % h == 0] if cells > 1 else []
-        fitting = [pair for pair in pairs if _fits(*pair, size)]
-        if fitting:
-            h, w = min(fitting, key=lambda pair: abs(pair[0] * size[1] - pair[1] * size[0]))
-            return Grid("NLC", h, w, prefix)
-    return None
+    found = [
+        Grid("NLC", h, cells // h, prefix)
+        for prefix in (range(MOST_PREFIX_TOKENS + 1) if num_prefix is None else sorted({0, num_prefix}))
+        if (cells := num_tokens - prefix) > 1
+        for h in range(1, cells + 1)
+        if cells % h == 0 and _fits(h, cells // h, size)
+    ]
+    return min(found, key=lambda grid: abs(grid.h * size[1] - grid.w * size[0]), default=None)
 
 
 def _fits(h: int, w: int, size: Size) -> bool:
