@@ -29,8 +29,9 @@ class Compared(NamedTuple):
 def compared_by(cell: Cell, num_runs: int, stretches: Sequence[Stretch]) -> Compared:
     """Sums over runs, which are all that is kept of a cell while other detectors are read."""
     units = units_of(cell.measure, num_runs)
-    value, chance = (totals(mean_over_conditions(array), units, stretches) for array in (cell.value, cell.chance))
-    return Compared(cell.condition, value, None if cell.measure == "entropy" else chance)
+    value = totals(mean_over_conditions(cell.value), units, stretches)
+    chance = None if cell.measure == "entropy" else totals(mean_over_conditions(cell.chance), units, stretches)
+    return Compared(cell.condition, value, chance)
 
 
 def difference_rows(

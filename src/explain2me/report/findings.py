@@ -31,7 +31,6 @@ class Finding(NamedTuple):
     """One sentence, of what kind it is, and which detectors it is about."""
 
     kind: Kind
-    measure: str
     text: str
     detectors: tuple[str, ...] = ()
 
@@ -75,7 +74,6 @@ def _performance(material: Material) -> Iterator[Finding]:
         if not math.isnan(row["ci_high"]) and row["ci_high"] < 0.5:
             yield Finding(
                 "chance",
-                "auroc",
                 f"The AUROC of {name} is below 0.5 ({_interval(row | {'mean': row['auroc']})}): its classes may be in "
                 f"another order than its logits (data.classes).",
                 (name,),
@@ -83,7 +81,6 @@ def _performance(material: Material) -> Iterator[Finding]:
         elif not math.isnan(row["ci_low"]) and row["ci_low"] <= 0.5:
             yield Finding(
                 "chance",
-                "auroc",
                 f"The AUROC of {name} is not above chance ({_interval(row | {'mean': row['auroc']})}).",
                 (name,),
             )
@@ -124,12 +121,10 @@ def compare(score: Score, rows: Mapping[str, Mapping[str, Any]], pairs: Pairs, f
         elif not math.isnan(row["difference"]):
             unknown.append(" and ".join(names))
     if alike:
-        yield Finding(
-            "alike", score.measure, f"Not told apart in {score.name}: {_listed(alike)}.", _named(pairs, alike)
-        )
+        yield Finding("alike", f"Not told apart in {score.name}: {_listed(alike)}.", _named(pairs, alike))
     if unknown:
         text = f"Too few images or training runs with a value to compare in {score.name}: {_listed(unknown)}."
-        yield Finding("absent", score.measure, text, _named(pairs, unknown))
+        yield Finding("absent", text, _named(pairs, unknown))
 
 
 def _named(pairs: Pairs, some: Sequence[str]) -> tuple[str, ...]:
@@ -144,7 +139,6 @@ def _differs(
     which = "higher" if score.higher_is_better else "lower"
     return Finding(
         "differs",
-        score.measure,
         f"{better} does better than {worse} in {score.name} ({which} is better): {rows[better]['mean']:.3f} against "
         f"{rows[worse]['mean']:.3f}, a difference of {_signed(row, better)}.{_of_these_trainings(score, row)}"
         f"{_above_chance(score, row)}{_held_fixed(score, row, fixed, better)}{_dead_shares(better, worse, rows)}",
@@ -198,7 +192,6 @@ def _apart_above_chance(score: Score, row: Mapping[str, Any]) -> Iterator[Findin
         better, worse = _ordered(row, score, "corrected")
         yield Finding(
             "chance",
-            score.measure,
             f"In {score.name}, {better} and {worse} are not told apart; above chance {better} does better "
             f"({_signed(row, better, 'corrected')}).{_of_these_trainings(score, row)}",
             (better, worse),
@@ -242,7 +235,6 @@ def against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Itera
             )
             yield Finding(
                 "chance",
-                score.measure,
                 f"In {score.name}, {name} is no better than chance: {row['mean']:.3f} where maps of other images of the same "
                 f"class reach {row['chance']:.3f}. {why}",
                 (name,),
@@ -267,7 +259,6 @@ def against_fixed(
         asks = "the true class" if pairs else "the class predicted on the clean image"
         yield Finding(
             "decision",
-            score.measure,
             f"In {score.name}, the value of {name} {says}: {row['mean']:.3f} for the predicted class, {other['mean']:.3f} for "
             f"{asks}.{share}",
             (name,),
@@ -294,7 +285,7 @@ def _few_runs(material: Material) -> Iterator[Finding]:
             text = _too_narrow(f"{count} training runs of {whose}", OF_RUNS[count], OF_PAIRS.get(count))
         else:
             continue
-        yield Finding("runs", "", text, tuple(names))
+        yield Finding("runs", text, tuple(names))
 
 
 def _too_narrow(which: str, holds: int, holds_pairs: int | None) -> str:
@@ -321,7 +312,6 @@ def _comparisons(material: Material) -> Iterator[Finding]:
         expected = f"{0.05 * count:.2f}".rstrip("0").rstrip(".")
         yield Finding(
             "note",
-            "",
             f"{differ} of {count} comparisons over images and training runs came out as different; were all detectors alike, "
             f"about {expected} would.",
         )
@@ -336,7 +326,6 @@ def _dead(material: Material) -> Iterator[Finding]:
             text = f"{dead} of {name}'s {total} clean maps ({share:.1%}) are dead: nothing speaks for the class. They are in no mean"
             yield Finding(
                 "dead",
-                "",
                 text
                 + (
                     "; its scores are those of the rest and do not compare with those of others."
@@ -353,15 +342,12 @@ def _absent(material: Material) -> Iterator[Finding]:
     names = {score.measure for score in material.columns}
     missing = [name for name in ("entropy", "noise", "resilience", "focus", "stability") if name not in names]
     if missing:
-        yield Finding("absent", "", f"Not measured in this run: {_listed(missing)}.")
+        yield Finding("absent", f"Not measured in this run: {_listed(missing)}.")
     if not material.labelled:
-        yield Finding(
-            "absent", "auroc", "The images have no labels: there is no AUROC, and stability has no fixed variant."
-        )
+        yield Finding("absent", "The images have no labels: there is no AUROC, and stability has no fixed variant.")
     elif config.data.positive not in labels or len(labels) == 1:
         yield Finding(
             "absent",
-            "auroc",
             f"There is no AUROC: the images have one class only, or none is {config.data.positive!r}.",
         )
     else:
@@ -369,20 +355,20 @@ def _absent(material: Material) -> Iterator[Finding]:
         for name in material.detectors:
             if name not in have:
                 why = "no run of it has finite logits for images of both classes"
-                yield Finding("absent", "auroc", f"There is no AUROC of {name}: {why}.", (name,))
+                yield Finding("absent", f"There is no AUROC of {name}: {why}.", (name,))
     for score in material.columns:
         rows = material.totals(score.measure, score.variant, score.condition or "all")
         for name in material.detectors:
             if name not in rows or math.isnan(rows[name]["mean"]):
                 why = "all of its maps are dead" if score.measure == "entropy" else "no two maps of it can be compared"
-                yield Finding("absent", score.measure, f"There is no {score.name} of {name}: {why}.", (name,))
+                yield Finding("absent", f"There is no {score.name} of {name}: {why}.", (name,))
     if len(material.detectors) == 1:
-        yield Finding("absent", "", "There is one detector, so nothing is compared.")
+        yield Finding("absent", "There is one detector, so nothing is compared.")
     if len(material.stretches) == 1:
-        yield Finding("absent", "", "All images come from one source: nothing can be said about others.")
+        yield Finding("absent", "All images come from one source: nothing can be said about others.")
     if len(material.quarantine):
         count = int(material.quarantine.num_images.sum())
-        yield Finding("note", "", f"{count} images could not be used; they are listed with the reason under Data.")
+        yield Finding("note", f"{count} images could not be used; they are listed with the reason under Data.")
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -47,7 +47,6 @@ class Telling(NamedTuple):
     image: int
     score: str
     why: str
-    detector: str
     value: float
 
 
@@ -271,14 +270,12 @@ def _telling(material: Material, count: int) -> list[Telling]:
         wide = material.scores.pivot(index="image", columns="detector", values=column.key)[material.detectors]
         mean = wide.mean(axis=1).dropna()
         for why, images in (("lowest", mean.nsmallest(count)), ("highest", mean.nlargest(count))):
-            found += [Telling(image, column.key, why, ALL, value) for image, value in _items(images)]
+            found += [Telling(image, column.key, why, value) for image, value in _items(images)]
         if wide.shape[1] > 1:
             spread = (wide.max(axis=1) - wide.min(axis=1)).dropna().nlargest(count)
-            found += [Telling(image, column.key, "most different", ALL, value) for image, value in _items(spread)]
+            found += [Telling(image, column.key, "most different", value) for image, value in _items(spread)]
     if not found:  # no measure at all: the first image of each source
-        found = [Telling(s.start, "", "first of its source", ALL, float("nan")) for s in material.stretches][
-            : 3 * count
-        ]
+        found = [Telling(s.start, "", "first of its source", float("nan")) for s in material.stretches][: 3 * count]
     return found
 
 
