@@ -320,8 +320,11 @@ def test_named_pretrained_weights_bring_their_own_preprocessing(monkeypatch: pyt
         ConfigError, match="takes inputs of 384x384 pixels only, got input_size 224x224; leave input_size"
     ):
         load_detector("torchvision:vit_b_16", pretrained="IMAGENET1K_SWAG_E2E_V1", input_size=224)
-    features = load_detector("torchvision:vgg16", pretrained=False)
-    assert features.mean == (0.485, 0.456, 0.406)
+    features = explain2me.detectors.settings_of_weights("torchvision:vgg16", "IMAGENET1K_FEATURES")
+    assert features["mean"] == pytest.approx((0.482, 0.459, 0.408), abs=1e-3)
+    assert features["std"] == pytest.approx((1 / 255,) * 3)
+    for other in (True, "NONE"):
+        assert explain2me.detectors.settings_of_weights("torchvision:vgg16", other) == {}
 
 
 def test_a_vision_transformer_reads_the_size_it_was_built_for() -> None:

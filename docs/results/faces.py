@@ -286,7 +286,7 @@ def claims(runs: pd.DataFrame, aurocs: pd.DataFrame, table1: Sequence[Row], tabl
     """CYBORG minus cross-entropy: theirs, ours with an interval over training runs, and the verdict.
 
     The rule was written before the results were there. *agrees*: the interval excludes 0 on the paper's side; *disagrees*: on the
-    other side; *cannot be told*: it holds 0.
+    other side; *cannot be told*: it holds 0. The interval is of other trainings on these very images, not of other images.
     """
     rows = []
     wanted = {name: key for name, (_, _, key) in MEASURES.items()} | SPATIAL | TRANSFORMS
@@ -532,9 +532,9 @@ def guide_table(rows: Sequence[Row]) -> Table:
 
 
 def _weighted(rows: Sequence[Row], column: str) -> str:
-    counts = [int(float(row["n"])) for row in rows]
-    known = [float(row[column]) * count for row, count in zip(rows, counts, strict=True) if count]
-    return f"{sum(known) / sum(counts):.3f}" if known else "-"
+    known = [(float(row[column]), float(row["n"])) for row in rows if row[column]]
+    count = sum(n for _, n in known)
+    return f"{sum(value * n for value, n in known) / count:.3f}" if count else "-"
 
 
 def training_table(trained: Sequence[Row]) -> Table:

@@ -331,10 +331,10 @@ def _build(
         raise ConfigError(
             f"pretrained = {_short(pretrained)!r}: torchvision:{name} has no such weights; {nearest(pretrained, weights)}"
         )
-    own = int(_torchvision_transform(name, pretrained).crop_size[0])
-    if name.startswith("vit_") and size and size != (own, own):
+    own = _torchvision_settings(name, pretrained)["input_size"]
+    if name.startswith("vit_") and size and size != own:
         raise ConfigError(
-            f"torchvision:{name} with pretrained weights takes inputs of {own}x{own} pixels only, got input_size "
+            f"torchvision:{name} with pretrained weights takes inputs of {own[0]}x{own[1]} pixels only, got input_size "
             f"{size[0]}x{size[1]}; leave input_size out, or take a timm:vit_... architecture, which adapts the weights"
         )
     with _downloading(f"torchvision:{name}"):
@@ -462,19 +462,34 @@ def _settings(library: str, name: str, model: nn.Module, pretrained: bool | str)
             "std": tuple(config["std"]),
             "interpolation": config["interpolation"],
         }
-    transform = _torchvision_transform(name, pretrained)
-    side = getattr(model, "image_size", transform.crop_size[0])  # vision transformers take this size only
+    found = _torchvision_settings(name, pretrained)
+    side = getattr(model, "image_size", None)  # vision transformers take the size only for which they were built
+    return found if side is None else found | {"input_size": (side, side)}
+
+
+def settings_of_weights(architecture: str, pretrained: bool | str) -> dict[str, Any]:
+    """``input_size``, ``mean``, ``std`` and ``interpolation`` of pretrained weights that torchvision names; else empty.
+
+    A checkpoint of a model that started from them is read as they are, not as the default weights.
+    """
+    library, _, name = architecture.partition(":")
+    if library != "torchvision" or not isinstance(pretrained, str):
+        return {}
+    known = name in torchvision.models.list_models(module=torchvision.models)
+    if not known or pretrained not in torchvision.models.get_model_weights(name).__members__:
+        return {}  # which building the model will tell
+    return _torchvision_settings(name, pretrained)
+
+
+def _torchvision_settings(name: str, pretrained: bool | str) -> dict[str, Any]:
+    weights = torchvision.models.get_model_weights(name)
+    transform = weights[pretrained if isinstance(pretrained, str) else "DEFAULT"].transforms()
     return {
-        "input_size": (side, side),
+        "input_size": (transform.crop_size[0], transform.crop_size[0]),
         "mean": tuple(transform.mean),
         "std": tuple(transform.std),
         "interpolation": transform.interpolation.value,
     }
-
-
-def _torchvision_transform(name: str, pretrained: bool | str) -> Any:
-    weights = torchvision.models.get_model_weights(name)
-    return weights[pretrained if isinstance(pretrained, str) else "DEFAULT"].transforms()
 
 
 def sha256_without_head(model: nn.Module) -> str:

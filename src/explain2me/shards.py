@@ -81,8 +81,7 @@ def refuse_unplanned(shards: Sequence[Shard], folder: Path) -> None:
         if strange:
             raise RunFolderError(
                 f"{place} holds {len(strange)} part files that are not of this run, first {strange[0]!r}: a version of "
-                f"explain2me with other results made them; give --out another folder, or delete {folder / 'maps'} to make all "
-                f"maps again"
+                f"explain2me with other results made them; give --out another folder"
             )
 
 

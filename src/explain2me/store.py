@@ -24,7 +24,7 @@ from explain2me.files import files_on_disk, read_parquet, table_files
 
 SCHEMA_VERSION = 1
 RESULTS_VERSION = 1
-"""Raised by every change of a number: what an older version committed is then made anew, not mixed with the new."""
+"""Raised by each release in which a number of stage 1 or 2 changes; maps of another one are refused, scores made anew."""
 
 IMAGES = pa.schema(
     [

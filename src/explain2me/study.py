@@ -6,11 +6,13 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from explain2me.config import Config, DetectorConfig, TrainingConfig
+from explain2me.detectors import settings_of_weights
 from explain2me.errors import ConfigError, DivergedError, RunFolderError
 from explain2me.executors import Engine, Recovery, run_tasks
 from explain2me.prepare import check, other_than_run, with_device
@@ -193,7 +195,7 @@ def check_comparison(config: Config) -> pa.Table:
             name=f"{architecture.partition(':')[2]}-{settings.strategies[0].name}",
             architecture=architecture,
             random_runs=min(settings.runs, 2),
-            input_size=settings.input_size,
+            **_reading(architecture, settings),
         )
         for architecture in settings.architectures
     )
@@ -316,12 +318,18 @@ def evaluation(config: Config, out: Path) -> Config:
             name=name,
             architecture=runs[0].architecture,
             checkpoints=tuple(str(training.checkpoint.resolve()) for training in runs),
-            input_size=runs[0].settings.input_size,
+            **_reading(runs[0].architecture, runs[0].settings),
         )
         for name, runs in names.items()
     )
     data = config.data.model_copy(update={"classes": training_classes(config, config.training)})
     return config.model_copy(update={"data": data, "detectors": (*trained, *config.detectors), "training": None})
+
+
+def _reading(architecture: str, settings: TrainingConfig) -> dict[str, Any]:
+    """How what was trained reads images, where that is not as the architecture does by itself."""
+    found = settings_of_weights(architecture, settings.pretrained)
+    return found if settings.input_size is None else found | {"input_size": settings.input_size}
 
 
 def _in_folder(training: Training, out: Path) -> Training:

@@ -823,6 +823,14 @@ def test_prefix_tokens_of_every_shape_of_image(num_prefix, told):
             assert grid == ("NLC", h, w, num_prefix)
 
 
+def test_tokens_of_images_that_are_no_multiples_of_the_patch():
+    for height in range(200, 601, 20):
+        for width in range(200, 601, 20):
+            for h, w in ((height // 32, width // 32), (-(-height // 32), -(-width // 32))):
+                assert token_grid(h * w, (height, width), None) == ("NLC", h, w, 0)
+                assert token_grid(h * w + 1, (height, width), 1) == ("NLC", h, w, 1)
+
+
 def test_a_layer_behind_which_only_the_class_token_counts_is_refused():
     model = timm.create_model("test_vit", num_classes=2)
     with (

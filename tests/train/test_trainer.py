@@ -733,6 +733,15 @@ def test_evaluation_lists_what_was_trained(tmp_path, manifest):
     assert found.detectors[0].input_size == SIZE
 
 
+def test_evaluation_reads_images_as_the_weights_were_trained_from(tmp_path, manifest):
+    named = "IMAGENET1K_SWAG_E2E_V1"
+    for change, side in (({}, 384), ({"input_size": 384}, 384), ({"pretrained": True}, None)):
+        options = {"architectures": ["torchvision:vit_b_16"], "pretrained": named, "input_size": None} | change
+        (found, *_) = evaluation(make_config(manifest, **options), tmp_path).detectors
+        size = found.input_size if isinstance(found.input_size, int | None) else found.input_size[0]
+        assert (size, found.interpolation) == (side, None if side is None else "bicubic")
+
+
 def test_patience_ends_a_training_early(tmp_path, manifest):
     config = make_config(manifest, epochs=30, patience=2, optimizer={"learning_rate": 1e-9}, augmentation={})
     training = one(config, tmp_path)

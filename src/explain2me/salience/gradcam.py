@@ -266,7 +266,9 @@ def _branches_told(cut: Cut, images: Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (autocast and cut.leave_autocast and cut.leaf is not None and "type" in str(error)):
+        of_types = any(word in str(error) for word in ("dtype", "scalar type", "bias type"))
+        missing = isinstance(error, NotImplementedError)
+        if missing or not (of_types and autocast and cut.leave_autocast and cut.leaf is not None):
             raise
         raise LayerError(
             f"the {cut.layer} lies on one of several branches, which cannot go on in float32 alone ({error!s:.120}); name a "

@@ -13,6 +13,8 @@ Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
 Size = tuple[int, int]  # height, width of the images
 
 MOST_PREFIX_TOKENS = 16
+USUAL_PREFIX_TOKENS = 5
+"""A class token and four registers."""
 
 
 class Grid(NamedTuple):
@@ -88,7 +90,9 @@ def named_grid(shape: tuple[int, ...], size: Size, num_prefix: int | None) -> Gr
 
 
 def token_grid(num_tokens: int, size: Size, num_prefix: int | None) -> Grid | None:
-    """The grid of a row of tokens that is nearest to the images' aspect ratio; of several, with the fewest prefix tokens.
+    """The grid of a row of tokens: one of whole square patches of the images, else one of about their aspect ratio.
+
+    Of several, the one with the fewest prefix tokens.
 
     >>> token_grid(5 + 8 * 12, (128, 192), None)
     Grid(layout='NLC', h=8, w=12, num_prefix=5)
@@ -100,7 +104,14 @@ def token_grid(num_tokens: int, size: Size, num_prefix: int | None) -> Grid | No
         for h in range(1, cells + 1)
         if cells % h == 0 and _fits(h, cells // h, size)
     ]
-    return min(found, key=lambda grid: abs(grid.h * size[1] - grid.w * size[0]), default=None)
+    whole = (grid for grid in found if grid.num_prefix <= USUAL_PREFIX_TOKENS and _is_whole(grid, size))
+    return next(whole, None) or min(
+        found, key=lambda grid: (grid.num_prefix, abs(grid.h * size[1] - grid.w * size[0])), default=None
+    )
+
+
+def _is_whole(grid: Grid, size: Size) -> bool:
+    return size[0] % grid.h == size[1] % grid.w == 0 and size[0] * grid.w == size[1] * grid.h
 
 
 def _fits(h: int, w: int, size: Size) -> bool:
