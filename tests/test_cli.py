@@ -482,6 +482,21 @@ def test_rows_of_all_splits_are_warned_of(write_config, images, tmp_path, monkey
     )
 
 
+def test_a_positive_class_without_labels_is_warned_of(write_config, images, monkeypatch, capsys):
+    text = images.read_text()
+    assert "label" in text.splitlines()[0]
+    unlabelled = images.parent / "unlabelled.csv"
+    unlabelled.write_text(text.replace("label", "class", 1))
+    for positive, warned in (('positive = "fake"', True), ("", False)):
+        config = write_config(data=f'manifest = "{unlabelled}"\n{positive}')
+        monkeypatch.setattr("sys.argv", ["explain2me", "check", str(config)])
+        with pytest.raises(SystemExit):
+            main()
+        out = capsys.readouterr().out
+        assert "no labels, so no AUROC" in out
+        assert ("data.positive = 'fake' is set, but no image has a label" in out) == warned
+
+
 def test_labels_that_differ_by_case_are_refused(write_config, images, monkeypatch, capsys):
     mixed = images.parent / "case.csv"
     mixed.write_text(images.read_text().replace(",real,", ",Real,", 1))

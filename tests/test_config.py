@@ -75,6 +75,7 @@ def test_sets_change_one_field_each(config_file: Path) -> None:
         ("name='../up'", "expected 1 to 100 printable characters"),
         ("detectors.0.pretrained=true", "expected exactly one of checkpoints, pretrained = true, random_runs; got 2"),
         ("detectors=[]", "config: detectors is missing; add one or more tables [[detectors]]"),
+        ("data.classes=[real,fake]", 'data.classes: must be a list, such as [1, 2] or ["a", "b"] (behind --set'),
         ("data=1", "data: input should be a valid dictionary or instance of DataConfig, got 1"),
         ("seed.x=1", "seed is a value, not a table"),
         ("measures.noise.levels.0.x=1", "measures.noise.levels.0 is a value, not a table"),

@@ -118,7 +118,7 @@ def check(
         if not settings.detectors:
             return
     images, record = prepare.check(settings)
-    for warning in prepare.warnings_of(settings, [Model(**model) for model in record["models"]]):
+    for warning in prepare.warnings_of(settings, [Model(**model) for model in record["models"]], images):
         console.print(_printable(f"warning: {warning}"), markup=False)
     for model in record["models"]:
         size = "x".join(str(side) for side in model["input_size"])
@@ -448,6 +448,10 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
         progress.update(task, completed=done)
         progress.console.print(_printable(f"{done} of {total}: {training.outcome()}"), markup=False, soft_wrap=True)
 
+    def start(done: int, total: int) -> None:
+        _say_where(console, f"train: {total - done} of {total} trainings to be done", folder / "training")
+        progress.update(task, total=total, completed=done)
+
     with _progress(console) as progress:
         task = progress.add_task("train", total=None)
         now = progress.add_task("", total=None, visible=False)
@@ -455,7 +459,7 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
             config,
             folder,
             shard=_parse_shard(shard),
-            on_start=lambda done, total: progress.update(task, total=total, completed=done),
+            on_start=start,
             on_step=lambda done, total, text: progress.update(
                 now, description=text, completed=done, total=total, visible=True
             ),
@@ -509,6 +513,7 @@ def _explain(config: "Config", folder: Path, shard: str | None, console: "Consol
             nonlocal clock
             for warning in reading_warnings(run.models):
                 bars.console.print(_printable(f"warning: {warning}"), markup=False)
+            _say_where(bars.console, f"explain: {sum(left.values())} of {total} images x models to be done", run.folder)
             clock = TimeLeft(left, workers=run.config.compute.workers)
             bars.update(index, total=1, completed=1, visible=False)
             bars.update(task, total=total, completed=total - sum(left.values()), visible=True)
@@ -657,6 +662,12 @@ def _progress(console: "Console") -> "Progress":
         TimeLeftColumn(),
     )
     return Progress(*columns, console=console, transient=False, disable=not console.is_terminal)
+
+
+def _say_where(console: "Console", what: str, folder: Path) -> None:
+    """In a log, which has no bars, what begins and where it can be followed."""
+    if not console.is_terminal:
+        console.print(_printable(f"{what}, in {folder}"), markup=False, soft_wrap=True)
 
 
 def _printable(text: str) -> str:

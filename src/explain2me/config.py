@@ -661,6 +661,10 @@ def _explain_mistake(mistake: dict[str, Any]) -> str:
         return f"{where}: unknown value {shown}; {nearest(str(mistake['input']), known)}"
     message = str(mistake["msg"]).removeprefix("Value error, ")
     message = message if len(message) <= 400 else f"{message[:397]}..."
+    if kind == "tuple_type":
+        message = (
+            'Must be a list, such as [1, 2] or ["a", "b"] (behind --set all of it in quotation marks of the shell)'
+        )
     if not where:
         return message
     return (

@@ -234,9 +234,14 @@ def require_all_hashes(config: Config) -> pa.Table:
     return images
 
 
-def warnings_of(config: Config, models: Sequence[Model]) -> list[str]:
+def warnings_of(config: Config, models: Sequence[Model], images: pa.Table) -> list[str]:
     """What is allowed and probably not meant."""
     found = reading_warnings(models)
+    if "positive" in config.data.model_fields_set and images["label"].null_count == len(images):
+        found.append(
+            f"data.positive = {config.data.positive!r} is set, but no image has a label (column 'label' of a manifest, the folders "
+            f"of a folder), so there is no AUROC"
+        )
     splits = splits_of(Path(config.data.manifest))
     if config.data.split is None and len(splits) > 1:
         named = ", ".join(f"{name!r} ({count})" for name, count in sorted(splits.items()))
@@ -254,7 +259,8 @@ def class_names(
     images: pa.Table,
     where: str,
     *,
-    alone: str = "add data.classes, the labels in the order of the model's logits",
+    alone: str = "add images of another label, without which there is no AUROC, or name in data.classes all labels that "
+    "the model knows, in the order of its logits",
 ) -> tuple[str, ...]:
     """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
 

@@ -1,5 +1,6 @@
 """Dead and flat maps, and the wording of errors about input."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,11 @@ def test_refuses_what_is_not_a_batch_of_maps(maps):
         ValueError, match=r"maps must be floating point of shape \(N, h, w\), got torch.*with maps\[None\]"
     ):
         check_maps(maps)
+
+
+def test_refuses_arrays():
+    with pytest.raises(TypeError, match=r"maps must be a torch.Tensor of shape \(N, h, w\), got ndarray; use torch"):
+        is_dead(np.ones((1, 2, 2)))
 
 
 def test_refuses_maps_without_cells():

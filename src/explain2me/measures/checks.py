@@ -39,6 +39,10 @@ def is_flat(maps: Float[Tensor, "N h w"]) -> Bool[Tensor, " N"]:
 
 def check_maps(maps: Tensor, name: str = "maps") -> None:
     """Refuse what is not a batch of maps."""
+    if not isinstance(maps, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor of shape (N, h, w), got {type(maps).__name__}; use torch.as_tensor"
+        )
     if not maps.is_floating_point() or maps.ndim != 3:
         raise ValueError(
             f"{name} must be floating point of shape (N, h, w), got {maps.dtype} of shape {tuple(maps.shape)}; "
