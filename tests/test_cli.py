@@ -1,7 +1,10 @@
 """The command line, as a user meets it: exit codes and messages."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -435,17 +438,22 @@ def test_version(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("explain2me 0.")
 
 
-def test_a_stop_by_the_user_says_what_to_do(monkeypatch, capsys, write_config):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_by_the_user_says_what_to_do(monkeypatch, capsys, write_config, number):
     import explain2me.explain
 
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(60)  # the signal ends it
+
+    before = signal.getsignal(number)
 
     monkeypatch.setattr(explain2me.explain, "explain_run", interrupt)
     monkeypatch.setattr("sys.argv", ["explain2me", "explain", str(write_config())])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 130
+    assert signal.getsignal(number) == before
     assert "what is committed stays, call the same command to go on" in capsys.readouterr().err
 
 

@@ -1,6 +1,8 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
 
+import contextlib
 import itertools
+import signal
 import sys
 import time
 from pathlib import Path
@@ -285,7 +287,8 @@ def main() -> None:
     from explain2me.errors import Explain2MeError
 
     try:
-        app(standalone_mode=True)
+        with _stopped_by_sigterm():
+            app(standalone_mode=True)
     except SystemExit as stop:
         if stop.code == 130:
             print("\nexplain2me: stopped; what is committed stays, call the same command to go on", file=sys.stderr)
@@ -310,6 +313,24 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> "Iterator[None]":
+    """What a scheduler sends before it kills stops a command as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _settings(
