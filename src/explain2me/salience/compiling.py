@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from explain2me.errors import LayerError
 from explain2me.salience.gradcam import GradCAM
 from explain2me.salience.grids import Grid
+from explain2me.salience.layers import ModuleTensor
 
 TOLERANCE = 0.05
 """Largest difference of a map, as a share of its maximum, between the model as it was and compiled."""
@@ -29,6 +30,13 @@ class Compiled(nn.Module):
             return part(*args, **kwargs)
 
         self._run = torch.compile(run, dynamic=False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Of the part where it is not our own: models read attributes of their parts (timm's ViTs ``grid_size``)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("part"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the part."""
@@ -113,6 +121,8 @@ def _unfinished(model: nn.Module, images: Tensor, layer: str) -> set[str]:
                 hooks.callback(module.register_forward_pre_hook(enter(name), prepend=True).remove)
                 hooks.callback(module.register_forward_hook(leave(name)).remove)
             place.run(model, images, tap)
+    if layer == "auto" and isinstance(place, ModuleTensor):
+        tap.unfinished.add(place.name)  # wrapped, it would be found under another name
     return tap.unfinished
 
 
