@@ -333,9 +333,9 @@ def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def printable_line(text: str) -> str:
+def printable_line(text: str, most: int = 300) -> str:
     """One short line without control characters: what comes from a file is hostile."""
-    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text[:300])
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text[:most])
 
 
 def _unidentified(data: bytes) -> ImageError:

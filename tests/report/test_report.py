@@ -310,6 +310,28 @@ def test_the_table_of_differences_has_every_pair_and_score(reported):
     assert "Differences between detectors" in (reported.folder / "report" / "index.html").read_text()
 
 
+def test_scores_of_few_images_are_told(reported):
+    material = gather(reported, images_per_measure=1)
+    name, total = material.detectors[0], len(material.run.image_table)
+    assert not any("the only ones with live maps" in text for text in texts(findings(material)))
+    of_it = (material.measures.detector == name) & (material.measures.measure == "stability")
+    material.measures.loc[of_it, "num_images"] = 2
+    blurred = (material.performance.detector == name) & (material.performance.condition == "focus_salient")
+    material.performance.loc[blurred & (material.performance.run != "all"), "n"] = 3
+    said = {finding.text: finding.detectors for finding in findings(material) if finding.kind == "dead"}
+    (few,) = (text for text in said if text.startswith("The stability"))
+    assert f"is that of 2 of {total} images, the only ones with live maps" in few
+    (auroc,) = (text for text in said if text.startswith(f"The AUROC of {name} after blurring"))
+    assert f"in one run that of 3 of {total} images" in auroc
+    assert said[few] == said[auroc] == (name,)
+
+
+def test_cards_hold_whole_sentences(reported):
+    text = next((reported.folder / "report" / "model-cards").rglob("model-card.md")).read_text()
+    (line,) = (line for line in text.splitlines() if "the interval of a score draws these anew" in line)
+    assert line.endswith(".")
+
+
 def test_an_auroc_at_chance_and_a_score_that_is_not_there_are_told_of_their_detector(reported):
     material = gather(reported, images_per_measure=1)
     name = material.detectors[0]
@@ -365,7 +387,7 @@ def test_no_better_than_chance_is_stuck_or_unlike_anything():
     unlike = {"a": row(0.03, 0.0, 0.1, chance=0.02, corrected_low=-0.1)}
     better = {"a": row(0.9, 0.8, 1.0, chance=0.9, corrected_low=0.01)}
     assert "It looks at the same place whatever the image." in texts(against_chance(UP, stuck))[0]
-    assert "agree no more than those of unrelated images" in texts(against_chance(UP, unlike))[0]
+    assert "not shown to agree more than those of unrelated images" in texts(against_chance(UP, unlike))[0]
     assert texts(against_chance(UP, better)) == []
     assert texts(against_chance(DOWN, stuck)) == []
     one_map = {"a": row(1.0, 1.0, 1.0, chance=1.0, corrected_low=float("nan"))}

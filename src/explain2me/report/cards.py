@@ -50,7 +50,7 @@ def model_card(material: Material, detector: str) -> str:
         "",
         "## What to know",
         "",
-        *(f"- {_markdown(printable_line(text))}" for text in said or ["Nothing stands out."]),
+        *(f"- {_markdown(printable_line(text, most=2000))}" for text in said or ["Nothing stands out."]),
     ]
     told = material.trained(detector)
     if told:

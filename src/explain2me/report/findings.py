@@ -8,6 +8,8 @@ from explain2me.cells import LARGE_DEAD_SHARE
 from explain2me.report.material import AUROC, Material, Score, records
 
 Kind = Literal["differs", "runs", "alike", "chance", "decision", "dead", "absent", "note"]
+FEW_IMAGES = 0.5
+"""Share of the images below which a score is said to rest on few of them."""
 ROUNDING = 1e-6
 """A chance level that is no further from 1 is 1: single maps are float32."""
 STUCK_CHANCE = 0.5
@@ -21,7 +23,7 @@ RULES = (
     "Two detectors differ where the 95 % interval of their difference, over other images and other training runs, excludes 0; where it "
     "holds 0, the data do not tell them apart, which is not to say that they are alike. "
     "A difference that comes or goes when each score is taken above its chance level is told. "
-    "A score is no better than chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
+    "A score is not told from chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
     "reflects changed decisions where the mean of each variant, predicted and fixed, lies outside the interval of the other; a "
     "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus."
 )
@@ -48,6 +50,7 @@ def findings(material: Material) -> list[Finding]:
     found += _few_runs(material)
     found += _comparisons(material)
     found += _dead(material)
+    found += _few_images(material)
     found += _absent(material)
     order = ("differs", "runs", "chance", "decision", "dead", "absent", "alike", "note")
     return sorted(found, key=lambda finding: order.index(finding.kind))
@@ -231,11 +234,11 @@ def against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Itera
             why = (
                 "It looks at the same place whatever the image."
                 if row["chance"] >= STUCK_CHANCE
-                else "Its maps agree no more than those of unrelated images."
+                else "Its maps are not shown to agree more than those of unrelated images."
             )
             yield Finding(
                 "chance",
-                f"In {score.name}, {name} is no better than chance: {row['mean']:.3f} where maps of other images of the same "
+                f"In {score.name}, {name} is {'no better than' if stuck else 'not told from'} chance: {row['mean']:.3f} where maps of other images of the same "
                 f"class reach {row['chance']:.3f}. {why}",
                 (name,),
             )
@@ -332,6 +335,34 @@ def _dead(material: Material) -> Iterator[Finding]:
                     if share >= LARGE_DEAD_SHARE
                     else "."
                 ),
+                (name,),
+            )
+
+
+def _few_images(material: Material) -> Iterator[Finding]:
+    """Scores that a few images are left in, because the maps of the others are dead."""
+    total = len(material.run.image_table)
+    for score in material.columns:
+        for name, row in material.totals(score.measure, score.variant, score.condition or "all").items():
+            if 0 < row["num_images"] < FEW_IMAGES * total:
+                yield Finding(
+                    "dead",
+                    f"The {score.name} of {name} is that of {row['num_images']} of {total} images, the only ones with live maps: "
+                    f"neither it nor its differences say anything of the others.",
+                    (name,),
+                )
+    rows = material.performance
+    if not len(rows):
+        return
+    rows = rows[(rows.run != "all") & (rows.score == "softmax") & (rows.positives == "all") & (rows.negatives == "all")]
+    rows = rows[rows.condition.str.startswith("focus_")]
+    for name in material.detectors:
+        least = rows[rows.detector == name].n.min()  # NaN without focus
+        if least < FEW_IMAGES * total:
+            yield Finding(
+                "dead",
+                f"The AUROC of {name} after blurring is in one run that of {int(least)} of {total} images, the only ones with live maps; "
+                f"do not compare it with that of others.",
                 (name,),
             )
 
