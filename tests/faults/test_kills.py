@@ -48,12 +48,13 @@ def kill_some(driver: Any, process: subprocess.Popen, who: str) -> int:
     return max(lost, 1)
 
 
-def run_under_fire(driver: Any, folder: Path, *, kills: int, seed: int, options: tuple[str, ...]) -> None:
+def run_under_fire(driver: Any, folder: Path, *, kills: int, seed: int, workers: int) -> None:
     """Kill at random points of progress until ``kills`` are spent; a run that gets through is checked and begun anew.
 
     What is compared with, and what ends each run, is one process without workers.
     """
     rng = random.Random(seed)
+    options = ("--set", f"compute.workers={workers}")
     reference_folder = folder.with_name("reference")
     assert driver.call("run", reference_folder)[0] == 0
     reference = driver.results(reference_folder)
@@ -72,14 +73,14 @@ def run_under_fire(driver: Any, folder: Path, *, kills: int, seed: int, options:
                         or (
                             f.exists()
                             and sum(event["event"] == "end" for event in events(f)) >= n
-                            and driver.workers_of(p)
+                            and (workers == 1 or driver.workers_of(p))  # one works in the driver itself
                         )
                     )
                 )
             time.sleep(rng.random() * 0.1)
             if process.poll() is not None:
                 break
-            who = rng.choice(["driver", "worker", "both"])
+            who = rng.choice(["driver", "worker", "both"]) if workers > 1 else "driver"
             allowed += kill_some(driver, process, who)
             spent += 1
             who_was[who] += 1
@@ -102,14 +103,13 @@ def run_under_fire(driver: Any, folder: Path, *, kills: int, seed: int, options:
 
 
 def test_a_few_kills(driver: Any, tmp_path: Path) -> None:
-    run_under_fire(driver, tmp_path / "runs", kills=2, seed=1, options=("--set", "compute.workers=2"))
+    run_under_fire(driver, tmp_path / "runs", kills=2, seed=1, workers=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_hundred_kills(driver: Any, tmp_path: Path, workers: int) -> None:
-    options = ("--set", f"compute.workers={workers}")
-    run_under_fire(driver, tmp_path / "runs", kills=100 if workers == 2 else 20, seed=workers, options=options)
+    run_under_fire(driver, tmp_path / "runs", kills=100 if workers == 2 else 20, seed=workers, workers=workers)
 
 
 def test_shares_give_the_same_bytes(driver: Any, tmp_path: Path) -> None:
