@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from explain2me.config import Config, DetectorConfig, TrainingConfig, load_confi
 from explain2me.errors import Explain2MeError, ManifestError, RunFolderError
 from explain2me.executors import Engine, run_tasks
 from explain2me.explain import explain_run
-from explain2me.files import read_parquet, write_parquet
+from explain2me.files import TEMPORARY, read_parquet, this_process, write_parquet
 from explain2me.index import forget_chunks, index_run
 from explain2me.manifest import list_images
 from explain2me.measure import MapReader, measure_run
@@ -234,6 +236,26 @@ def test_a_gpu_without_memory_left_is_one_line(tmp_path, make_images, weights, d
     monkeypatch.setattr("explain2me.explain._explain", fail)
     with pytest.raises(Explain2MeError, match=r"^CUDA out of memory; what is committed stays\. .* compute\.batch_size"):
         explain_run(config, tmp_path / "run")
+
+
+def test_what_ended_workers_were_writing_is_removed(tmp_path, make_images, weights, detector_table, monkeypatch):
+    manifest = make_images(tmp_path / "images", counts={("fake", "a"): 2, ("real", "b"): 2})
+    config = small_config(tmp_path, manifest, detector_table("a", f"{weights}/seed[01].safetensors"), shard_size=4)
+    worker = subprocess.Popen([sys.executable, "-c", ""])
+    worker.wait()
+    host = this_process().rpartition("-")[0]
+    half = tmp_path / "run" / "maps" / f"{TEMPORARY}{host}-{worker.pid}-0.tmp"
+
+    def end(*_, **__):
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(b"half")
+        raise OSError("No space left on device")
+        yield
+
+    monkeypatch.setattr("explain2me.explain.run_tasks", end)
+    with pytest.raises(OSError, match="No space"):
+        explain_run(config, tmp_path / "run")
+    assert not half.exists()
 
 
 def test_an_index_of_other_images_or_of_a_lost_disk_is_not_taken_up(tmp_path, make_images):

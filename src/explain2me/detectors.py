@@ -475,10 +475,10 @@ def settings_of_weights(architecture: str, pretrained: bool | str) -> dict[str, 
     library, _, name = architecture.partition(":")
     if library != "torchvision" or not isinstance(pretrained, str):
         return {}
-    known = name in torchvision.models.list_models(module=torchvision.models)
-    if not known or pretrained not in torchvision.models.get_model_weights(name).__members__:
-        return {}  # which building the model will tell
-    return _torchvision_settings(name, pretrained)
+    try:
+        return _torchvision_settings(name, pretrained)
+    except (ValueError, KeyError):  # no such architecture or weights, which building the model will tell
+        return {}
 
 
 def _torchvision_settings(name: str, pretrained: bool | str) -> dict[str, Any]:

@@ -142,22 +142,23 @@ def explain_run(
             on_done(attempt.whole.model, count, seconds)
 
     search = CrashSearch(functools.partial(_record_crash, run))
-    whole = False
+    attempts_made = run_tasks(
+        work,
+        attempts,
+        _engine(config, run),
+        recovery=search,
+        suspects=suspected(folder, attempts),
+        on_start=begin,
+        on_progress=tell,
+    )
     try:
-        for attempt in run_tasks(
-            work,
-            attempts,
-            _engine(config, run),
-            recovery=search,
-            suspects=suspected(folder, attempts),
-            on_start=begin,
-            on_progress=tell,
-        ):
+        for attempt in attempts_made:
             log("explain", "probed" if attempt.probe else "end", shard=attempt.whole.title, images=attempt[1:3])
-        whole = True
-    finally:
-        if search.num_deaths or not whole:  # workers ended in the middle of a file
-            remove_leftovers(folder)
+    except BaseException:  # it has ended its workers, perhaps in the middle of a file
+        remove_leftovers(folder)
+        raise
+    if search.num_deaths:
+        remove_leftovers(folder)
     log("explain", "done", shards=len(missing), seconds=round(time.monotonic() - started, 3))
     return run
 

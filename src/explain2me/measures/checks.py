@@ -40,7 +40,7 @@ def is_flat(maps: Float[Tensor, "N h w"]) -> Bool[Tensor, " N"]:
 def check_maps(maps: Tensor, name: str = "maps") -> None:
     """Refuse what is not a batch of maps."""
     if not isinstance(maps, Tensor):
-        raise TypeError(
+        raise ValueError(
             f"{name} must be a torch.Tensor of shape (N, h, w), got {type(maps).__name__}; use torch.as_tensor"
         )
     if not maps.is_floating_point() or maps.ndim != 3:

@@ -238,8 +238,8 @@ def against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Itera
             )
             yield Finding(
                 "chance",
-                f"In {score.name}, {name} is {'no better than' if stuck else 'not told from'} chance: {row['mean']:.3f} where maps of other images of the same "
-                f"class reach {row['chance']:.3f}. {why}",
+                f"In {score.name}, {name} is {'no better than' if stuck else 'not told from'} chance: {row['mean']:.3f} where "
+                f"maps of other images of the same class reach {row['chance']:.3f}. {why}",
                 (name,),
             )
 
@@ -340,14 +340,14 @@ def _dead(material: Material) -> Iterator[Finding]:
 
 
 def _few_images(material: Material) -> Iterator[Finding]:
-    """Scores that a few images are left in, because the maps of the others are dead."""
+    """Scores and AUROCs that are left with few of the images; mostly because the maps of the others are dead."""
     total = len(material.run.image_table)
     for score in material.columns:
         for name, row in material.totals(score.measure, score.variant, score.condition or "all").items():
             if 0 < row["num_images"] < FEW_IMAGES * total:
                 yield Finding(
                     "dead",
-                    f"The {score.name} of {name} is that of {row['num_images']} of {total} images, the only ones with live maps: "
+                    f"The {score.name} of {name} is that of {row['num_images']} of {total} images, the only ones that have a value: "
                     f"neither it nor its differences say anything of the others.",
                     (name,),
                 )
@@ -355,14 +355,15 @@ def _few_images(material: Material) -> Iterator[Finding]:
     if not len(rows):
         return
     rows = rows[(rows.run != "all") & (rows.score == "softmax") & (rows.positives == "all") & (rows.negatives == "all")]
-    rows = rows[rows.condition.str.startswith("focus_")]
     for name in material.detectors:
-        least = rows[rows.detector == name].n.min()  # NaN without focus
-        if least < FEW_IMAGES * total:
+        of_it = rows[rows.detector == name]
+        clean = of_it[of_it.condition == "clean"].n.max()
+        least = of_it[of_it.condition.str.startswith("focus_")].n.min()  # NaN without focus
+        if least < FEW_IMAGES * clean:
             yield Finding(
                 "dead",
-                f"The AUROC of {name} after blurring is in one run that of {int(least)} of {total} images, the only ones with live maps; "
-                f"do not compare it with that of others.",
+                f"The AUROC of {name} after blurring is in one run that of {int(least)} of {int(clean)} images, as the others could not "
+                f"be blurred by their maps; do not compare it with that of others.",
                 (name,),
             )
 
