@@ -16,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from explain2me import files
 from explain2me.cli import main
 from explain2me.conditions import conditions_for
 from explain2me.config import Config, DetectorConfig, TrainingConfig, load_config, parse_config
@@ -256,6 +257,27 @@ def test_what_ended_workers_were_writing_is_removed(tmp_path, make_images, weigh
     with pytest.raises(OSError, match="No space"):
         explain_run(config, tmp_path / "run")
     assert not half.exists()
+
+
+def test_a_machine_that_is_at_the_index_when_another_begins_the_run_goes_on(tmp_path, make_images, monkeypatch):
+    source = make_images(tmp_path / "images", counts={("fake", "a"): 2, ("real", "b"): 2}, size=64)
+    folder, images = tmp_path / "run", list_images(source)
+    sync = files._sync
+    begun: list[Path] = []
+
+    def other_machine(path: Path) -> None:
+        sync(path)
+        (folder / "run.json").write_text("{}")
+        forget_chunks(folder)
+        begun.append(path)
+
+    monkeypatch.setattr(files, "_sync", other_machine)  # after the chunk was written, before it gets its name
+    assert index_run(images, source, folder, Engine(), max_pixels=10**6) is None
+    assert begun
+    (folder / "run.json").unlink()
+    monkeypatch.setattr(files, "_sync", lambda path: shutil.rmtree(folder / "index"))
+    with pytest.raises(FileNotFoundError):  # nobody has begun it: something else removes files
+        index_run(images, source, folder, Engine(), max_pixels=10**6)
 
 
 def test_an_index_of_other_images_or_of_a_lost_disk_is_not_taken_up(tmp_path, make_images):

@@ -146,6 +146,24 @@ def test_the_key_of_a_shard_holds_what_decides_its_bytes(tmp_path: Path) -> None
     assert [a == b for a, b in zip(keys, other_image, strict=True)] == [False, True, True, True] * 2
 
 
+def test_leftovers_are_looked_for_while_another_machine_removes_folders(tmp_path: Path, monkeypatch) -> None:
+    for name in ("index", "maps"):
+        (tmp_path / name).mkdir()
+    left = tmp_path / "maps" / ".tmp-elsewhere-1-abc.tmp"
+    left.touch()
+    os.utime(left, (0, 0))
+    scan = os.scandir
+
+    def removed_before(path):
+        if Path(path).name == "index":
+            Path(path).rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", removed_before)
+    assert remove_leftovers(tmp_path) == 1
+    assert not (tmp_path / "index").exists()
+
+
 def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from explain2me.files import atomic_path; import os, signal\n"
     code += "with atomic_path(Path(sys.argv[1])) as path:\n    path.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"

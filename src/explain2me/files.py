@@ -5,6 +5,7 @@ like any other. Whoever asks for a file by its path gets it, whether it lies the
 """
 
 import contextlib
+import fnmatch
 import functools
 import hashlib
 import json
@@ -88,10 +89,17 @@ def remove_leftovers(folder: Path) -> int:
 
     Their names say which process of which machine was at it. What another machine left goes after an hour.
     """
-    old = [path for path in folder.rglob(f"{TEMPORARY}*.tmp") if _is_leftover(path)]
+    old = [path for path in _temporary_in(folder) if _is_leftover(path)]
     for path in old:
         path.unlink(missing_ok=True)
     return len(old)
+
+
+def _temporary_in(folder: Path) -> list[Path]:
+    """All below a folder; others may remove folders of it meanwhile, at which ``rglob`` would fail."""
+    return [
+        Path(place, name) for place, _, names in os.walk(folder) for name in fnmatch.filter(names, f"{TEMPORARY}*.tmp")
+    ]
 
 
 def _is_leftover(path: Path) -> bool:

@@ -1,8 +1,9 @@
 """Before stage 1: every image is read and decoded once, in chunks that are committed like shards."""
 
+import contextlib
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +115,11 @@ def forget_chunks(folder: Path) -> None:
 
 
 def _commit_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -> None:
+    with _while_needed(folder):
+        _read_chunk(folder, source, max_pixels, attempt)
+
+
+def _read_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -> None:
     chunk = attempt.whole
     assert isinstance(chunk, IndexChunk)
     done = chunk.path(folder).exists() or (folder / "run.json").exists()  # by another machine in the meantime
@@ -153,8 +159,19 @@ def _commit_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt)
 def _record_crash(folder: Path, whole: Whole, row: int) -> None:
     assert isinstance(whole, IndexChunk)
     path = whole.crashes(folder)
-    known = read_parquet(path)["row"].to_pylist() if path.exists() else []
-    write_parquet(pa.table({"row": pa.array(sorted({*known, row}), pa.int64())}), path)
+    with _while_needed(folder):
+        known = read_parquet(path)["row"].to_pylist() if path.exists() else []
+        write_parquet(pa.table({"row": pa.array(sorted({*known, row}), pa.int64())}), path)
+
+
+@contextlib.contextmanager
+def _while_needed(folder: Path) -> Iterator[None]:
+    """Another machine may begin the run meanwhile and remove the index: then nothing of it can be missing."""
+    try:
+        yield
+    except (FileNotFoundError, RunFolderError):
+        if not (folder / "run.json").exists():
+            raise
 
 
 def _joined(parts: list[pa.Table]) -> Indexed:
