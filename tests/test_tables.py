@@ -107,7 +107,7 @@ def test_the_auroc_before_is_over_the_images_that_the_blur_left(run: Run, tmp_pa
     assert (clean.n == NUM_IMAGES).all()
     assert clean.auroc_clean.tolist() == clean.auroc.tolist()
     text = shown(copy)
-    assert f"n = 23, before {np.mean(want):.3f}" in text
+    assert f"n = 23 to 26, before {np.mean(want):.3f}" in text
     assert "n = 26, before" not in text
 
 

@@ -53,7 +53,6 @@ def difference_rows(
                 for value, each in zip(values, of_each, strict=True)
             ]
             for (a, name), (b, other) in itertools.combinations(enumerate(compared), 2):
-                both = ~np.isnan(values[a].images) & ~np.isnan(values[b].images)
                 yield {
                     "detector": name,
                     "other_detector": other,
@@ -61,7 +60,7 @@ def difference_rows(
                     "condition": of_each[a].condition,
                     "label": selection.label,
                     "source": selection.source,
-                    "num_images": int(both.sum()),
+                    "num_images": _num_of_both(values[a], values[b]),
                     **_numbers(values[a], values[b], sizes),
                     **_above_chance(corrected[a], corrected[b], sizes),
                 }
@@ -83,8 +82,14 @@ def auroc_difference_rows(
                 "condition": "clean",
                 "label": label,
                 "source": source,
+                "num_images": _num_of_both(ours, aurocs[other][key]),
                 **_numbers(ours, aurocs[other][key], sizes),
             }
+
+
+def _num_of_both(a: Estimate, b: Estimate) -> int:
+    """Images that have a value of both."""
+    return int((~np.isnan(a.images) & ~np.isnan(b.images)).sum())
 
 
 def _numbers(a: Estimate, b: Estimate, sizes: Sequence[int]) -> dict[str, float]:

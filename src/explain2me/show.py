@@ -204,11 +204,13 @@ def _auroc_table(performance: list[Row]) -> Table:
     conditions = ("clean", "focus_salient", "focus_nonsalient")
     for name in ("before", "salient removed", "rest removed", "images of a run"):
         table.add_column(name, justify="right")
-    wanted = [row for row in performance if row["run"] == ALL and row["score"] == "softmax"]
+    wanted = [row for row in performance if row["score"] == "softmax"]
     for names, rows in _grouped(wanted, "detector", "positives", "negatives").items():
-        by_condition = {row["condition"]: row for row in rows}
+        by_condition = {row["condition"]: row for row in rows if row["run"] == ALL}
+        of_runs = [row for row in rows if row["run"] != ALL and row["auroc"] is not None]
+        most = {c: max((row["n"] for row in of_runs if row["condition"] == c), default=0) for c in conditions}
         clean = by_condition["clean"]
-        cells = [_after(by_condition[c], clean) if c in by_condition else Text("-") for c in conditions]
+        cells = [_after(by_condition[c], clean, most[c]) if c in by_condition else Text("-") for c in conditions]
         table.add_row(*map(_text, names), *cells, str(clean["n"]))
     return table
 
@@ -217,6 +219,7 @@ def _difference_tables(differences: list[Row], width: int) -> Iterator[Table]:
     """Each pair of detectors in each score over all images; in narrow terminals two tables."""
     columns: dict[str, Callable[[Row], str]] = {
         "difference": lambda row: _signed(row, "difference", "ci"),
+        "images": lambda row: str(row["num_images"]),
         "p": lambda row: "-" if row["p"] is None else "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
         "above chance": lambda row: _signed(row, "corrected", "corrected"),
     }
@@ -224,7 +227,7 @@ def _difference_tables(differences: list[Row], width: int) -> Iterator[Table]:
     wanted = [row for row in wanted if row["measure"] != "resilience" or row["condition"] == ALL]
     wanted.sort(key=lambda row: VARIANTS.index(row["variant"]))
     blocks = _grouped(wanted, "measure", "condition", "similarity")
-    for first, last in itertools.pairwise([0, 3] if width >= 120 else [0, 2, 3]):
+    for first, last in itertools.pairwise([0, 4] if width >= 128 else [0, 3, 4]):
         more = ", continued" if first else ""
         yield _difference_table(
             blocks,
@@ -263,10 +266,12 @@ def _signed(row: Row, name: str, limits: str) -> str:
     return f"{value:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
-def _after(row: Row, clean: Row) -> Text:
+def _after(row: Row, clean: Row, most: int) -> Text:
+    """``row`` counts the images of the run that has the fewest; ``most`` are those of the run that has the most."""
     if row["n"] == clean["n"]:
         return Text(_interval(row))
-    return Text.assemble(_interval(row), (f"\nn = {row['n']}, before {_number(row['auroc_clean'])}", "dim"))
+    count = f"{row['n']} to {most}" if most > row["n"] else str(row["n"])
+    return Text.assemble(_interval(row), (f"\nn = {count}, before {_number(row['auroc_clean'])}", "dim"))
 
 
 def _print_notes(run: "Run", console: Console) -> None:
@@ -302,7 +307,7 @@ def _print_notes(run: "Run", console: Console) -> None:
         "stability: of the label). kept: share of pairs with the same predicted class; if kept, if flipped: mean over the "
         "single values, not averaged over transforms. chance: the same similarity to another image of the same source, "
         "label and predicted class; corrected = (S - chance) / (1 - chance). dead: share of pairs with a map that has "
-        "nothing in it; they are in no mean. AUROC: n counts the images of one run (of the one with the fewest); where a "
+        "nothing in it; they are in no mean. AUROC: n counts the images of one run (from the fewest to the most); where a "
         "removal leaves images out (no blur without a live clean map), the AUROC before over the same images stands below. "
         f"Every number by source, and more: {run.folder / 'summary'}",
         style="dim",

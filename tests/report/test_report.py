@@ -21,13 +21,15 @@ from explain2me.config import override
 from explain2me.errors import Explain2MeError
 from explain2me.measure import measure_run
 from explain2me.notebook import as_html
+from explain2me.performance import predictions_of
 from explain2me.report import Plots, write_report
 from explain2me.report.figures import all_figures, radar_values, safe, wrapped
 from explain2me.report.findings import against_chance, against_fixed, compare, findings
 from explain2me.report.material import AUROC, Score, gather, main_similarity
 from explain2me.report.page import _cells, _json, render, viewer_data
-from explain2me.report.tables import by_pair, latex
+from explain2me.report.tables import auroc, by_pair, latex
 from explain2me.show import show_run
+from explain2me.store import read_part
 from explain2me.summarise import summarise_run
 
 
@@ -304,9 +306,11 @@ def test_the_table_of_differences_has_every_pair_and_score(reported):
     row = found[(found.condition == "focus_salient") & (found.label == "all") & (found.similarity == "ssim")]
     row = row.set_index("variant")
     line = next(line for line in sheet.rows if line[0].startswith("focus, salient"))
-    assert line[3] == f"{row.difference['predicted']:.3f}"
-    assert line[6] == f"{row.difference['fixed']:.3f}"
-    assert line[8] == f"{row.corrected['predicted']:.3f}"
+    assert line[3] == str(row.num_images["predicted"])
+    assert line[4] == f"{row.difference['predicted']:.3f}"
+    assert line[7] == f"{row.difference['fixed']:.3f}"
+    assert line[9] == f"{row.corrected['predicted']:.3f}"
+    assert sheet.rows[0][3] == str(len(reported.image_table))  # AUROC
     assert "Differences between detectors" in (reported.folder / "report" / "index.html").read_text()
 
 
@@ -326,6 +330,79 @@ def test_scores_of_few_images_are_told(reported):
     (auroc,) = (text for text in said if text.startswith(f"The AUROC of {name} after blurring"))
     assert f"in one run that of 3 of {labelled} images" in auroc
     assert said[few] == said[auroc] == (name,)
+
+
+def test_an_auroc_over_runs_with_other_images_says_how_many(reported):
+    material = gather(reported, images_per_measure=1)
+    name, total = material.detectors[0], len(material.run.image_table)
+    table = material.performance
+    of_it = (table.detector == name) & (table.condition == "focus_salient") & (table.positives == table.negatives)
+    first, second = (model.run for model in material.run.models_of(name))
+    table.loc[of_it & (table.run == first), "n"] = 3
+    table.loc[of_it & (table.run == "all"), "n"] = 3
+
+    def counts():
+        return {line[:2]: line[7] for line in auroc(material).rows if line[2:4] == ("all", "all")}
+
+    assert counts()[name, "salient region blurred"] == f"3 to {total}"
+    assert counts()[name, "as they are"] == str(total)
+    table.loc[of_it & (table.run == second), "auroc"] = np.nan  # which is in no mean
+    assert counts()[name, "salient region blurred"] == "3"
+
+
+def test_a_detector_of_one_class_is_told(reported):
+    material = gather(reported, images_per_measure=1)
+    first, second = material.detectors
+    runs = [model.run for model in material.run.models_of(first)]
+    predicted = predictions_of(material.run, first).predicted[:, 0]
+    wanted = {run: material.run.classes[p[0]] for run, p in zip(runs, predicted, strict=True) if len(set(p)) == 1}
+    assert material.one_class[first] == wanted  # random weights: some have one, by chance
+    material.one_class = {first: {runs[0]: "fake"}, second: dict.fromkeys(runs, "real")}
+    said = {finding.text: finding for finding in findings(material)}
+    (one,) = (text for text in said if f"{first} takes every image for 'fake' in 1 of its 2 runs ({runs[0]})" in text)
+    (all_,) = (text for text in said if f"{second} takes every image for 'real' in 2 of its 2 runs" in text)
+    assert [(said[text].kind, said[text].detectors) for text in (one, all_)] == [
+        ("chance", (first,)),
+        ("chance", (second,)),
+    ]
+
+
+def test_that_there_is_none_to_choose_is_said(reported):
+    material = gather(reported, images_per_measure=1)
+    none = "No detector has an AUROC above chance: on these images, there is none to choose."
+    clean = (material.performance.condition == "clean") & (material.performance.run == "all")
+    material.performance.loc[clean, ["ci_low", "ci_high"]] = 0.4, 0.6
+    assert none in texts(findings(material))
+    material.performance.loc[clean & (material.performance.detector == material.detectors[1]), "ci_low"] = 0.51
+    assert none not in texts(findings(material))
+
+
+def test_focus_that_goes_the_wrong_way_is_told(reported):
+    material = gather(reported, images_per_measure=1)
+    name, _ = material.detectors
+    for table in (material.measures, material.performance):
+        table.loc[table.condition == "focus_salient", ["ci_low", "ci_high"]] = 0.2, 0.3
+        table.loc[table.condition == "focus_nonsalient", ["ci_low", "ci_high"]] = 0.25, 0.4
+    assert not any("wrong way" in text for text in texts(findings(material)))
+    for table in (material.measures, material.performance):
+        wrong = (table.detector == name) & (table.condition == "focus_salient")
+        table.loc[wrong, ["ci_low", "ci_high"]] = 0.41, 0.5
+    said = [finding for finding in findings(material) if "wrong way" in finding.text]
+    assert sorted(finding.text[:10] for finding in said) == ["The AUROC ", "The focus "]
+    assert {finding.detectors for finding in said} == {(name,)}
+
+
+def test_maps_of_a_few_cells_are_told(reported):
+    material = gather(reported, images_per_measure=1)
+    first, second = material.detectors
+    assert material.map_sizes == dict.fromkeys(
+        material.detectors, read_part(material.run.part_paths(material.run.models[0])[0]).maps.shape[2:]
+    )
+    material.map_sizes = {first: (4, 6), second: (5, 5)}
+    (few,) = (finding for finding in findings(material) if "cells" in finding.text)
+    assert f"The maps of {first} have 4 x 6 cells" in few.text
+    assert "that of 24 numbers" in few.text
+    assert few.detectors == (first,)
 
 
 def test_cards_hold_whole_sentences(reported):

@@ -12,6 +12,8 @@ FEW_IMAGES = 0.5
 """Share of the images below which a score is said to rest on few of them."""
 ROUNDING = 1e-6
 """A chance level that is no further from 1 is 1: single maps are float32."""
+FEW_CELLS = 25
+"""Maps of fewer cells than that (5 x 5; the paper's have 7 x 7) are told."""
 STUCK_CHANCE = 0.5
 """From this chance level on the maps of different images are much alike."""
 OF_RUNS = {2: 50, 3: 75, 4: 79, 5: 84, 6: 86, 7: 87, 8: 88, 9: 89}
@@ -25,7 +27,8 @@ RULES = (
     "A difference that comes or goes when each score is taken above its chance level is told. "
     "A score is not told from chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
     "reflects changed decisions where the mean of each variant, predicted and fixed, lies outside the interval of the other; a "
-    "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus."
+    "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus. Focus goes the wrong "
+    "way where the intervals with the salient region and with the rest blurred do not overlap and lie in the wrong order."
 )
 
 
@@ -47,10 +50,13 @@ def findings(material: Material) -> list[Finding]:
         if score.measure != "entropy":
             found += against_chance(score, rows)
             found += against_fixed(score, rows, fixed)
+    found += _one_class(material)
+    found += _wrong_way(material)
     found += _few_runs(material)
     found += _comparisons(material)
     found += _dead(material)
     found += _few_images(material)
+    found += _few_cells(material)
     found += _absent(material)
     order = ("differs", "runs", "chance", "decision", "dead", "absent", "alike", "note")
     return sorted(found, key=lambda finding: order.index(finding.kind))
@@ -73,6 +79,10 @@ def _performance(material: Material) -> Iterator[Finding]:
         return
     means = {name: row | {"mean": row["auroc"]} for name, row in rows.items()}
     yield from compare(AUROC, means, material.pairs(AUROC, AUROC.variant), {})
+    if len(material.detectors) > 1 and all(row["ci_low"] <= 0.5 for row in rows.values()):
+        yield Finding(
+            "chance", "No detector has an AUROC above chance: on these images, there is none to choose.", tuple(rows)
+        )
     for name, row in rows.items():
         if not math.isnan(row["ci_high"]) and row["ci_high"] < 0.5:
             yield Finding(
@@ -89,12 +99,12 @@ def _performance(material: Material) -> Iterator[Finding]:
             )
 
 
-def auroc_rows(material: Material) -> dict[str, dict[str, Any]]:
-    """The row of each detector over all images, mean over runs, for the clean images."""
+def auroc_rows(material: Material, condition: str = "clean") -> dict[str, dict[str, Any]]:
+    """The row of each detector over all images, mean over runs, for the clean images or another condition."""
     rows = material.performance
     if not len(rows):
         return {}
-    rows = rows[(rows.run == "all") & (rows.score == "softmax") & (rows.condition == "clean")]
+    rows = rows[(rows.run == "all") & (rows.score == "softmax") & (rows.condition == condition)]
     rows = rows[(rows.positives == "all") & (rows.negatives == "all")]
     return {row["detector"]: row for row in records(rows) if not math.isnan(row["auroc"])}
 
@@ -274,6 +284,51 @@ def _outside(value: float, row: Mapping[str, Any]) -> bool:
     return low is not None and not math.isnan(low) and not low <= value <= high
 
 
+def _one_class(material: Material) -> Iterator[Finding]:
+    """Trainings that decide nothing, which no AUROC tells."""
+    if len(set(material.run.image_table["label"].drop_null().to_pylist())) < 2:
+        return
+    for name in material.detectors:
+        runs: dict[str, list[str]] = {}
+        for run, predicted in material.one_class[name].items():
+            runs.setdefault(predicted, []).append(run)
+        for predicted, which in runs.items():
+            count = len(material.run.models_of(name))
+            where = f" in {len(which)} of its {count} runs ({_listed(which)})" if count > 1 else ""
+            yield Finding(
+                "chance",
+                f"{name} takes every image for {predicted!r}{where}: it decides nothing there; AUROC tells only how it ranks them.",
+                (name,),
+            )
+
+
+def _wrong_way(material: Material) -> Iterator[Finding]:
+    """Detectors to which the region that they mark matters less than the rest."""
+    scores = {score.condition: score for score in material.columns if score.measure == "focus"}
+    salient, rest = (
+        material.totals("focus", "predicted", name) if name in scores else {}
+        for name in ("focus_salient", "focus_nonsalient")
+    )
+    for name in (name for name in salient if name in rest):
+        if salient[name]["ci_low"] > rest[name]["ci_high"]:
+            yield Finding(
+                "chance",
+                f"The focus of {name} goes the wrong way: its maps change less with the salient region blurred "
+                f"({_interval(salient[name])}) than with the rest blurred ({_interval(rest[name])}).",
+                (name,),
+            )
+    after, without = (auroc_rows(material, name) for name in ("focus_salient", "focus_nonsalient"))
+    for name in (name for name in after if name in without):
+        ours, theirs = ({**rows[name], "mean": rows[name]["auroc"]} for rows in (after, without))
+        if ours["ci_low"] > theirs["ci_high"]:
+            yield Finding(
+                "chance",
+                f"The AUROC of {name} goes the wrong way: it is higher with the salient region blurred ({_interval(ours)}) than with "
+                f"the rest blurred ({_interval(theirs)}), so what it marks is not what tells the classes apart.",
+                (name,),
+            )
+
+
 def _few_runs(material: Material) -> Iterator[Finding]:
     """A percentile bootstrap of few clusters is too narrow, and one of a single cluster does not know that it is one."""
     if not material.run.config.summary.bootstrap:
@@ -366,6 +421,25 @@ def _few_images(material: Material) -> Iterator[Finding]:
                 f"be blurred by their maps; do not compare it with that of others.",
                 (name,),
             )
+
+
+def _few_cells(material: Material) -> Iterator[Finding]:
+    """Maps so coarse that a similarity of them rests on a handful of numbers."""
+    for (height, width), names in _grouped(material.map_sizes).items():
+        if height * width < FEW_CELLS:
+            yield Finding(
+                "note",
+                f"The maps of {_listed(names)} have {height} x {width} cells: they say little of where it looks, and a similarity is "
+                f"that of {height * width} numbers. A bigger input or an earlier layer gives finer maps.",
+                tuple(names),
+            )
+
+
+def _grouped(sizes: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, size in sizes.items():
+        groups.setdefault(size, []).append(name)
+    return groups
 
 
 def _absent(material: Material) -> Iterator[Finding]:

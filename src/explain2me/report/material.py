@@ -18,7 +18,7 @@ from explain2me.decode import load_array, printable_line
 from explain2me.errors import ImageError
 from explain2me.manifest import image_root, resolve
 from explain2me.measures import is_dead
-from explain2me.performance import predictions_of
+from explain2me.performance import Predictions, predictions_of
 from explain2me.store import Part, Run, Stretch, read_part, stretches_of
 
 ALL = "all"
@@ -64,6 +64,8 @@ class Material:
         telling: the images to show, and why.
         maps: (detector, run, image) -> Part of that one image, for images that are shown.
         dead: by detector, for each image the number of runs whose clean map is dead; ``num_clean``: clean maps in all.
+        one_class: by detector, the runs that predict one class for every clean image, and which.
+        map_sizes: by detector, (h, w) of its maps; none where all of its images are in the quarantine.
     """
 
     run: Run
@@ -81,6 +83,8 @@ class Material:
     maps: dict[tuple[str, str, int], Part] = field(default_factory=dict)
     dead: dict[str, np.ndarray] = field(default_factory=dict)
     num_clean: dict[str, int] = field(default_factory=dict)
+    one_class: dict[str, dict[str, str]] = field(default_factory=dict)
+    map_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def detectors(self) -> list[str]:
@@ -293,11 +297,14 @@ def _read_maps(material: Material) -> None:
         for name in ("clean", *BLURS):
             if name in found.conditions:
                 material.logits[detector, name] = found.logits[:, found.conditions.index(name)].copy()  # no view of all
+        material.one_class[detector] = _of_one_class(run, detector, found)
         sums: dict[int, np.ndarray] = {}
         counts = np.zeros(len(material.stretches))
         material.dead[detector], material.num_clean[detector] = np.zeros(len(run.image_table), int), 0
         for model, path in [(one, path) for one in models for path in run.part_paths(one)]:
             part = read_part(path)
+            if len(part.images):
+                material.map_sizes[detector] = part.maps.shape[2], part.maps.shape[3]
             _add_clean(part, material.stretches, sums, counts)
             dead = is_dead(torch.from_numpy(part.maps[part.of("clean")])).numpy()
             material.dead[detector][part.images] += dead
@@ -308,6 +315,18 @@ def _read_maps(material: Material) -> None:
             if counts[index]:
                 material.clean[detector, stretch.label, stretch.source] = sums[index] / counts[index]
     _add_predictions(material)
+
+
+def _of_one_class(run: Run, detector: str, predictions: Predictions) -> dict[str, str]:
+    """Runs that predict one class for every clean image that has a prediction, and which class."""
+    found: dict[str, str] = {}
+    if "clean" in predictions.conditions:
+        clean = predictions.predicted[:, predictions.conditions.index("clean")]
+        for model, predicted in zip(run.models_of(detector), clean, strict=True):
+            known = predicted[predicted >= 0]
+            if len(known) > 1 and (known == known[0]).all():
+                found[model.run] = run.classes[known[0]]
+    return found
 
 
 def _add_clean(part: Part, stretches: Sequence[Stretch], sums: dict[int, np.ndarray], counts: np.ndarray) -> None:

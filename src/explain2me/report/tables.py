@@ -112,6 +112,7 @@ def by_pair(material: Material) -> Sheet:
                 (
                     score.name,
                     *map(printable_line, names),
+                    str(int(row["num_images"])),
                     number(row["difference"]),
                     interval(row["ci_low"], row["ci_high"]),
                     "<0.001" if row["p"] < 0.001 else number(row["p"]),
@@ -122,11 +123,12 @@ def by_pair(material: Material) -> Sheet:
                 )
             )
     columns = (
-        "score", "detector", "other detector", "difference", "95 % interval", "p", "class held fixed",
+        "score", "detector", "other detector", "images", "difference", "95 % interval", "p", "class held fixed",
         "95 % interval of fixed", "above chance", "95 % interval of above chance",
     )  # fmt: skip
     note = (
-        "Detector less other detector, over all images. Intervals: over other images, the same for both detectors, and over other "
+        "Detector less other detector, over all images; images: those with a value of both. Intervals: over other images, the "
+        "same for both detectors, and over other "
         "training runs (Student's t, Satterthwaite's degrees of freedom). p: of no difference; of many comparisons some are "
         "below 0.05 by chance. Above chance: of (mean - chance) / (1 - chance)."
     )
@@ -206,28 +208,32 @@ def by_transform(material: Material) -> Sheet:
 def auroc(material: Material) -> Sheet:
     """AUROC before and after both removals, mean over runs with its interval, overall and by source."""
     rows = material.performance
-    rows = (
-        rows[(rows.run == ALL) & rows.condition.isin(["clean", "focus_salient", "focus_nonsalient"])]
-        if len(rows)
-        else rows
-    )
+    if len(rows):
+        rows = rows[rows.condition.isin(["clean", "focus_salient", "focus_nonsalient"]) & (rows.score == "softmax")]
+    of_runs: dict[tuple[str, ...], list[int]] = {}
+    keys = ("detector", "condition", "positives", "negatives")
+    for row in records(rows):
+        if row["run"] != ALL and not math.isnan(row["auroc"]):
+            of_runs.setdefault(tuple(row[key] for key in keys), []).append(row["n"])
     names = {"clean": "as they are", "focus_salient": "salient region blurred", "focus_nonsalient": "rest blurred"}
     lines: list[tuple[str, ...]] = []
     for row in records(rows):
-        if row["score"] != "softmax":
+        if row["run"] != ALL:
             continue
+        counts = of_runs.get(tuple(row[key] for key in keys), [row["n"]])
         lines.append(
             (
                 printable_line(row["detector"]), names[row["condition"]], _all(row["positives"]), _all(row["negatives"]),
-                number(row["auroc"]), interval(row["ci_low"], row["ci_high"]), number(row["auroc_clean"]), str(row["n"]),
-                number(row["accuracy"]),
+                number(row["auroc"]), interval(row["ci_low"], row["ci_high"]), number(row["auroc_clean"]),
+                from_to(counts), number(row["accuracy"]),
             )
         )  # fmt: skip
     columns = (
         "detector", "images", "positives", "negatives", "AUROC", "95 % interval", "AUROC before, same images", "n", "accuracy",
     )  # fmt: skip
     note = (
-        "Mean over runs; n: images of one run. An image whose clean map is dead cannot be blurred by it and is left out; the "
+        "Mean over runs; n: images of one run, from the fewest to the most. An image whose clean map is dead cannot be blurred "
+        "by it and is left out; the "
         "AUROC before blurring is over the images left."
     )
     return Sheet("auroc", "AUROC before and after blurring by salience", columns, lines, note, 4)
@@ -281,6 +287,12 @@ def mean_std(row: dict[str, Any]) -> str:
 def number(value: float | None) -> str:
     """Three decimals, ``-`` where it is not known."""
     return "-" if _unknown(value) else f"{value:.3f}"
+
+
+def from_to(counts: Sequence[int]) -> str:
+    """``7``, or ``3 to 53`` where they differ."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def share(value: float | None) -> str:
