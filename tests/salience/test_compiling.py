@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 from explain2me import GradCAM, load_detector, open_run
@@ -92,3 +93,15 @@ def test_a_compiler_that_changes_the_maps_is_found_out(monkeypatch: pytest.Monke
     detector = load_detector("timm:test_resnet", num_classes=2)
     with pytest.raises(LayerError, match="compiled gives other maps"):
         compile_before(detector.model, torch.rand(2, 3, 160, 160))
+
+
+def test_more_parts_than_pytorch_compiles_one_function_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **options: real(run, backend=counter, **options))
+    count = torch._dynamo.config.recompile_limit + 2
+    parts = [Compiled(nn.Linear(4, width + 1)) for width in range(count)]
+    for _ in range(2):
+        for part in parts:
+            part(torch.rand(2, 4))
+    assert counter.frame_count == count
