@@ -1,6 +1,7 @@
 """The command line, as a user meets it: exit codes and messages."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from explain2me import manifest
 from explain2me.cli import main
 from explain2me.show import printable
 
@@ -63,7 +65,33 @@ def test_check_says_what_would_run_and_writes_nothing(call: Call, write_config: 
     assert code == 0
     assert "26 images x 16 conditions x 2 models = 832 forward passes on cpu" in output
     assert "real, fake; positive: fake" in output
+    assert re.search(r"a seed0: timm:test_resnet, input 96x96, layer .*, maps of 3x3 cells", output)
+    assert (
+        "warning: the maps of 2 of 2 models have only a few cells, those of a__seed0 3 x 3: they say little" in output
+    )
+    assert "not there" not in output
     assert set(config.parent.rglob("*")) == before
+    finer = call("check", config, "--set", "detectors.0.input_size=160", "--set", "measures.stability=false")[1]
+    assert "maps of 5x5 cells" in finer
+    assert "only a few cells" not in finer
+
+
+def test_check_looks_for_the_files_of_a_manifest(
+    call: Call, write_config: Callable[..., Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = images.read_text().splitlines()
+    moved = tmp_path / "moved.csv"  # paths are relative to another folder
+    absolute = [f"{images.parent}/{line}" for line in lines[1:]]
+    moved.write_text("\n".join([lines[0], *absolute[:-1], lines[-1]]) + "\n")
+    config = write_config(data=f'manifest = "{moved}"')
+    first = lines[-1].partition(",")[0]
+    warning = f"warning: 1 of 26 images are not there, first '{first}': paths of a manifest are relative to its folder"
+    assert warning in call("check", config)[1]
+    moved.write_text("\n".join([lines[0], *absolute]) + "\n")
+    assert "not there" not in call("check", config)[1]
+    moved.write_text(images.read_text())
+    monkeypatch.setattr(manifest, "LOOKED_FOR", 5)
+    assert "warning: 5 of 5 images, of 26, that were looked for are not there" in call("check", config)[1]
 
 
 def test_stages_one_by_one_are_the_run(call: Call, write_config: Callable[..., Path]) -> None:
@@ -399,7 +427,7 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "12 (fake/gan 6, real/camera 6)" in page
     assert "- epoch taken: 1, 1 of 1" in card
 
-    call("check", config, "--out", out)
+    assert re.search("timm:test_resnet: input 64x64, .*, maps of 2x2 cells", call("check", config, "--out", out))
     call("check", config, "--out", out, "--set", "training.device=cuda:63")  # nothing is left to train on it
     monkeypatch.setattr("sys.argv", ["explain2me", "check", config, "--out", out, "--set", "training.runs=3"])
     with pytest.raises(SystemExit, match="2"):

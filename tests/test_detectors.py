@@ -211,7 +211,9 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
         ("timm:resnt50", "did you mean .*'resnet50'"),
         ("torchvision:densnet121", "did you mean .*'densenet121'"),
         ("torchvision:fasterrcnn_resnet50_fpn", "unknown architecture"),
-        ("resnet50", "expected timm:NAME or torchvision:NAME, got 'resnet50'"),
+        ("ResNet50", "got 'ResNet50'; did you mean 'timm:resnet50' or 'torchvision:resnet50'\\?"),
+        ("timm/vit_tiny_patch16_224", "got 'timm/vit_tiny_patch16_224'; did you mean 'timm:vit_tiny_patch16_224'\\?"),
+        ("resnt", "expected timm:NAME or torchvision:NAME, got 'resnt'$"),
         ("timm:resnet50.a1_in1kk", "did you mean 'resnet50.a1_in1k'"),
     ],
 )

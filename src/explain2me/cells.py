@@ -24,6 +24,8 @@ class Quantity(NamedTuple):
     similarity: str | None
 
 
+FEW_CELLS = 25
+"""Maps of fewer cells than that (5 x 5; the paper's have 7 x 7) are told."""
 LARGE_DEAD_SHARE = 0.05
 """From this share of dead maps on the means of detectors are of too different images to compare."""
 

@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pyarrow import Table
     from rich.console import Console
     from rich.progress import Progress, Task
 
@@ -107,7 +108,6 @@ def check(
     settings, _ = _settings(config, out, sets)  # a mistake in it is told before PyTorch is imported
     from explain2me import prepare
     from explain2me.conditions import conditions_for
-    from explain2me.store import Model
 
     settings = prepare.with_device(settings)
     console = _console()
@@ -120,12 +120,10 @@ def check(
         if not settings.detectors:
             return
     images, record = prepare.check(settings)
-    for warning in prepare.warnings_of(settings, [Model(**model) for model in record["models"]], images):
-        console.print(_printable(f"warning: {warning}"), markup=False)
+    _warn(settings, record, images, console)
     for model in record["models"]:
-        size = "x".join(str(side) for side in model["input_size"])
         name = f"{model['detector']} {model['run']}: {model['architecture']}"
-        console.print(_printable(f"{name}, input {size}, layer {model['layer']}"), markup=False)
+        console.print(_printable(f"{name}, {_sizes(model, record)}"), markup=False)
     conditions = conditions_for(settings.measures, tuple(record["models"][0]["input_size"]))
     passes = len(images) * len(conditions) * len(record["models"])
     console.print(_printable(_class_order(record["classes"], settings)), markup=False)
@@ -347,6 +345,23 @@ def _settings(
     return settings, out or Path("runs") / settings.name
 
 
+def _warn(config: "Config", record: "Mapping[str, Any]", images: "Table", console: "Console") -> None:
+    """Of what `check` found."""
+    from explain2me.prepare import warnings_of
+    from explain2me.store import Model
+
+    models = [Model(**model) for model in record["models"]]
+    for warning in warnings_of(config, models, images, map_sizes=record["map_sizes"]):
+        console.print(_printable(f"warning: {warning}"), markup=False)
+
+
+def _sizes(model: "Mapping[str, Any]", record: "Mapping[str, Any]") -> str:
+    """Of the input and the maps of one model of run.json."""
+    height, width = record["map_sizes"][f"{model['detector']}__{model['run']}"]
+    sides = "x".join(str(side) for side in model["input_size"])
+    return f"input {sides}, layer {model['layer']}, maps of {height}x{width} cells"
+
+
 def _verify_hashes(config: "Config", console: "Console") -> None:
     """Read every image to test and compare it to its hash; exit code 2 where one differs or is not there."""
     from explain2me.images import verify_hashes
@@ -402,7 +417,13 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
             console.print(_printable(f"{name}: {splits.record[name]['images']} images ({found})"), markup=False)
     every = trainings(config, Path())
     check_architectures(every)
-    console.print(f"test: {len(check_comparison(config))} images")
+    images, record = check_comparison(config)
+    if not config.detectors:  # or else it is told with them
+        _warn(config, record, images, console)
+    for architecture in config.training.architectures:
+        model = next(model for model in record["models"] if model["architecture"] == architecture)
+        console.print(_printable(f"{architecture}: {_sizes(model, record)}"), markup=False)
+    console.print(f"test: {len(images)} images")
     for detector, count in Counter(training.detector for training in every).items():
         console.print(_printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
 

@@ -283,7 +283,12 @@ def _check_architecture(architecture: str) -> tuple[str, str]:
         if name not in known:
             raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, known)}")
     else:
-        raise ConfigError(f"architecture: expected timm:NAME or torchvision:NAME, got {architecture!r}")
+        bare = architecture.rpartition(":")[2].rpartition("/")[2].lower()  # hubs write timm/NAME
+        have = [f"timm:{bare}"] if timm.is_model(bare) else []
+        if bare in torchvision.models.list_models(module=torchvision.models):
+            have.append(f"torchvision:{bare}")
+        meant = f"; did you mean {' or '.join(map(repr, have))}?" if have else ""
+        raise ConfigError(f"architecture: expected timm:NAME or torchvision:NAME, got {architecture!r}{meant}")
     return library, name
 
 

@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from explain2me.containers import container_of
 from explain2me.decode import read_bytes
 from explain2me.errors import ImageError, ManifestError, nearest
 from explain2me.packed import Row, check_names, container_files, containers_beside, folder_labels, read_rows
 
+LOOKED_FOR = 1000
+"""Rows of a manifest of which :func:`missing_files` looks for the file; there may be millions, on a slow drive."""
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"},
 )
@@ -120,6 +123,22 @@ def resolve(root: Path, path: str) -> Path:
 def num_ignored(table: pa.Table) -> int:
     """How many files of an imported folder or tar were left out, for their suffix or because they are hidden."""
     return int((table.schema.metadata or {}).get(b"ignored", b"0"))
+
+
+def missing_files(source: Path, images: pa.Table) -> tuple[list[str], int]:
+    """Paths of a CSV manifest where there is no file, of at most ``LOOKED_FOR`` rows spread evenly; and how many were looked for.
+
+    Args:
+        source: of :func:`list_images`; of a folder or container nothing is looked for, since they were just listed.
+        images: of :func:`list_images`, all or some.
+    """
+    if _is_folder(source) or container_files(source, SUFFIXES):
+        return [], 0
+    paths, root = images["path"].to_pylist(), image_root(source)
+    count = min(LOOKED_FOR, len(paths))
+    some = [paths[i * len(paths) // count] for i in range(count)]
+    files = [(path, resolve(root, path)) for path in some]
+    return [path for path, file in files if not os.path.lexists(file) and container_of(file) is None], count
 
 
 def check_labels(table: pa.Table, classes: Sequence[str]) -> None:

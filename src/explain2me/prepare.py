@@ -1,10 +1,11 @@
 """Before stage 1: check the config against the files it names, index the images, write run.json."""
 
 import json
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from glob import glob
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import torch
 
 import explain2me
 from explain2me.batch_size import find_batch_size
+from explain2me.cells import FEW_CELLS
 from explain2me.conditions import conditions_for
 from explain2me.config import Config, DetectorConfig, digest, fingerprint
 from explain2me.crashes import RUNNING
@@ -27,6 +29,7 @@ from explain2me.index import PARTS, forget_chunks, index_run
 from explain2me.manifest import (
     check_labels,
     list_images,
+    missing_files,
     require_hashes,
     sample_images,
     splits_of,
@@ -167,7 +170,8 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
         Explain2MeError: the first thing that is wrong.
     """
     images, classes = check_images(config)
-    models = check_models(config, len(classes) or None)
+    sizes = check_models(config, len(classes) or None)
+    models = list(sizes)
     if not classes:
         classes = tuple(str(i) for i in range(models[0].num_classes))
     if config.salience.target not in ("predicted", "true", *classes):
@@ -180,6 +184,7 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
         "config": json.loads(config.model_dump_json()),
         "classes": list(classes),
         "models": json.loads(json.dumps([asdict(model) for model in models])),
+        "map_sizes": {model.name: list(size) for model, size in sizes.items()},
         "listed": digest(images.to_pylist()),
     }
     return images, record
@@ -234,9 +239,32 @@ def require_all_hashes(config: Config) -> pa.Table:
     return images
 
 
-def warnings_of(config: Config, models: Sequence[Model], images: pa.Table) -> list[str]:
-    """What is allowed and probably not meant."""
+def warnings_of(
+    config: Config, models: Sequence[Model], images: pa.Table, *, map_sizes: Mapping[str, Sequence[int]] | None = None
+) -> list[str]:
+    """What is allowed and probably not meant.
+
+    Args:
+        config: of the run.
+        models: of it.
+        images: that are listed; of a manifest some are looked for, none is opened.
+        map_sizes: height and width of the maps of each model in cells, by its name.
+    """
     found = reading_warnings(models)
+    coarse = {name: size for name, size in (map_sizes or {}).items() if math.prod(size) < FEW_CELLS}
+    if coarse:
+        name, (height, width) = next(iter(coarse.items()))
+        found.append(
+            f"the maps of {len(coarse)} of {len(map_sizes or {})} models have only a few cells, those of {name} {height} x {width}: "
+            f"they say little of where it looks; a larger input_size or an earlier layer gives finer maps"
+        )
+    missing, looked = missing_files(Path(config.data.manifest), images)
+    if missing:
+        of_them = f"{looked} images" + (f", of {len(images)}, that were looked for" if looked < len(images) else "")
+        found.append(
+            f"{len(missing)} of {of_them} are not there, first {missing[0]!r}: paths of a manifest are relative to its folder, or "
+            f"absolute"
+        )
     if "positive" in config.data.model_fields_set and images["label"].null_count == len(images):
         found.append(
             f"data.positive = {config.data.positive!r} is set, but no image has a label (column 'label' of a manifest, the folders "
@@ -296,8 +324,11 @@ def class_names(
     return classes
 
 
-def check_models(config: Config, num_classes: int | None) -> tuple[Model, ...]:
+def check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[int, int]]:
     """Load every checkpoint once, and check its classes, layer and conditions.
+
+    Returns:
+        Every model, and height and width of its maps in cells.
 
     Raises:
         CheckpointError, LayerError, ConfigError: the first detector that cannot be used.
@@ -307,7 +338,7 @@ def check_models(config: Config, num_classes: int | None) -> tuple[Model, ...]:
             "detectors: this config has none but trains its own ([training]); call `explain2me study` with it, which "
             "trains and then runs"
         )
-    models: list[Model] = []
+    sizes: dict[Model, tuple[int, int]] = {}
     for wanted in config.detectors:
         runs = weights_of(wanted, config.seed)
         if config.measures.stability and len(runs) < 2:
@@ -315,15 +346,15 @@ def check_models(config: Config, num_classes: int | None) -> tuple[Model, ...]:
                 f"measures.stability compares training runs and needs at least 2 of each detector, {wanted.name!r} has "
                 f"{len(runs)}; add checkpoints, or set measures.stability = false"
             )
-        found = [_check_model(config, wanted, *weights, num_classes) for weights in runs]
-        _refuse_copies(wanted.name, found)
-        models += found
-    heads = {model.num_classes for model in models}
+        found = dict(_check_model(config, wanted, *weights, num_classes) for weights in runs)
+        _refuse_copies(wanted.name, list(found))
+        sizes |= found
+    heads = {model.num_classes for model in sizes}
     if len(heads) > 1:
         raise ConfigError(
             f"detectors: expected the same number of classes in all, got {sorted(heads)}; compare like with like"
         )
-    return tuple(models)
+    return sizes
 
 
 def _refuse_copies(detector: str, models: Sequence[Model]) -> None:
@@ -434,20 +465,20 @@ def real_device(device: str, key: str) -> str:
 
 def _check_model(
     config: Config, wanted: DetectorConfig, run: str, checkpoint: str | None, seed: int, num_classes: int | None
-) -> Model:
+) -> tuple[Model, tuple[int, int]]:
     detector = load_model(wanted, checkpoint, seed, num_classes)
     conditions_for(config.measures, detector.input_size)
     blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8)
     with GradCAM(detector.model, layer=wanted.layer) as cam:
         try:
-            cam(detector.preprocess(blank))
+            maps, _ = cam(detector.preprocess(blank))
         except Explain2MeError as error:
             raise type(error)(f"detector {wanted.name!r}: {error}") from None
         except Exception:
             _refuse_size(wanted, detector, blank)
             raise
         layer = cam.layer
-    return Model(
+    model = Model(
         detector=wanted.name,
         run=run,
         architecture=wanted.architecture,
@@ -461,6 +492,7 @@ def _check_model(
         std=tuple(detector.std),
         interpolation=detector.interpolation,
     )
+    return model, (maps.shape[-2], maps.shape[-1])
 
 
 def _refuse_size(wanted: DetectorConfig, detector: Detector, blank: torch.Tensor) -> None:

@@ -179,11 +179,11 @@ def check_devices(config: Config) -> None:
         refuse_shared_gpus(config.training)
 
 
-def check_comparison(config: Config) -> pa.Table:
+def check_comparison(config: Config) -> tuple[pa.Table, dict[str, Any]]:
     """Check the comparison with random weights of each architecture in place of those to be trained.
 
     Returns:
-        The images to test.
+        The images to test, and the start of run.json, as :func:`explain2me.prepare.check` does.
 
     Raises:
         Explain2MeError: what would stop the comparison: images, measures, salience, device, or a detector.
@@ -199,7 +199,7 @@ def check_comparison(config: Config) -> pa.Table:
         )
         for architecture in settings.architectures
     )
-    return check(with_device(compared.model_copy(update={"detectors": (*rehearsed, *config.detectors)})))[0]
+    return check(with_device(compared.model_copy(update={"detectors": (*rehearsed, *config.detectors)})))
 
 
 def check_study(config: Config, out: Path) -> None:

@@ -1253,7 +1253,8 @@ def test_wrong_human_map_is_named_before_training(tmp_path, manifest):
     text = manifest.read_text().replace("map03.png", "black.png")
     other = manifest.parent / "other.csv"
     other.write_text(text)
-    with pytest.raises(Explain2MeError, match=r"salience map .*black\.png.*empty"):
+    message = r"1 of the \d+ human maps to train on cannot be used, first that of the image '.*03\.png': salience map .*black\.png.*empty"
+    with pytest.raises(Explain2MeError, match=message):
         train_detector(one(make_config(other), tmp_path, 1))
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from explain2me.cells import LARGE_DEAD_SHARE
+from explain2me.cells import FEW_CELLS, LARGE_DEAD_SHARE
 from explain2me.report.material import AUROC, Material, Score, records
 
 Kind = Literal["differs", "runs", "alike", "chance", "decision", "dead", "absent", "note"]
@@ -12,8 +12,6 @@ FEW_IMAGES = 0.5
 """Share of the images below which a score is said to rest on few of them."""
 ROUNDING = 1e-6
 """A chance level that is no further from 1 is 1: single maps are float32."""
-FEW_CELLS = 25
-"""Maps of fewer cells than that (5 x 5; the paper's have 7 x 7) are told."""
 STUCK_CHANCE = 0.5
 """From this chance level on the maps of different images are much alike."""
 OF_RUNS = {2: 50, 3: 75, 4: 79, 5: 84, 6: 86, 7: 87, 8: 88, 9: 89}

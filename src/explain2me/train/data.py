@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from explain2me.config import AugmentationConfig, Config, StrategyConfig, TrainingConfig, digest
-from explain2me.decode import MAX_PIXELS, load_array, read_file
+from explain2me.decode import MAX_PIXELS, load_array, printable_line, read_file
 from explain2me.errors import ConfigError, ImageError, ManifestError
 from explain2me.images import index_images
 from explain2me.manifest import check_labels, image_root, list_images, resolve, sample_images
@@ -283,14 +283,23 @@ def read_human_maps(strategy: StrategyConfig, rows: Rows, size: tuple[int, int])
             "sha256": hashlib.sha256(average.tobytes()).hexdigest()[:16],
         }
         return HumanMaps(None, average, record)
-    given = [(file, image) for file, image in zip(rows.human_maps, rows.sizes, strict=True) if file is not None]
+    every = zip(rows.human_maps, rows.sizes, rows.files, strict=True)
+    given = [(file, image_size, image) for file, image_size, image in every if file is not None]
     if not given:
         raise ManifestError(
             f"strategy {strategy.name!r} needs human maps, and no image to train on has one; fill the column 'salience' "
             f"of the manifest, or set salience = 'mean-of:FOLDER'"
         )
-    for file, image_size in given:
-        load_map(file, image_size=image_size, size=(32, 32))  # a density is cheap to draw so small
+    refused: list[str] = []
+    for file, image_size, image in given:
+        try:
+            load_map(file, image_size=image_size, size=(32, 32))  # a density is cheap to draw so small
+        except ManifestError as error:
+            refused.append(f"that of the image {printable_line(str(image))!r}: {error}")
+    if refused:
+        raise ManifestError(
+            f"{len(refused)} of the {len(given)} human maps to train on cannot be used, first {refused[0]}"
+        )
     hashes = ["" if file is None else hashlib.sha256(read_file(file)).hexdigest() for file in rows.human_maps]
     record = {"kind": "a map for each image", "maps": len(given), "images": len(rows.files), "sha256": digest(hashes)}
     return HumanMaps(rows.human_maps, None, record)
