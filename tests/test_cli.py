@@ -67,7 +67,7 @@ def test_check_says_what_would_run_and_writes_nothing(call: Call, write_config: 
     assert "real, fake; positive: fake" in output
     assert re.search(r"a seed0: timm:test_resnet, input 96x96, layer .*, maps of 3x3 cells", output)
     assert (
-        "warning: the maps of 2 of 2 models have only a few cells, those of a__seed0 3 x 3: they say little" in output
+        "warning: the maps of 2 of 2 models have only a few cells, those of a__seed0 3 x 3: they say little of where a model looks" in output
     )
     assert "not there" not in output
     assert set(config.parent.rglob("*")) == before

@@ -256,7 +256,7 @@ def warnings_of(
         name, (height, width) = next(iter(coarse.items()))
         found.append(
             f"the maps of {len(coarse)} of {len(map_sizes or {})} models have only a few cells, those of {name} {height} x {width}: "
-            f"they say little of where it looks; a larger input_size or an earlier layer gives finer maps"
+            f"they say little of where a model looks; a larger input_size or an earlier layer gives finer maps"
         )
     missing, looked = missing_files(Path(config.data.manifest), images)
     if missing:

@@ -427,7 +427,7 @@ def _few_cells(material: Material) -> Iterator[Finding]:
         if height * width < FEW_CELLS:
             yield Finding(
                 "note",
-                f"The maps of {_listed(names)} have {height} x {width} cells: they say little of where it looks, and a similarity is "
+                f"The maps of {_listed(names)} have {height} x {width} cells: they say little of where a model looks, and a similarity is "
                 f"that of {height * width} numbers. A bigger input or an earlier layer gives finer maps.",
                 tuple(names),
             )
