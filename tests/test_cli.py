@@ -5,11 +5,13 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import timm
 import torch
@@ -67,13 +69,13 @@ def test_check_says_what_would_run_and_writes_nothing(call: Call, write_config: 
     assert "real, fake; positive: fake" in output
     assert re.search(r"a seed0: timm:test_resnet, input 96x96, layer .*, maps of 3x3 cells", output)
     assert (
-        "warning: the maps of 2 of 2 models have only a few cells, those of a__seed0 3 x 3: they say little of where a model looks" in output
+        "warning: the maps of timm:test_resnet have only 3 x 3 cells: they say little of where a model looks" in output
     )
-    assert "not there" not in output
+    assert "no file where" not in output
     assert set(config.parent.rglob("*")) == before
     finer = call("check", config, "--set", "detectors.0.input_size=160", "--set", "measures.stability=false")[1]
     assert "maps of 5x5 cells" in finer
-    assert "only a few cells" not in finer
+    assert "cells: they say little" not in finer
 
 
 def test_check_looks_for_the_files_of_a_manifest(
@@ -85,13 +87,28 @@ def test_check_looks_for_the_files_of_a_manifest(
     moved.write_text("\n".join([lines[0], *absolute[:-1], lines[-1]]) + "\n")
     config = write_config(data=f'manifest = "{moved}"')
     first = lines[-1].partition(",")[0]
-    warning = f"warning: 1 of 26 images are not there, first '{first}': paths of a manifest are relative to its folder"
+    warning = (
+        f"warning: no file where the manifest says it is, for 1 of 26 images, first '{first}': paths are relative to"
+    )
     assert warning in call("check", config)[1]
     moved.write_text("\n".join([lines[0], *absolute]) + "\n")
-    assert "not there" not in call("check", config)[1]
+    assert "no file where" not in call("check", config)[1]
     moved.write_text(images.read_text())
     monkeypatch.setattr(manifest, "LOOKED_FOR", 5)
-    assert "warning: 5 of 5 images, of 26, that were looked for are not there" in call("check", config)[1]
+    assert "for 5 of 5 images that were looked for (26 in all), first" in call("check", config)[1]
+
+
+def test_files_are_looked_for_all_over_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "LOOKED_FOR", 3)
+    (tmp_path / "0.png").touch()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "0.png", "0.png")
+    images = pa.table({"path": ["0.png", "x.png", "0.png", "y.png", "a.tar/0.png", "z.png"]})
+    (tmp_path / "manifest.csv").touch()
+    assert manifest.missing_files(tmp_path / "manifest.csv", images) == ([], 3)
+    others = pa.table({"path": ["0.png", "x.png", "0.png", "x.png", "y.png", "x.png"]})
+    assert manifest.missing_files(tmp_path / "manifest.csv", others) == (["y.png"], 3)
+    assert manifest.missing_files(tmp_path, images) == ([], 0)
 
 
 def test_stages_one_by_one_are_the_run(call: Call, write_config: Callable[..., Path]) -> None:
@@ -394,6 +411,11 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "strategy guided: cyborg, 1 human maps: the mean of 1 maps, the same for every image" in said
     assert "training: 12 images (fake/gan 6, real/camera 6)" in said
     assert "test_resnet-guided: 2 run(s) of 1 epochs" in said
+    coarse = "warning: the maps of timm:test_resnet have only 2 x 2 cells"
+    listed = tmp_path / "listed.toml"
+    finer = '[[detectors]]\nname = "finer"\narchitecture = "timm:test_resnet"\ninput_size = 160\nrandom_runs = 2\n'
+    listed.write_text(Path(config).read_text() + finer)
+    assert [said.count(coarse), call("check", str(listed)).count(coarse)] == [1, 1]
     for change, message in (
         ("training.runs=1", "needs at least 2"),
         ("training.batch_size=13", "more than the 12 images"),

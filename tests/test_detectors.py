@@ -213,6 +213,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
         ("torchvision:fasterrcnn_resnet50_fpn", "unknown architecture"),
         ("ResNet50", "got 'ResNet50'; did you mean 'timm:resnet50' or 'torchvision:resnet50'\\?"),
         ("timm/vit_tiny_patch16_224", "got 'timm/vit_tiny_patch16_224'; did you mean 'timm:vit_tiny_patch16_224'\\?"),
+        ("resnet50.nonsense", "expected timm:NAME or torchvision:NAME, got 'resnet50.nonsense'$"),
         ("resnt", "expected timm:NAME or torchvision:NAME, got 'resnt'$"),
         ("timm:resnet50.a1_in1kk", "did you mean 'resnet50.a1_in1k'"),
     ],

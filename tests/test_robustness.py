@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from explain2me import files
+from explain2me import files, index
 from explain2me.cli import main
 from explain2me.conditions import conditions_for
 from explain2me.config import Config, DetectorConfig, TrainingConfig, load_config, parse_config
@@ -24,7 +24,7 @@ from explain2me.errors import Explain2MeError, ManifestError, RunFolderError
 from explain2me.executors import Engine, run_tasks
 from explain2me.explain import explain_run
 from explain2me.files import TEMPORARY, read_parquet, this_process, write_parquet
-from explain2me.index import forget_chunks, index_run
+from explain2me.index import IndexChunk, _record_crash, forget_chunks, index_run
 from explain2me.manifest import list_images
 from explain2me.measure import MapReader, measure_run
 from explain2me.prepare import prepare, weights_of, with_device
@@ -278,6 +278,46 @@ def test_a_machine_that_is_at_the_index_when_another_begins_the_run_goes_on(tmp_
     monkeypatch.setattr(files, "_sync", lambda path: shutil.rmtree(folder / "index"))
     with pytest.raises(FileNotFoundError):  # nobody has begun it: something else removes files
         index_run(images, source, folder, Engine(), max_pixels=10**6)
+
+
+def test_the_index_of_a_run_that_another_machine_begins_may_go_at_any_moment(tmp_path, make_images, monkeypatch):
+    source = make_images(tmp_path / "images", counts={("fake", "a"): 2, ("real", "b"): 2}, size=64)
+    folder, images = tmp_path / "run", list_images(source)
+
+    def begun(*_, **__):
+        (folder / "run.json").write_text("{}")
+        forget_chunks(folder)
+        raise FileNotFoundError(folder / "index")
+
+    for name in ("read_parquet", "write_parquet"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"explain2me.index.{name}", begun)
+            assert index_run(images, source, folder, Engine(), max_pixels=10**6) is None
+            if name == "write_parquet":
+                _record_crash(folder, IndexChunk(0, 0, 4, "key", images), 2)
+        (folder / "run.json").unlink()
+
+
+def test_all_machines_join_the_chunk_that_was_first(tmp_path, make_images, monkeypatch):
+    source = make_images(tmp_path / "images", counts={("fake", "a"): 2, ("real", "b"): 2}, size=64)
+    folder, images = tmp_path / "run", list_images(source)
+    write = index.write_parquet
+
+    def another_is_first(table, path, **options):
+        write(table.slice(1), path)  # an image that it could not read
+        write(table, path, **options)
+
+    monkeypatch.setattr(index, "write_parquet", another_is_first)
+    usable, _ = index_run(images, source, folder, Engine(), max_pixels=10**6)
+    assert len(usable) == 3
+
+
+def test_marks_of_machines_that_explain_already_stay(tmp_path):
+    marks = [tmp_path / f".running-{name}-x.parquet" for name in ("part-00000", "a__run0-part-00000")]
+    for mark in marks:
+        mark.write_text("another machine-1")
+    forget_chunks(tmp_path)
+    assert [mark.exists() for mark in marks] == [False, True]
 
 
 def test_an_index_of_other_images_or_of_a_lost_disk_is_not_taken_up(tmp_path, make_images):

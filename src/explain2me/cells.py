@@ -25,7 +25,7 @@ class Quantity(NamedTuple):
 
 
 FEW_CELLS = 25
-"""Maps of fewer cells than that (5 x 5; the paper's have 7 x 7) are told."""
+"""Maps of fewer cells than that are called coarse; the paper's have 7 x 7."""
 LARGE_DEAD_SHARE = 0.05
 """From this share of dead maps on the means of detectors are of too different images to compare."""
 

@@ -120,7 +120,8 @@ def check(
         if not settings.detectors:
             return
     images, record = prepare.check(settings)
-    _warn(settings, record, images, console)
+    if settings.training is None:  # or else it was told with what it trains
+        _warn(settings, record, images, console)
     for model in record["models"]:
         name = f"{model['detector']} {model['run']}: {model['architecture']}"
         console.print(_printable(f"{name}, {_sizes(model, record)}"), markup=False)
@@ -346,7 +347,7 @@ def _settings(
 
 
 def _warn(config: "Config", record: "Mapping[str, Any]", images: "Table", console: "Console") -> None:
-    """Of what `check` found."""
+    """Print what is allowed and probably not meant, in what :func:`explain2me.prepare.check` returned."""
     from explain2me.prepare import warnings_of
     from explain2me.store import Model
 
@@ -418,8 +419,7 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
     every = trainings(config, Path())
     check_architectures(every)
     images, record = check_comparison(config)
-    if not config.detectors:  # or else it is told with them
-        _warn(config, record, images, console)
+    _warn(config, record, images, console)
     for architecture in config.training.architectures:
         model = next(model for model in record["models"] if model["architecture"] == architecture)
         console.print(_printable(f"{architecture}: {_sizes(model, record)}"), markup=False)

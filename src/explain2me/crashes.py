@@ -147,15 +147,15 @@ def suspected(folder: Path, attempts: Sequence[Attempt]) -> set[Attempt]:
     return {attempt for attempt in attempts if RUNNING + attempt.whole.title in marks}
 
 
-def remove_marks(folder: Path) -> None:
-    """Remove those of processes that ended at what others have done since."""
-    for path in _left_over(folder):
+def remove_marks(folder: Path, titles: str) -> None:
+    """Remove the marks of processes that ended at what others have done since, at tasks with such titles (a pattern)."""
+    for path in _left_over(folder, titles):
         path.unlink(missing_ok=True)
 
 
-def _left_over(folder: Path) -> list[Path]:
-    """Marks of drivers that are not there any more."""
-    return [path for path in folder.glob(f"{RUNNING}*") if not is_at_work(_read(path))]
+def _left_over(folder: Path, titles: str = "*") -> list[Path]:
+    """Marks of drivers that are not there any more, or of another machine."""
+    return [path for path in folder.glob(f"{RUNNING}{titles}") if not is_at_work(_read(path))]
 
 
 def _read(path: Path) -> str:

@@ -283,13 +283,18 @@ def _check_architecture(architecture: str) -> tuple[str, str]:
         if name not in known:
             raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, known)}")
     else:
-        bare = architecture.rpartition(":")[2].rpartition("/")[2].lower()  # hubs write timm/NAME
-        have = [f"timm:{bare}"] if timm.is_model(bare) else []
-        if bare in torchvision.models.list_models(module=torchvision.models):
-            have.append(f"torchvision:{bare}")
+        have = list(_with_library(architecture.rpartition(":")[2].rpartition("/")[2].lower()))  # hubs write timm/NAME
         meant = f"; did you mean {' or '.join(map(repr, have))}?" if have else ""
         raise ConfigError(f"architecture: expected timm:NAME or torchvision:NAME, got {architecture!r}{meant}")
     return library, name
+
+
+def _with_library(name: str) -> Iterator[str]:
+    """Architectures of that name."""
+    for library in ("timm", "torchvision"):
+        with contextlib.suppress(ConfigError):
+            _check_architecture(f"{library}:{name}")
+            yield f"{library}:{name}"
 
 
 def _build(

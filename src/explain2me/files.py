@@ -41,9 +41,9 @@ LEFTOVER_SECONDS = 3600
 FORMAT: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Commit a table by one rename; the same table gives the same bytes."""
-    with atomic_path(path) as temporary:
+def write_parquet(table: pa.Table, path: Path, *, replace: bool = True) -> None:
+    """Commit a table by one rename; the same table gives the same bytes. Without ``replace`` a file that is there stays."""
+    with atomic_path(path, replace=replace) as temporary:
         pq.write_table(table, temporary, **FORMAT)
 
 

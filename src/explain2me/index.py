@@ -24,6 +24,9 @@ CHUNK = 4096
 PARTS = "index"
 """Folder of the chunks that are done, until all are."""
 
+MARKED = "part-[0-9]*"
+"""Titles of chunks; those of shards begin with the name of a model, and others may be at them already."""
+
 CHUNK_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("image_id", "path", "label", "source")]
     + [("width", pa.int32()), ("height", pa.int32())]
@@ -102,7 +105,7 @@ def index_run(
         pass
     try:
         return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
-    except RunFolderError:
+    except (RunFolderError, FileNotFoundError):
         if (folder / "run.json").exists():  # whoever wrote it has removed the chunks
             return None
         raise
@@ -111,7 +114,7 @@ def index_run(
 def forget_chunks(folder: Path) -> None:
     """The chunks are part of images.parquet now, or of no use; so are the marks of processes that ended at one."""
     shutil.rmtree(folder / PARTS, ignore_errors=True)
-    remove_marks(folder)
+    remove_marks(folder, MARKED)
 
 
 def _commit_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -> None:
@@ -153,7 +156,7 @@ def _read_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -
         name: pa.nulls(len(refused), CHUNK_SCHEMA.field(name).type) for name in CHUNK_SCHEMA.names if name not in bad
     }
     tables = [pa.table({name: part[name] for name in CHUNK_SCHEMA.names}).cast(CHUNK_SCHEMA) for part in (columns, bad)]
-    write_parquet(pa.concat_tables(tables), chunk.path(folder))
+    write_parquet(pa.concat_tables(tables), chunk.path(folder), replace=False)  # so that all machines join the same
 
 
 def _record_crash(folder: Path, whole: Whole, row: int) -> None:

@@ -129,7 +129,8 @@ def missing_files(source: Path, images: pa.Table) -> tuple[list[str], int]:
     """Paths of a CSV manifest where there is no file, of at most ``LOOKED_FOR`` rows spread evenly; and how many were looked for.
 
     Args:
-        source: of :func:`list_images`; of a folder or container nothing is looked for, since they were just listed.
+        source: of :func:`list_images`; of a folder or container nothing is looked for, since they were just listed, nor inside the
+            containers that a manifest names.
         images: of :func:`list_images`, all or some.
     """
     if _is_folder(source) or container_files(source, SUFFIXES):

@@ -251,19 +251,23 @@ def warnings_of(
         map_sizes: height and width of the maps of each model in cells, by its name.
     """
     found = reading_warnings(models)
-    coarse = {name: size for name, size in (map_sizes or {}).items() if math.prod(size) < FEW_CELLS}
-    if coarse:
-        name, (height, width) = next(iter(coarse.items()))
-        found.append(
-            f"the maps of {len(coarse)} of {len(map_sizes or {})} models have only a few cells, those of {name} {height} x {width}: "
-            f"they say little of where a model looks; a larger input_size or an earlier layer gives finer maps"
-        )
+    sizes = {(model.architecture, tuple((map_sizes or {})[model.name])) for model in models} if map_sizes else set()
+    found += [
+        f"the maps of {architecture} have only {size[0]} x {size[1]} cells: they say little of where a model looks; a larger "
+        f"input_size or an earlier layer gives finer maps"
+        for architecture, size in sorted(sizes)
+        if math.prod(size) < FEW_CELLS
+    ]
     missing, looked = missing_files(Path(config.data.manifest), images)
     if missing:
-        of_them = f"{looked} images" + (f", of {len(images)}, that were looked for" if looked < len(images) else "")
+        of_them = (
+            f"{looked} images"
+            if looked == len(images)
+            else f"{looked} images that were looked for ({len(images)} in all)"
+        )
         found.append(
-            f"{len(missing)} of {of_them} are not there, first {missing[0]!r}: paths of a manifest are relative to its folder, or "
-            f"absolute"
+            f"no file where the manifest says it is, for {len(missing)} of {of_them}, first {missing[0]!r}: paths are relative to the "
+            f"folder of the manifest, or absolute"
         )
     if "positive" in config.data.model_fields_set and images["label"].null_count == len(images):
         found.append(

@@ -208,9 +208,9 @@ def _auroc_table(performance: list[Row]) -> Table:
     for names, rows in _grouped(wanted, "detector", "positives", "negatives").items():
         by_condition = {row["condition"]: row for row in rows if row["run"] == ALL}
         of_runs = [row for row in rows if row["run"] != ALL and row["auroc"] is not None]
-        most = {c: max((row["n"] for row in of_runs if row["condition"] == c), default=0) for c in conditions}
+        counts = {c: [row["n"] for row in of_runs if row["condition"] == c] for c in conditions}
         clean = by_condition["clean"]
-        cells = [_after(by_condition[c], clean, most[c]) if c in by_condition else Text("-") for c in conditions]
+        cells = [_after(by_condition[c], clean, counts[c]) if c in by_condition else Text("-") for c in conditions]
         table.add_row(*map(_text, names), *cells, str(clean["n"]))
     return table
 
@@ -219,7 +219,7 @@ def _difference_tables(differences: list[Row], width: int) -> Iterator[Table]:
     """Each pair of detectors in each score over all images; in narrow terminals two tables."""
     columns: dict[str, Callable[[Row], str]] = {
         "difference": lambda row: _signed(row, "difference", "ci"),
-        "images": lambda row: str(row["num_images"]),
+        "images": lambda row: "-" if row["num_images"] is None else str(row["num_images"]),
         "p": lambda row: "-" if row["p"] is None else "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
         "above chance": lambda row: _signed(row, "corrected", "corrected"),
     }
@@ -266,11 +266,13 @@ def _signed(row: Row, name: str, limits: str) -> str:
     return f"{value:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
-def _after(row: Row, clean: Row, most: int) -> Text:
-    """``row`` counts the images of the run that has the fewest; ``most`` are those of the run that has the most."""
+def _after(row: Row, clean: Row, counts: list[int]) -> Text:
+    """``counts`` are the images of each run that has an AUROC."""
+    from explain2me.performance import from_to
+
     if row["n"] == clean["n"]:
         return Text(_interval(row))
-    count = f"{row['n']} to {most}" if most > row["n"] else str(row["n"])
+    count = from_to(counts or [row["n"]])
     return Text.assemble(_interval(row), (f"\nn = {count}, before {_number(row['auroc_clean'])}", "dim"))
 
 

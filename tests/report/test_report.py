@@ -21,11 +21,11 @@ from explain2me.config import override
 from explain2me.errors import Explain2MeError
 from explain2me.measure import measure_run
 from explain2me.notebook import as_html
-from explain2me.performance import predictions_of
+from explain2me.performance import Predictions
 from explain2me.report import Plots, write_report
 from explain2me.report.figures import all_figures, radar_values, safe, wrapped
 from explain2me.report.findings import against_chance, against_fixed, compare, findings
-from explain2me.report.material import AUROC, Score, gather, main_similarity
+from explain2me.report.material import AUROC, Score, _of_one_class, gather, main_similarity
 from explain2me.report.page import _cells, _json, render, viewer_data
 from explain2me.report.tables import auroc, by_pair, latex
 from explain2me.show import show_run
@@ -354,42 +354,78 @@ def test_a_detector_of_one_class_is_told(reported):
     material = gather(reported, images_per_measure=1)
     first, second = material.detectors
     runs = [model.run for model in material.run.models_of(first)]
-    predicted = predictions_of(material.run, first).predicted[:, 0]
-    wanted = {run: material.run.classes[p[0]] for run, p in zip(runs, predicted, strict=True) if len(set(p)) == 1}
-    assert material.one_class[first] == wanted  # random weights: some have one, by chance
     material.one_class = {first: {runs[0]: "fake"}, second: dict.fromkeys(runs, "real")}
     said = {finding.text: finding for finding in findings(material)}
-    (one,) = (text for text in said if f"{first} takes every image for 'fake' in 1 of its 2 runs ({runs[0]})" in text)
-    (all_,) = (text for text in said if f"{second} takes every image for 'real' in 2 of its 2 runs" in text)
-    assert [(said[text].kind, said[text].detectors) for text in (one, all_)] == [
-        ("chance", (first,)),
-        ("chance", (second,)),
-    ]
+    one = f"{first} takes every image for 'fake' in 1 of its 2 runs ({runs[0]}): it tells no two apart there"
+    both = f"{second} takes every image for 'real' in 2 of its 2 runs ({', '.join(runs)}): it tells no two apart there"
+    for text, name in ((one, first), (both, second)):
+        finding = said[f"{text}; its AUROC tells only how it ranks the images."]
+        assert (finding.kind, finding.detectors) == ("chance", (name,))
+    material.performance = material.performance.assign(auroc=np.nan)
+    assert {f"{one}.", f"{both}."} <= set(texts(findings(material)))
 
 
-def test_that_there_is_none_to_choose_is_said(reported):
+def test_which_runs_predict_one_class():
+    labels = ["fake", "fake", "real", None]
+    models = [SimpleNamespace(run=name) for name in ("all", "two", "some", "blind", "none", "unlabelled")]
+    run = SimpleNamespace(
+        image_table=pa.table({"label": labels}), classes=("real", "fake"), models_of=lambda detector: models
+    )
+    predicted = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [0, -1, 0, -1], [1, 1, -1, 1], [-1, -1, -1, -1], [1, -1, -1, 1]])
+    predictions = Predictions(("clean",), np.empty((6, 1, 4, 2)), predicted[:, None])
+    assert _of_one_class(run, "d", predictions) == {"all": "fake", "some": "real"}
+    assert _of_one_class(run, "d", Predictions((), np.empty((6, 0, 4, 2)), predicted[:, :0])) == {}
+
+
+@pytest.mark.parametrize(
+    ("intervals", "said"),
+    [
+        ([(0.4, 0.6), (0.45, 0.98)], True),
+        ([(0.4, 0.6), (0.51, 0.7)], False),
+        ([(0.4, 0.6), (0.01, 0.06)], False),  # its classes are swapped: it tells them apart very well
+        ([(0.4, 0.6), (np.nan, np.nan)], False),
+    ],
+)
+def test_that_auroc_gives_no_reason_to_choose_is_said(reported, intervals, said):
     material = gather(reported, images_per_measure=1)
-    none = "No detector has an AUROC above chance: on these images, there is none to choose."
+    text = "No detector's AUROC is told from chance (0.5) on these images: it gives no reason to choose one of them."
     clean = (material.performance.condition == "clean") & (material.performance.run == "all")
-    material.performance.loc[clean, ["ci_low", "ci_high"]] = 0.4, 0.6
-    assert none in texts(findings(material))
-    material.performance.loc[clean & (material.performance.detector == material.detectors[1]), "ci_low"] = 0.51
-    assert none not in texts(findings(material))
+    for name, interval in zip(material.detectors, intervals, strict=True):
+        material.performance.loc[clean & (material.performance.detector == name), ["ci_low", "ci_high"]] = interval
+    assert (text in texts(findings(material))) == said
+    if said:
+        material.performance.loc[clean & (material.performance.detector == name), "auroc"] = np.nan
+        assert text not in texts(findings(material))
+
+
+def wrong_ways(material):
+    return {f.text.split(" of ")[0] for f in findings(material) if "wrong way" in f.text}, {
+        f.detectors for f in findings(material) if "wrong way" in f.text
+    }
 
 
 def test_focus_that_goes_the_wrong_way_is_told(reported):
     material = gather(reported, images_per_measure=1)
     name, _ = material.detectors
-    for table in (material.measures, material.performance):
+    measures, performance = material.measures, material.performance
+    measures["dead_share"] = 0.0
+    performance.loc[performance.condition == "clean", "ci_low"] = 0.6
+    for table in (measures, performance):
         table.loc[table.condition == "focus_salient", ["ci_low", "ci_high"]] = 0.2, 0.3
         table.loc[table.condition == "focus_nonsalient", ["ci_low", "ci_high"]] = 0.25, 0.4
-    assert not any("wrong way" in text for text in texts(findings(material)))
-    for table in (material.measures, material.performance):
+    assert wrong_ways(material) == (set(), set())
+    for table in (measures, performance):
         wrong = (table.detector == name) & (table.condition == "focus_salient")
         table.loc[wrong, ["ci_low", "ci_high"]] = 0.41, 0.5
-    said = [finding for finding in findings(material) if "wrong way" in finding.text]
-    assert sorted(finding.text[:10] for finding in said) == ["The AUROC ", "The focus "]
-    assert {finding.detectors for finding in said} == {(name,)}
+    assert wrong_ways(material) == ({"The AUROC", "The focus"}, {(name,)})
+    fixed = (measures.variant == "fixed") & (measures.condition == "focus_salient")
+    measures.loc[fixed, "ci_low"] = 0.3  # a difference of decisions
+    assert wrong_ways(material) == ({"The AUROC"}, {(name,)})
+    measures.loc[fixed, "ci_low"] = 0.41
+    measures.loc[measures.condition == "focus_salient", "dead_share"] = 0.05  # maps that changed most are in no mean
+    assert wrong_ways(material) == ({"The AUROC"}, {(name,)})
+    performance.loc[performance.condition == "clean", "ci_low"] = 0.5  # it ranks nothing as it is
+    assert wrong_ways(material) == (set(), set())
 
 
 def test_maps_of_a_few_cells_are_told(reported):
@@ -419,7 +455,7 @@ def test_an_auroc_at_chance_and_a_score_that_is_not_there_are_told_of_their_dete
         np.nan
     )
     said = {finding.text: finding.detectors for finding in findings(material)}
-    assert next(of for text, of in said.items() if text.startswith(f"The AUROC of {name} is not above chance")) == (
+    assert next(of for text, of in said.items() if text.startswith(f"The AUROC of {name} is not told from chance")) == (
         name,
     )
     assert said[f"There is no entropy of {name}: all of its maps are dead."] == (name,)

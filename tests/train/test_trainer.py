@@ -1250,10 +1250,13 @@ def test_what_another_process_raised_is_raised_here(trace, kind, message):
 
 def test_wrong_human_map_is_named_before_training(tmp_path, manifest):
     (manifest.parent / "black.png").write_bytes(b"")
-    text = manifest.read_text().replace("map03.png", "black.png")
+    text = manifest.read_text().replace("map03.png", "black.png").replace("map07.png", "nowhere.png")
     other = manifest.parent / "other.csv"
     other.write_text(text)
-    message = r"1 of the \d+ human maps to train on cannot be used, first that of the image '.*03\.png': salience map .*black\.png.*empty"
+    message = (
+        r"^2 of the 19 human maps to train on cannot be used, first that of the image '.*/03\.png': salience map "
+        r".*black\.png.*empty"
+    )
     with pytest.raises(Explain2MeError, match=message):
         train_detector(one(make_config(other), tmp_path, 1))
 

@@ -26,7 +26,9 @@ RULES = (
     "A score is not told from chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
     "reflects changed decisions where the mean of each variant, predicted and fixed, lies outside the interval of the other; a "
     "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus. Focus goes the wrong "
-    "way where the intervals with the salient region and with the rest blurred do not overlap and lie in the wrong order."
+    "way where the intervals with the salient region and with the rest blurred do not overlap and lie in the wrong order, in both "
+    "variants and with few dead maps; AUROC after blurring does where it is above 0.5 before. Maps of fewer than 25 cells are told, and "
+    "runs that predict one class for images of several."
 )
 
 
@@ -77,9 +79,13 @@ def _performance(material: Material) -> Iterator[Finding]:
         return
     means = {name: row | {"mean": row["auroc"]} for name, row in rows.items()}
     yield from compare(AUROC, means, material.pairs(AUROC, AUROC.variant), {})
-    if len(material.detectors) > 1 and all(row["ci_low"] <= 0.5 for row in rows.values()):
+    if len(rows) == len(material.detectors) > 1 and all(
+        row["ci_low"] <= 0.5 <= row["ci_high"] for row in rows.values()
+    ):
         yield Finding(
-            "chance", "No detector has an AUROC above chance: on these images, there is none to choose.", tuple(rows)
+            "chance",
+            "No detector's AUROC is told from chance (0.5) on these images: it gives no reason to choose one of them.",
+            tuple(rows),
         )
     for name, row in rows.items():
         if not math.isnan(row["ci_high"]) and row["ci_high"] < 0.5:
@@ -92,7 +98,7 @@ def _performance(material: Material) -> Iterator[Finding]:
         elif not math.isnan(row["ci_low"]) and row["ci_low"] <= 0.5:
             yield Finding(
                 "chance",
-                f"The AUROC of {name} is not above chance ({_interval(row | {'mean': row['auroc']})}).",
+                f"The AUROC of {name} is not told from chance, 0.5 ({_interval(row | {'mean': row['auroc']})}).",
                 (name,),
             )
 
@@ -284,8 +290,7 @@ def _outside(value: float, row: Mapping[str, Any]) -> bool:
 
 def _one_class(material: Material) -> Iterator[Finding]:
     """Trainings that decide nothing, which no AUROC tells."""
-    if len(set(material.run.image_table["label"].drop_null().to_pylist())) < 2:
-        return
+    have = auroc_rows(material)
     for name in material.detectors:
         runs: dict[str, list[str]] = {}
         for run, predicted in material.one_class[name].items():
@@ -293,38 +298,49 @@ def _one_class(material: Material) -> Iterator[Finding]:
         for predicted, which in runs.items():
             count = len(material.run.models_of(name))
             where = f" in {len(which)} of its {count} runs ({_listed(which)})" if count > 1 else ""
+            ranks = "; its AUROC tells only how it ranks the images" if name in have else ""
             yield Finding(
                 "chance",
-                f"{name} takes every image for {predicted!r}{where}: it decides nothing there; AUROC tells only how it ranks them.",
+                f"{name} takes every image for {predicted!r}{where}: it tells no two apart there{ranks}.",
                 (name,),
             )
 
 
 def _wrong_way(material: Material) -> Iterator[Finding]:
     """Detectors to which the region that they mark matters less than the rest."""
-    scores = {score.condition: score for score in material.columns if score.measure == "focus"}
-    salient, rest = (
-        material.totals("focus", "predicted", name) if name in scores else {}
-        for name in ("focus_salient", "focus_nonsalient")
-    )
-    for name in (name for name in salient if name in rest):
-        if salient[name]["ci_low"] > rest[name]["ci_high"]:
+    for name in material.detectors:
+        found = [_blurred(material, name, variant) for variant in ("predicted", "fixed")]
+        if all(both and both[0]["ci_low"] > both[1]["ci_high"] for both in found) and found[0]:
+            salient, rest = found[0]
             yield Finding(
                 "chance",
-                f"The focus of {name} goes the wrong way: its maps change less with the salient region blurred "
-                f"({_interval(salient[name])}) than with the rest blurred ({_interval(rest[name])}).",
+                f"The focus of {name} goes the wrong way: its maps stay more alike with the salient region blurred (similarity "
+                f"{_interval(salient)}) than with the rest blurred ({_interval(rest)}), also where the class is held fixed.",
                 (name,),
             )
-    after, without = (auroc_rows(material, name) for name in ("focus_salient", "focus_nonsalient"))
-    for name in (name for name in after if name in without):
+    clean, after, without = (auroc_rows(material, name) for name in ("clean", "focus_salient", "focus_nonsalient"))
+    for name in (name for name in after if name in without and name in clean):
         ours, theirs = ({**rows[name], "mean": rows[name]["auroc"]} for rows in (after, without))
-        if ours["ci_low"] > theirs["ci_high"]:
+        if clean[name]["ci_low"] > 0.5 and ours["ci_low"] > theirs["ci_high"]:
             yield Finding(
                 "chance",
                 f"The AUROC of {name} goes the wrong way: it is higher with the salient region blurred ({_interval(ours)}) than with "
-                f"the rest blurred ({_interval(theirs)}), so what it marks is not what tells the classes apart.",
+                f"the rest blurred ({_interval(theirs)}).",
                 (name,),
             )
+
+
+def _blurred(material: Material, name: str, variant: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The rows of focus with the salient region and with the rest blurred; None where they are of few maps.
+
+    A map that dies of the blur has changed most and is in no mean.
+    """
+    rows = [
+        material.totals("focus", variant, condition).get(name) for condition in ("focus_salient", "focus_nonsalient")
+    ]
+    if rows[0] is None or rows[1] is None or max(row["dead_share"] for row in rows if row) >= LARGE_DEAD_SHARE:
+        return None
+    return rows[0], rows[1]
 
 
 def _few_runs(material: Material) -> Iterator[Finding]:

@@ -64,7 +64,7 @@ class Material:
         telling: the images to show, and why.
         maps: (detector, run, image) -> Part of that one image, for images that are shown.
         dead: by detector, for each image the number of runs whose clean map is dead; ``num_clean``: clean maps in all.
-        one_class: by detector, the runs that predict one class for every clean image, and which.
+        one_class: by detector, the runs that predict one class for images of several labels, and which.
         map_sizes: by detector, (h, w) of its maps; none where all of its images are in the quarantine.
     """
 
@@ -318,14 +318,16 @@ def _read_maps(material: Material) -> None:
 
 
 def _of_one_class(run: Run, detector: str, predictions: Predictions) -> dict[str, str]:
-    """Runs that predict one class for every clean image that has a prediction, and which class."""
+    """Runs that predict one class for all clean images, where these have several labels, and which class."""
+    if "clean" not in predictions.conditions:
+        return {}
+    labels = np.array(run.image_table["label"].fill_null("").to_pylist())
     found: dict[str, str] = {}
-    if "clean" in predictions.conditions:
-        clean = predictions.predicted[:, predictions.conditions.index("clean")]
-        for model, predicted in zip(run.models_of(detector), clean, strict=True):
-            known = predicted[predicted >= 0]
-            if len(known) > 1 and (known == known[0]).all():
-                found[model.run] = run.classes[known[0]]
+    clean = predictions.predicted[:, predictions.conditions.index("clean")]
+    for model, predicted in zip(run.models_of(detector), clean, strict=True):
+        known = predicted >= 0
+        if len(set(labels[known]) - {""}) > 1 and len(set(predicted[known])) == 1:
+            found[model.run] = run.classes[predicted[known][0]]
     return found
 
 

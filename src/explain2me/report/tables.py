@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from explain2me.decode import printable_line
+from explain2me.performance import from_to
 from explain2me.report.material import ALL, AUROC, Material, records
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -112,7 +113,7 @@ def by_pair(material: Material) -> Sheet:
                 (
                     score.name,
                     *map(printable_line, names),
-                    str(int(row["num_images"])),
+                    "-" if _unknown(row["num_images"]) else str(int(row["num_images"])),
                     number(row["difference"]),
                     interval(row["ci_low"], row["ci_high"]),
                     "<0.001" if row["p"] < 0.001 else number(row["p"]),
@@ -287,12 +288,6 @@ def mean_std(row: dict[str, Any]) -> str:
 def number(value: float | None) -> str:
     """Three decimals, ``-`` where it is not known."""
     return "-" if _unknown(value) else f"{value:.3f}"
-
-
-def from_to(counts: Sequence[int]) -> str:
-    """``7``, or ``3 to 53`` where they differ."""
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def share(value: float | None) -> str:

@@ -4,7 +4,6 @@ What lies behind the cut stays as it is: neither hooks nor the cut are seen insi
 """
 
 import contextlib
-import itertools
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -17,7 +16,6 @@ from explain2me.salience.gradcam import GradCAM
 from explain2me.salience.grids import Grid
 from explain2me.salience.layers import ModuleTensor
 
-_NUMBERS = itertools.count()
 TOLERANCE = 0.05
 """Largest difference of a map, as a share of its maximum, between the model as it was and compiled."""
 
@@ -33,8 +31,8 @@ class Compiled(nn.Module):
             return part(*args, **kwargs)
 
         # PyTorch compiles a code object eight times at most: each part has its own
-        own = run.__code__.replace(co_name=f"run_{next(_NUMBERS)}")
-        self._run = torch.compile(FunctionType(own, globals(), closure=run.__closure__), dynamic=False)
+        own = FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
+        self._run = torch.compile(own, dynamic=False)
 
     def __getattr__(self, name: str) -> Any:
         """Of the part where it is not our own: models read attributes of their parts (timm's ViTs ``grid_size``)."""

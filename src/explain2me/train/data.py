@@ -290,16 +290,15 @@ def read_human_maps(strategy: StrategyConfig, rows: Rows, size: tuple[int, int])
             f"strategy {strategy.name!r} needs human maps, and no image to train on has one; fill the column 'salience' "
             f"of the manifest, or set salience = 'mean-of:FOLDER'"
         )
-    refused: list[str] = []
+    refused, first = 0, ""
     for file, image_size, image in given:
         try:
             load_map(file, image_size=image_size, size=(32, 32))  # a density is cheap to draw so small
         except ManifestError as error:
-            refused.append(f"that of the image {printable_line(str(image))!r}: {error}")
+            refused += 1
+            first = first or f"that of the image {printable_line(str(image))!r}: {error}"
     if refused:
-        raise ManifestError(
-            f"{len(refused)} of the {len(given)} human maps to train on cannot be used, first {refused[0]}"
-        )
+        raise ManifestError(f"{refused} of the {len(given)} human maps to train on cannot be used, first {first}")
     hashes = ["" if file is None else hashlib.sha256(read_file(file)).hexdigest() for file in rows.human_maps]
     record = {"kind": "a map for each image", "maps": len(given), "images": len(rows.files), "sha256": digest(hashes)}
     return HumanMaps(rows.human_maps, None, record)
