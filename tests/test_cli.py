@@ -408,9 +408,10 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
 
     config, out = str(tmp_path / "study.toml"), str(tmp_path / "out")
     said = call("check", config)
-    assert "strategy guided: cyborg, 1 human maps: the mean of 1 maps, the same for every image" in said
+    assert "strategy guided: cyborg, human maps: the mean of 1 maps, the same for every image" in said
     assert "training: 12 images (fake/gan 6, real/camera 6)" in said
     assert "test_resnet-guided: 2 run(s) of 1 epochs" in said
+    assert "classes, in the order of the logits: real, fake; positive: fake" in said
     coarse = "warning: the maps of timm:test_resnet have only 2 x 2 cells"
     listed = tmp_path / "listed.toml"
     finer = '[[detectors]]\nname = "finer"\narchitecture = "timm:test_resnet"\ninput_size = 160\nrandom_runs = 2\n'
@@ -473,11 +474,27 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "set input_size = [64, 64]" in call("check", again)
     assert warning in " ".join(call("explain", again, "--out", str(tmp_path / "again")).split())
     assert warning not in call("check", again, "--set", "detectors.0.input_size=64")
+    swapped = "its weights were trained with the classes real, fake in the order of the logits (by the card beside them), and fake, real are"
+    assert swapped not in call("check", again)
+    other_order = ["--set", 'data.classes=["fake", "real"]']
+    assert f'{swapped} used; set data.classes = ["real", "fake"]' in call("check", again, *other_order)
+    said = call("explain", again, "--out", str(tmp_path / "swapped"), *other_order)
+    assert swapped in " ".join(said.split())
 
     monkeypatch.setattr("sys.argv", ["explain2me", "show", out])
     with pytest.raises(SystemExit):
         main()
     assert f"it has no run.json; give '{out}/run'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["study", "train"])
+def test_a_config_without_training_is_told_so(call: Call, write_config: Callable[..., Path], command: str) -> None:
+    code, _, error = call(command, write_config())
+    assert code == 2
+    assert (
+        "training is missing: this config has nothing to train; add a table [training], or call `explain2me run`"
+        in error
+    )
 
 
 def test_version(monkeypatch, capsys):

@@ -299,7 +299,7 @@ def test_a_checkpoint_fine_tuned_from_pretrained_weights_is_read_with_half_and_h
     def warnings_of(detector: Detector, checkpoint: str | None) -> list[str]:
         model = Model("a", "0", detector.architecture, checkpoint, 0, detector.weights_sha256, "", detector.input_size, 2,
                       detector.mean, detector.std, detector.interpolation)  # fmt: skip
-        return reading_warnings([model])
+        return reading_warnings([model], ["real", "fake"])
 
     (warning,) = warnings_of(imagenet, str(tmp_path / "w.pth"))
     assert "set mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5]" in warning

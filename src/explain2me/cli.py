@@ -352,7 +352,7 @@ def _warn(config: "Config", record: "Mapping[str, Any]", images: "Table", consol
     from explain2me.store import Model
 
     models = [Model(**model) for model in record["models"]]
-    for warning in warnings_of(config, models, images, map_sizes=record["map_sizes"]):
+    for warning in warnings_of(config, models, images, classes=record["classes"], map_sizes=record["map_sizes"]):
         console.print(_printable(f"warning: {warning}"), markup=False)
 
 
@@ -400,6 +400,7 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
         trainings,
     )
     from explain2me.train.data import read_human_maps, read_splits
+    from explain2me.trained import human_maps_in_words
 
     assert config.training is not None
     check_settings(config)
@@ -410,7 +411,7 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
         refuse_other_study(config, out, splits)
     for strategy in config.training.strategies:
         maps = read_human_maps(strategy, splits.training, (32, 32))
-        kind = "no human maps" if maps is None else f"{maps.record['maps']} human maps: {maps.record['kind']}"
+        kind = f"human maps: {human_maps_in_words(None if maps is None else maps.record)}"
         console.print(_printable(f"strategy {strategy.name}: {strategy.loss}, {kind}"), markup=False)
     for name in ("training", "validation"):
         if name in splits.record:
@@ -424,6 +425,7 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
         model = next(model for model in record["models"] if model["architecture"] == architecture)
         console.print(_printable(f"{architecture}: {_sizes(model, record)}"), markup=False)
     console.print(f"test: {len(images)} images")
+    console.print(_printable(_class_order(record["classes"], config)), markup=False)
     for detector, count in Counter(training.detector for training in every).items():
         console.print(_printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
 
@@ -553,7 +555,7 @@ def _explain(config: "Config", folder: Path, shard: str | None, console: "Consol
 
         def start(run: "Run", total: int, left: "Mapping[Model, int]") -> None:
             nonlocal clock
-            for warning in reading_warnings(run.models):
+            for warning in reading_warnings(run.models, run.classes):
                 bars.console.print(_printable(f"warning: {warning}"), markup=False)
             _say_where(bars.console, f"explain: {sum(left.values())} of {total} images x models to be done", run.folder)
             clock = TimeLeft(left, workers=run.config.compute.workers)

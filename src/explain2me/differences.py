@@ -92,6 +92,16 @@ def _num_of_both(a: Estimate, b: Estimate) -> int:
     return int((~np.isnan(a.images) & ~np.isnan(b.images)).sum())
 
 
+def without_runs(row: Mapping[str, Any]) -> list[str]:
+    """The detectors of a difference of whose other trainings nothing is known: those of one run, or one pair of runs.
+
+    The interval of such a difference is over images alone.
+    """
+    enough = 3 if row["measure"] == "stability" else 2
+    counts = ((row["detector"], row["num_runs"]), (row["other_detector"], row["num_other_runs"]))
+    return [name for name, count in counts if count < enough]
+
+
 def _numbers(a: Estimate, b: Estimate, sizes: Sequence[int]) -> dict[str, float]:
     found = difference(a, b, sizes)
     return {

@@ -240,7 +240,12 @@ def require_all_hashes(config: Config) -> pa.Table:
 
 
 def warnings_of(
-    config: Config, models: Sequence[Model], images: pa.Table, *, map_sizes: Mapping[str, Sequence[int]] | None = None
+    config: Config,
+    models: Sequence[Model],
+    images: pa.Table,
+    *,
+    classes: Sequence[str] = (),
+    map_sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
     """What is allowed and probably not meant.
 
@@ -248,13 +253,14 @@ def warnings_of(
         config: of the run.
         models: of it.
         images: that are listed; of a manifest some are looked for, none is opened.
+        classes: in the order of the logits.
         map_sizes: height and width of the maps of each model in cells, by its name.
     """
-    found = reading_warnings(models)
+    found = reading_warnings(models, classes)
     sizes = {(model.architecture, tuple((map_sizes or {})[model.name])) for model in models} if map_sizes else set()
     found += [
         f"the maps of {architecture} have only {size[0]} x {size[1]} cells: they say little of where a model looks; a larger "
-        f"input_size or an earlier layer gives finer maps"
+        f"input_size {'gives' if config.training else 'or an earlier layer gives'} finer maps"
         for architecture, size in sorted(sizes)
         if math.prod(size) < FEW_CELLS
     ]

@@ -217,8 +217,10 @@ def _auroc_table(performance: list[Row]) -> Table:
 
 def _difference_tables(differences: list[Row], width: int) -> Iterator[Table]:
     """Each pair of detectors in each score over all images; in narrow terminals two tables."""
+    from explain2me.differences import without_runs
+
     columns: dict[str, Callable[[Row], str]] = {
-        "difference": lambda row: _signed(row, "difference", "ci"),
+        "difference": lambda row: _signed(row, "difference", "ci") + ("*" if without_runs(row) else ""),
         "images": lambda row: "-" if row["num_images"] is None else str(row["num_images"]),
         "p": lambda row: "-" if row["p"] is None else "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
         "above chance": lambda row: _signed(row, "corrected", "corrected"),
@@ -231,7 +233,8 @@ def _difference_tables(differences: list[Row], width: int) -> Iterator[Table]:
         more = ", continued" if first else ""
         yield _difference_table(
             blocks,
-            f"Differences over all sources{more}: detector less other detector [95 % interval over images and training runs]",
+            f"Differences over all sources{more}: detector less other detector [95 % interval over images and training runs; *: over images "
+            f"alone, with one run or one pair of runs]",
             list(columns.items())[first:last],
         )
 
@@ -309,7 +312,8 @@ def _print_notes(run: "Run", console: Console) -> None:
         "stability: of the label). kept: share of pairs with the same predicted class; if kept, if flipped: mean over the "
         "single values, not averaged over transforms. chance: the same similarity to another image of the same source, "
         "label and predicted class; corrected = (S - chance) / (1 - chance). dead: share of pairs with a map that has "
-        "nothing in it; they are in no mean. AUROC: n counts the images of one run (from the fewest to the most); where a "
+        "nothing in it; they are in no mean. released: ranked by the logit of the positive class alone, as the authors' scripts do. "
+        "AUROC: n counts the images of one run (from the fewest to the most); where a "
         "removal leaves images out (no blur without a live clean map), the AUROC before over the same images stands below. "
         f"Every number by source, and more: {run.folder / 'summary'}",
         style="dim",

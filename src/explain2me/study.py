@@ -208,8 +208,9 @@ def check_study(config: Config, out: Path) -> None:
     Raises:
         Explain2MeError: the images to test or the runs do not do, or ``out`` holds another comparison.
     """
+    every = trainings(config, out)
     check_settings(config)
-    if not all(training.done for training in trainings(config, out)):
+    if not all(training.done for training in every):
         check_devices(config)
         check_comparison(config)
     refuse_other_study(config, out)

@@ -1,7 +1,7 @@
 """What a training of explain2me wrote beside its weights: how they came about, for the reports, and how they read images."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def trained(model: Model) -> dict[str, Any] | None:
 
     Returns:
         ``loss``, ``human_maps``, ``images``, ``start`` in words; ``epochs`` made, the epoch ``taken``, ``val_auroc`` and
-        ``val_accuracy`` (or None); ``input_size``, ``mean``, ``std`` and ``interpolation`` (None in older cards).
+        ``val_accuracy`` (or None); ``classes`` in the order of the logits; ``input_size``, ``mean``, ``std`` and ``interpolation`` (None in older cards).
     """
     if model.checkpoint is None:
         return None
@@ -31,12 +31,13 @@ def trained(model: Model) -> dict[str, Any] | None:
         metrics = card["metrics"] if path.name.startswith("best") else card["curve"][-1]
         return {
             "loss": _loss(card["strategy"]),
-            "human_maps": _human_maps(card["human_maps"]),
+            "human_maps": human_maps_in_words(card["human_maps"]),
             "images": _images(card["data"]["training"]),
             "start": "pretrained weights" if card["training"]["pretrained"] else "random weights",
             "epochs": int(card["epochs"]),
             "taken": int(metrics["epoch"]),
             **{name: _number(metrics.get(name)) for name in ("val_auroc", "val_accuracy")},
+            "classes": [str(name) for name in card["data"]["classes"]],
             "input_size": [int(side) for side in card["input"]["input_size"]],
             **{name: [float(value) for value in card["input"][name]] for name in ("mean", "std")},
             "interpolation": card["input"].get("interpolation"),
@@ -45,9 +46,25 @@ def trained(model: Model) -> dict[str, Any] | None:
         return None
 
 
-def reading_warnings(models: Iterable[Model]) -> list[str]:
-    """What to set where a detector reads images otherwise than its weights were trained to."""
-    return list(dict.fromkeys(filter(None, map(_reads_otherwise, models))))
+def reading_warnings(models: Iterable[Model], classes: Sequence[str]) -> list[str]:
+    """What to set where a detector is read otherwise than its weights were trained: its images, or its logits.
+
+    Args:
+        models: of a run.
+        classes: of the run, in the order of the logits.
+    """
+    said = [text for model in models for text in (_reads_otherwise(model), _means_otherwise(model, classes)) if text]
+    return list(dict.fromkeys(said))
+
+
+def _means_otherwise(model: Model, classes: Sequence[str]) -> str | None:
+    card = trained(model)
+    if card is None or card["classes"] == list(classes):
+        return None
+    return (
+        f"detector {model.detector!r}: its weights were trained with the classes {', '.join(card['classes'])} in the order of the "
+        f"logits (by the card beside them), and {', '.join(classes)} are used; set data.classes = {json.dumps(card['classes'])}"
+    )
 
 
 def _reads_otherwise(model: Model) -> str | None:
@@ -86,11 +103,14 @@ def _loss(strategy: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _human_maps(record: Mapping[str, Any] | None) -> str:
+def human_maps_in_words(record: Mapping[str, Any] | None) -> str:
+    """Where the human maps of a training come from, by its card."""
     if record is None:
         return "none"
-    of = f", {record['maps']} of {record['images']}" if "images" in record else ""
-    return f"{record['kind']}{of}"
+    if "images" not in record:
+        return str(record["kind"])
+    rest = "" if record["maps"] == record["images"] else ", the others are trained without"
+    return f"a map of its own for {record['maps']} of {record['images']} images{rest}"
 
 
 def _images(record: Mapping[str, Any]) -> str:

@@ -222,9 +222,16 @@ def texts(found):
     return [finding.text for finding in found]
 
 
-def pair(value, half, *, above=(0.3, 0.1), runs=3):
+def pair(value, half, *, above=(0.3, 0.1), runs=3, measure="x"):
     """The row of the difference a - b, and of that above chance."""
-    row = {"detector": "a", "other_detector": "b", "num_runs": runs, "num_other_runs": runs, "difference": value}
+    row = {
+        "detector": "a",
+        "other_detector": "b",
+        "measure": measure,
+        "num_runs": runs,
+        "num_other_runs": runs,
+        "difference": value,
+    }
     row |= {"ci_low": value - half, "ci_high": value + half, "corrected": above[0]}
     return {("a", "b"): row | {"corrected_low": above[0] - above[1], "corrected_high": above[0] + above[1]}}
 
@@ -251,10 +258,10 @@ def test_a_difference_over_single_runs_is_of_these_trainings_only():
     said = texts(compare(UP, MEANS, pair(0.4, 0.1, runs=1), {}))[0]
     assert said.endswith("Nothing is known of other trainings of a and b, of which there is one run.")
     stability = UP._replace(measure="stability")
-    said = texts(compare(stability, MEANS, pair(0.4, 0.1, runs=2), {}))[0]
+    said = texts(compare(stability, MEANS, pair(0.4, 0.1, runs=2, measure="stability"), {}))[0]
     assert said.endswith("Nothing is known of other trainings of a and b, of which there is one pair of runs.")
     assert "Nothing" not in texts(compare(UP, MEANS, pair(0.4, 0.1, runs=2), {}))[0]
-    assert "Nothing" not in texts(compare(stability, MEANS, pair(0.4, 0.1, runs=3), {}))[0]
+    assert "Nothing" not in texts(compare(stability, MEANS, pair(0.4, 0.1, runs=3, measure="stability"), {}))[0]
     (names, one), *_ = pair(0.4, 0.1).items()
     assert "other trainings of b, of which" in texts(compare(UP, MEANS, {names: one | {"num_other_runs": 1}}, {}))[0]
 
@@ -287,8 +294,10 @@ def test_comparisons_are_counted(reported):
     assert sum(not np.isnan(row["ci_low"]) for rows in pairs for row in rows.values()) == 7
     apart = material.differences.condition == "focus_salient"
     material.differences = material.differences.assign(ci_low=np.where(apart, 0.1, -1.0), ci_high=1.0)
-    # two runs are one pair: stability is not among the seven
-    wanted = "1 of 6 comparisons over images and training runs came out as different; were all detectors alike, about 0.3 would."
+    wanted = (  # two runs are one pair
+        "1 of 6 comparisons over images and training runs came out as different (1 over single runs or pairs of runs not counted); "
+        "were all detectors alike, about 0.3 would."
+    )
     assert wanted in texts(findings(material))
     material.differences = material.differences.assign(num_other_runs=1)
     assert not any("comparisons" in text for text in texts(findings(material)))
@@ -311,6 +320,8 @@ def test_the_table_of_differences_has_every_pair_and_score(reported):
     assert line[7] == f"{row.difference['fixed']:.3f}"
     assert line[9] == f"{row.corrected['predicted']:.3f}"
     assert sheet.rows[0][3] == str(len(reported.image_table))  # AUROC
+    marked = {line[0]: line[5].endswith("]*") for line in sheet.rows}
+    assert marked == {name: name == "stability" for name in marked}  # two runs are one pair
     assert "Differences between detectors" in (reported.folder / "report" / "index.html").read_text()
 
 
@@ -348,6 +359,20 @@ def test_an_auroc_over_runs_with_other_images_says_how_many(reported):
     assert counts()[name, "as they are"] == str(total)
     table.loc[of_it & (table.run == second), "auroc"] = np.nan  # which is in no mean
     assert counts()[name, "salient region blurred"] == "3"
+
+
+def test_dead_maps_are_told_by_run(reported):
+    material = gather(reported, images_per_measure=1)
+    name = material.detectors[0]
+    assert sum(material.dead_of_runs[name].values()) == material.dead[name].sum()
+    assert list(material.dead_of_runs[name]) == [model.run for model in material.run.models_of(name)]
+    material.dead[name][:3] = 1
+    material.dead[name][3:] = 0
+    material.dead_of_runs[name] = {"r0": 3, "r1": 0}
+    assert any(
+        f"3 of {name}'s 52 clean maps (5.8%) are dead, by run: r0 3, r1 0: nothing" in text
+        for text in texts(findings(material))
+    )
 
 
 def test_a_detector_of_one_class_is_told(reported):
@@ -393,6 +418,7 @@ def test_that_auroc_gives_no_reason_to_choose_is_said(reported, intervals, said)
     for name, interval in zip(material.detectors, intervals, strict=True):
         material.performance.loc[clean & (material.performance.detector == name), ["ci_low", "ci_high"]] = interval
     assert (text in texts(findings(material))) == said
+    assert (findings(material)[0].text == text) == said
     if said:
         material.performance.loc[clean & (material.performance.detector == name), "auroc"] = np.nan
         assert text not in texts(findings(material))

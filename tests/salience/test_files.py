@@ -101,6 +101,11 @@ def test_resize_does_not_swap_height_and_width():
         ("a.csv", b"x,y\n1,left\n", "must be numbers"),
         ("a.csv", b"x,y,duration\n1,1,-5\n", "at least 0"),
         ("a.csv", b"x,y\n900,900\n", "a.csv': none of 1 fixations lies inside"),
+        (
+            "a.csv",
+            b"x,y\n3,3\n900,900\n4,900\n",
+            "a.csv': 2 of 3 fixations lie outside the image of .* Remove those that",
+        ),
         ("a.csv", b"x,y\n0.2,0.3\n", "a.csv': all of x and y are from 0 to 1"),
         ("a.csv", b"x,y\n\xff,1\n", "UTF-8"),
     ],

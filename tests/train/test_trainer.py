@@ -41,6 +41,7 @@ from explain2me.train.trainer import (
     ranking,
     train_detector,
 )
+from explain2me.trained import human_maps_in_words
 
 ARCHITECTURE = "timm:test_resnet"
 SIZE = 64
@@ -1094,6 +1095,10 @@ def test_schedules():
             "needs a linear head right behind global average pooling",
         ),
         (
+            {"input_size": 20, "strategies": [{"name": "a", "loss": "cyborg"}]},
+            "ResNet: images of 20 x 20 pixels leave no map to guide in front of .*; set a larger input_size, such as 224",
+        ),
+        (
             {"optimizer": {"learning_rate": 1e30}},
             "the loss is not finite in epoch 1, step 2; lower",
         ),
@@ -1210,6 +1215,13 @@ def test_what_cannot_be_held_out_or_validated_with(tmp_path, manifest):
         Explain2MeError, match=r"odd\.csv', split 'train': expected images of at least two labels, got only 'fake'"
     ):
         splits_of([line for line in lines if ",fake," in line])
+
+
+def test_human_maps_of_a_few_images_are_counted():
+    record = {"kind": "a map for each image", "maps": 3, "images": 120, "sha256": "x"}
+    assert human_maps_in_words(record) == "a map of its own for 3 of 120 images, the others are trained without"
+    assert human_maps_in_words(record | {"maps": 120}) == "a map of its own for 120 of 120 images"
+    assert human_maps_in_words(None) == "none"
 
 
 def test_manifest_without_human_maps(tmp_path, manifest):

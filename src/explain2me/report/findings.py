@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from explain2me.cells import FEW_CELLS, LARGE_DEAD_SHARE
+from explain2me.differences import without_runs
 from explain2me.report.material import AUROC, Material, Score, records
 
-Kind = Literal["differs", "runs", "alike", "chance", "decision", "dead", "absent", "note"]
+Kind = Literal["none", "differs", "runs", "alike", "chance", "focus", "decision", "dead", "absent", "note"]
 FEW_IMAGES = 0.5
 """Share of the images below which a score is said to rest on few of them."""
 ROUNDING = 1e-6
@@ -58,7 +59,7 @@ def findings(material: Material) -> list[Finding]:
     found += _few_images(material)
     found += _few_cells(material)
     found += _absent(material)
-    order = ("differs", "runs", "chance", "decision", "dead", "absent", "alike", "note")
+    order = ("none", "differs", "runs", "chance", "focus", "decision", "dead", "absent", "alike", "note")
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
 
@@ -83,7 +84,7 @@ def _performance(material: Material) -> Iterator[Finding]:
         row["ci_low"] <= 0.5 <= row["ci_high"] for row in rows.values()
     ):
         yield Finding(
-            "chance",
+            "none",
             "No detector's AUROC is told from chance (0.5) on these images: it gives no reason to choose one of them.",
             tuple(rows),
         )
@@ -180,18 +181,11 @@ def _signed(row: Mapping[str, Any], first: str, name: str = "") -> str:
 
 def _of_these_trainings(score: Score, row: Mapping[str, Any]) -> str:
     """A warning where the training runs of a detector say nothing of others."""
-    named = _of_one(score, row)
+    named = without_runs(row)
     if not named:
         return ""
     what = "one pair of runs" if score.measure == "stability" else "one run"
     return f" Nothing is known of other trainings of {' and '.join(named)}, of which there is {what}."
-
-
-def _of_one(score: Score, row: Mapping[str, Any]) -> list[str]:
-    """Detectors of one run, or one pair of runs."""
-    enough = 3 if score.measure == "stability" else 2
-    counts = ((row["detector"], row["num_runs"]), (row["other_detector"], row["num_other_runs"]))
-    return [name for name, count in counts if count < enough]
 
 
 def _above_chance(score: Score, row: Mapping[str, Any]) -> str:
@@ -313,7 +307,7 @@ def _wrong_way(material: Material) -> Iterator[Finding]:
         if all(both and both[0]["ci_low"] > both[1]["ci_high"] for both in found) and found[0]:
             salient, rest = found[0]
             yield Finding(
-                "chance",
+                "focus",
                 f"The focus of {name} goes the wrong way: its maps stay more alike with the salient region blurred (similarity "
                 f"{_interval(salient)}) than with the rest blurred ({_interval(rest)}), also where the class is held fixed.",
                 (name,),
@@ -323,7 +317,7 @@ def _wrong_way(material: Material) -> Iterator[Finding]:
         ours, theirs = ({**rows[name], "mean": rows[name]["auroc"]} for rows in (after, without))
         if clean[name]["ci_low"] > 0.5 and ours["ci_low"] > theirs["ci_high"]:
             yield Finding(
-                "chance",
+                "focus",
                 f"The AUROC of {name} goes the wrong way: it is higher with the salient region blurred ({_interval(ours)}) than with "
                 f"the rest blurred ({_interval(theirs)}).",
                 (name,),
@@ -373,18 +367,16 @@ def _too_narrow(which: str, holds: int, holds_pairs: int | None) -> str:
 
 def _comparisons(material: Material) -> Iterator[Finding]:
     """How many differences chance alone would make, among those that know of other trainings."""
-    signs = [
-        sign(row)
-        for score in (AUROC, *material.columns)
-        for row in material.pairs(score, score.variant).values()
-        if not _of_one(score, row)
-    ]
+    rows = [row for score in (AUROC, *material.columns) for row in material.pairs(score, score.variant).values()]
+    signs = [sign(row) for row in rows if not without_runs(row)]
+    alone = sum(bool(without_runs(row)) for row in rows)
+    left_out = f" ({alone} over single runs or pairs of runs not counted)" if alone else ""
     count, differ = sum(found is not None for found in signs), sum(map(bool, signs))
     if count > 1 and differ:
         expected = f"{0.05 * count:.2f}".rstrip("0").rstrip(".")
         yield Finding(
             "note",
-            f"{differ} of {count} comparisons over images and training runs came out as different; were all detectors alike, "
+            f"{differ} of {count} comparisons over images and training runs came out as different{left_out}; were all detectors alike, "
             f"about {expected} would.",
         )
 
@@ -395,7 +387,9 @@ def _dead(material: Material) -> Iterator[Finding]:
         total, dead = material.num_clean[name], int(counts.sum())
         if dead:
             share = dead / max(total, 1)
-            text = f"{dead} of {name}'s {total} clean maps ({share:.1%}) are dead: nothing speaks for the class. They are in no mean"
+            of_runs = ", ".join(f"{run} {number}" for run, number in material.dead_of_runs[name].items())
+            by_run = f", by run: {of_runs}" if len(material.dead_of_runs[name]) > 1 else ""
+            text = f"{dead} of {name}'s {total} clean maps ({share:.1%}) are dead{by_run}: nothing speaks for the class. They are in no mean"
             yield Finding(
                 "dead",
                 text

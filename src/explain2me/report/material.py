@@ -63,7 +63,8 @@ class Material:
         logits: (detector, condition) -> (R, N, K), for the ROC curves; clean and both blurs.
         telling: the images to show, and why.
         maps: (detector, run, image) -> Part of that one image, for images that are shown.
-        dead: by detector, for each image the number of runs whose clean map is dead; ``num_clean``: clean maps in all.
+        dead: by detector, for each image the number of runs whose clean map is dead; ``num_clean``: clean maps in all;
+            ``dead_of_runs``: dead ones of each run.
         one_class: by detector, the runs that predict one class for images of several labels, and which.
         map_sizes: by detector, (h, w) of its maps; none where all of its images are in the quarantine.
     """
@@ -83,6 +84,7 @@ class Material:
     maps: dict[tuple[str, str, int], Part] = field(default_factory=dict)
     dead: dict[str, np.ndarray] = field(default_factory=dict)
     num_clean: dict[str, int] = field(default_factory=dict)
+    dead_of_runs: dict[str, dict[str, int]] = field(default_factory=dict)
     one_class: dict[str, dict[str, str]] = field(default_factory=dict)
     map_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -297,6 +299,7 @@ def _read_maps(material: Material) -> None:
         for name in ("clean", *BLURS):
             if name in found.conditions:
                 material.logits[detector, name] = found.logits[:, found.conditions.index(name)].copy()  # no view of all
+        material.dead_of_runs[detector] = dict.fromkeys((model.run for model in models), 0)
         material.one_class[detector] = _of_one_class(run, detector, found)
         sums: dict[int, np.ndarray] = {}
         counts = np.zeros(len(material.stretches))
@@ -309,6 +312,7 @@ def _read_maps(material: Material) -> None:
             dead = is_dead(torch.from_numpy(part.maps[part.of("clean")])).numpy()
             material.dead[detector][part.images] += dead
             material.num_clean[detector] += len(dead)
+            material.dead_of_runs[detector][model.run] += int(dead.sum())
             for i in np.flatnonzero(np.isin(part.images, shown)):
                 material.maps[detector, model.run, int(part.images[i])] = part.take(int(i))
         for index, stretch in enumerate(material.stretches):

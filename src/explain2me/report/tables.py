@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from explain2me.decode import printable_line
+from explain2me.differences import without_runs
 from explain2me.performance import from_to
 from explain2me.report.material import ALL, AUROC, Material, records
 
@@ -115,7 +116,7 @@ def by_pair(material: Material) -> Sheet:
                     *map(printable_line, names),
                     "-" if _unknown(row["num_images"]) else str(int(row["num_images"])),
                     number(row["difference"]),
-                    interval(row["ci_low"], row["ci_high"]),
+                    interval(row["ci_low"], row["ci_high"]) + ("*" if without_runs(row) else ""),
                     "<0.001" if row["p"] < 0.001 else number(row["p"]),
                     number(held["difference"]) if held else "-",
                     interval(held["ci_low"], held["ci_high"]) if held else "-",
@@ -128,8 +129,8 @@ def by_pair(material: Material) -> Sheet:
         "95 % interval of fixed", "above chance", "95 % interval of above chance",
     )  # fmt: skip
     note = (
-        "Detector less other detector, over all images; images: those with a value of both. Intervals: over other images, the "
-        "same for both detectors, and over other "
+        "Detector less other detector, each over all images that have a value of it; images: those that have one of both, on which "
+        "the two are compared as pairs. Intervals: over other images, and (but where marked *, with one run or one pair of runs) over other "
         "training runs (Student's t, Satterthwaite's degrees of freedom). p: of no difference; of many comparisons some are "
         "below 0.05 by chance. Above chance: of (mean - chance) / (1 - chance)."
     )
@@ -234,7 +235,7 @@ def auroc(material: Material) -> Sheet:
     )  # fmt: skip
     note = (
         "Mean over runs; n: images of one run, from the fewest to the most. An image whose clean map is dead cannot be blurred "
-        "by it and is left out; the "
+        "by it and is left out, also of the accuracy; the "
         "AUROC before blurring is over the images left."
     )
     return Sheet("auroc", "AUROC before and after blurring by salience", columns, lines, note, 4)

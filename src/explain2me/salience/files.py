@@ -101,7 +101,8 @@ def fixation_density(
         where: they are from, for errors.
 
     Raises:
-        ManifestError: no fixation lies inside the image, or x and y are shares of its sides instead of pixels.
+        ManifestError: less than half of the fixations lie inside the image, or x and y are shares of its sides instead of
+            pixels.
     """
     height, width = image_size
     places = fixations[:, :2]
@@ -116,6 +117,11 @@ def fixation_density(
         raise ManifestError(
             f"{where}: none of {len(fixations)} fixations lies inside the image of {width} x {height} pixels with a duration "
             f"above 0; are x and y in pixels of this file?"
+        )
+    if 2 * inside.sum() < len(fixations):
+        raise ManifestError(
+            f"{where}: {len(fixations) - inside.sum()} of {len(fixations)} fixations lie outside the image of {width} x {height} pixels; "
+            f"are x and y in pixels of this file? Remove those that are meant to be outside"
         )
     columns, rows = np.floor(places[inside]).T + 0.5
     drawn = size or image_size

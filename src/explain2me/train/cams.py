@@ -1,5 +1,6 @@
 """Class activation maps with gradients, from the forward pass that training makes anyway."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from explain2me.detectors import classifier_of
 from explain2me.errors import ConfigError, LayerError
 from explain2me.salience.grids import Grid
 from explain2me.salience.layers import CallInput, ModuleTensor, find_layer
+
+USUAL_SIZE = 224
+"""Pixels a side at which a smaller input is tried again, to see whether only its size is in the way of a map."""
 
 
 class Pass(NamedTuple):
@@ -66,9 +70,32 @@ def find_features(model: nn.Module, input_size: tuple[int, int]) -> FeatureReade
         input_size: height and width in pixels.
 
     Raises:
-        ConfigError: the logits are not a linear function of the pooled features, so no class activation map exists.
+        ConfigError: the logits are not a linear function of the pooled features, so no class activation map exists; or the
+            input is too small for one.
     """
-    name, head = classifier_of(model)
+    reader = _linear_reader(model, input_size)
+    if reader is not None:
+        return reader
+    fits_larger = False
+    if max(input_size) < USUAL_SIZE:
+        with contextlib.suppress(Exception):  # some take one size only
+            fits_larger = _linear_reader(model, (USUAL_SIZE, USUAL_SIZE)) is not None
+    if fits_larger:
+        raise ConfigError(
+            f"guided training of {type(model).__name__}: images of {input_size[0]} x {input_size[1]} pixels leave no map to guide in "
+            f"front of its global average pooling; set a larger input_size, such as {USUAL_SIZE}"
+        )
+    name, _ = classifier_of(model)
+    raise ConfigError(
+        f"guided training needs a linear head right behind global average pooling, so that a class activation map "
+        f"exists; {type(model).__name__} has more than {name!r} there. Train it with cross-entropy, or take ResNet, "
+        f"DenseNet, EfficientNet, Inception or Xception"
+    )
+
+
+def _linear_reader(model: nn.Module, input_size: tuple[int, int]) -> FeatureReader | None:
+    """None where the logits are not a linear function of the mean of what is read."""
+    _, head = classifier_of(model)
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     images = torch.randn(2, 3, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -88,13 +115,7 @@ def find_features(model: nn.Module, input_size: tuple[int, int]) -> FeatureReade
         for module, training in modes.items():
             module.training = training
     scale = logits.abs().max().clamp_min(1e-3)
-    if not bool(((logits - expected).abs() <= 1e-2 * scale).all()):
-        raise ConfigError(
-            f"guided training needs a linear head right behind global average pooling, so that a class activation map "
-            f"exists; {type(model).__name__} has more than {name!r} there. Train it with cross-entropy, or take ResNet, "
-            f"DenseNet, EfficientNet, Inception or Xception"
-        )
-    return reader
+    return reader if bool(((logits - expected).abs() <= 1e-2 * scale).all()) else None
 
 
 class _Kept:
