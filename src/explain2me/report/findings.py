@@ -28,8 +28,9 @@ RULES = (
     "reflects changed decisions where the mean of each variant, predicted and fixed, lies outside the interval of the other; a "
     "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus. Focus goes the wrong "
     "way where the intervals with the salient region and with the rest blurred do not overlap and lie in the wrong order, in both "
-    "variants and with few dead maps; AUROC after blurring does where it is above 0.5 before. Maps of fewer than 25 cells are told, and "
-    "runs that predict one class for images of several."
+    "variants and with few dead maps; the same of AUROC after blurring, where AUROC before is above 0.5. No detector is told from chance "
+    "where the interval of every AUROC holds 0.5. Runs that predict one class for images of several, and maps of fewer than 25 cells, "
+    "are told."
 )
 
 
