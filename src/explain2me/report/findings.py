@@ -9,6 +9,7 @@ from explain2me.differences import without_runs
 from explain2me.report.material import AUROC, Material, Score, records
 
 Kind = Literal["none", "differs", "runs", "alike", "chance", "focus", "decision", "dead", "absent", "note"]
+ALIKE = "Not told apart in "
 FEW_IMAGES = 0.5
 """Share of the images below which a score is said to rest on few of them."""
 ROUNDING = 1e-6
@@ -60,8 +61,20 @@ def findings(material: Material) -> list[Finding]:
     found += _few_images(material)
     found += _few_cells(material)
     found += _absent(material)
+    found = _together(found)
     order = ("none", "differs", "runs", "chance", "focus", "decision", "dead", "absent", "alike", "note")
     return sorted(found, key=lambda finding: order.index(finding.kind))
+
+
+def _together(found: Sequence[Finding]) -> list[Finding]:
+    """One sentence for all scores in which the same pairs are not told apart."""
+    scores: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for finding in found:
+        if finding.kind == "alike":
+            score, _, pairs = finding.text.removeprefix(ALIKE).partition(": ")
+            scores.setdefault((pairs, finding.detectors), []).append(score)
+    alike = [Finding("alike", f"{ALIKE}{'; '.join(some)}: {pairs}", of) for (pairs, of), some in scores.items()]
+    return [*(finding for finding in found if finding.kind != "alike"), *alike]
 
 
 def sign(row: Mapping[str, Any]) -> int | None:
@@ -140,7 +153,7 @@ def compare(score: Score, rows: Mapping[str, Mapping[str, Any]], pairs: Pairs, f
         elif not math.isnan(row["difference"]):
             unknown.append(" and ".join(names))
     if alike:
-        yield Finding("alike", f"Not told apart in {score.name}: {_listed(alike)}.", _named(pairs, alike))
+        yield Finding("alike", f"{ALIKE}{score.name}: {_listed(alike)}.", _named(pairs, alike))
     if unknown:
         text = f"Too few images or training runs with a value to compare in {score.name}: {_listed(unknown)}."
         yield Finding("absent", text, _named(pairs, unknown))
