@@ -19,7 +19,8 @@ def trained(model: Model) -> dict[str, Any] | None:
 
     Returns:
         ``loss``, ``human_maps``, ``images``, ``start`` in words; ``epochs`` made, the epoch ``taken``, ``val_auroc`` and
-        ``val_accuracy`` (or None); ``classes`` in the order of the logits; ``input_size``, ``mean``, ``std`` and ``interpolation`` (None in older cards).
+        ``val_accuracy`` (or None); ``classes`` in the order of the logits; ``input_size``, ``mean``, ``std`` and
+        ``interpolation`` (None in older cards).
     """
     if model.checkpoint is None:
         return None
@@ -53,13 +54,19 @@ def reading_warnings(models: Iterable[Model], classes: Sequence[str]) -> list[st
         models: of a run.
         classes: of the run, in the order of the logits.
     """
-    said = [text for model in models for text in (_reads_otherwise(model), _means_otherwise(model, classes)) if text]
-    return list(dict.fromkeys(said))
+    said: list[str | None] = []
+    for model in models:
+        card = trained(model)
+        said += (
+            [_renormalises(model)]
+            if card is None
+            else [_reads_otherwise(model, card), _means_otherwise(model, card, classes)]
+        )
+    return list(dict.fromkeys(filter(None, said)))
 
 
-def _means_otherwise(model: Model, classes: Sequence[str]) -> str | None:
-    card = trained(model)
-    if card is None or card["classes"] == list(classes):
+def _means_otherwise(model: Model, card: Mapping[str, Any], classes: Sequence[str]) -> str | None:
+    if card["classes"] == list(classes):
         return None
     return (
         f"detector {model.detector!r}: its weights were trained with the classes {', '.join(card['classes'])} in the order of the "
@@ -67,10 +74,7 @@ def _means_otherwise(model: Model, classes: Sequence[str]) -> str | None:
     )
 
 
-def _reads_otherwise(model: Model) -> str | None:
-    card = trained(model)
-    if card is None:
-        return _renormalises(model)
+def _reads_otherwise(model: Model, card: Mapping[str, Any]) -> str | None:
     found: dict[str, Any] = {name: list(getattr(model, name)) for name in ("input_size", "mean", "std")}
     found["interpolation"] = model.interpolation
     changed = {name: card[name] for name in found if card[name] not in (None, found[name])}
