@@ -1,7 +1,8 @@
 """The loggers that a training can have beside its CSV file, each with the real library, without a network."""
 
 import pickle
-import re
+import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from explain2me.train.trainer import train_detector
 
 EPOCHS = 3
 STEPS = 2
+LOG_BLOCK = 32 * 1024
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:.* did not take epoch")  # but for ours, those of the libraries
 
@@ -136,15 +138,35 @@ def test_wandb_tells_trainings_apart_and_goes_on_with_an_interrupted_one(manifes
 
 
 def logged_losses(folder: Path) -> list[float]:
-    """From the files that `wandb sync` uploads, in the order of their time; each is in the history and in the summary."""
+    """From the files that `wandb sync` uploads, in the order of their time."""
     import wandb
+    from wandb.proto.wandb_internal_pb2 import Record
 
     wandb.teardown()  # waits until they are written
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
-    item = re.compile(rb"train_loss\x82\x01.([\d.e-]+)", re.DOTALL)  # protocol buffers: key, then field 16, a string
-    values = [value.decode() for path in files for value in item.findall(path.read_bytes())]
-    # the history and the summary may write the last digit of the same number otherwise
-    return list(dict.fromkeys(float(f"{float(value):.12g}") for value in values))
+    records = [Record.FromString(record) for path in files for record in log_records(path.read_bytes())]
+    items = [item for record in records if record.HasField("history") for item in record.history.item]
+    return [float(item.value_json) for item in items if "train_loss" in (item.key, *item.nested_key)]
+
+
+def log_records(content: bytes) -> Iterator[bytes]:
+    """Records of LevelDB's log format: blocks of 32 KiB, over whose ends a record goes in parts with a header each.
+
+    W&B puts seven bytes of its own before the first record. A block's last bytes are zeros where no header fits.
+    """
+    assert content.startswith(b":W&B")
+    record, at = b"", 7
+    while at + 7 <= len(content):
+        if LOG_BLOCK - at % LOG_BLOCK < 7:
+            at += LOG_BLOCK - at % LOG_BLOCK
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+    assert not record
 
 
 def test_a_training_that_begins_anew_is_logged_anew(manifest, tmp_path):
