@@ -393,7 +393,7 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     np.save(tmp_path / "maps" / "a.npy", np.eye(8))
     (tmp_path / "study.toml").write_text(
         'name = "study"\n[data]\nmanifest = "images/manifest.csv"\nsplit = "test"\n[training]\n'
-        'architectures = ["timm:test_resnet"]\nruns = 2\nsplit = "train"\nvalidation_split = "val"\nepochs = 1\nbatch_size = 6\n'
+        'architectures = ["timm:test_resnet"]\nruns = 2\nsplit = "train"\nvalidation_split = "val"\nepochs = 2\nbatch_size = 6\n'
         'input_size = 64\ndevice = "cpu"\n[[training.strategies]]\nname = "plain"\n[[training.strategies]]\nname = "guided"\n'
         'loss = "cyborg"\nsalience = "mean-of:maps"\n[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\n[report]\nimages = 1\n'
     )
@@ -406,11 +406,14 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
         assert not stop.value.code, error
         return out + error
 
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
     config, out = str(tmp_path / "study.toml"), str(tmp_path / "out")
     said = call("check", config)
     assert "strategy guided: cyborg, human maps: the mean of 1 maps, the same for every image" in said
     assert "training: 12 images (fake/gan 6, real/camera 6)" in said
-    assert "test_resnet-guided: 2 run(s) of 1 epochs" in said
+    assert "test_resnet-guided: 2 run(s) of 2 epochs" in said
     assert "classes, in the order of the logits: real, fake; positive: fake" in said
     coarse = "warning: the maps of timm:test_resnet have only 2 x 2 cells"
     listed = tmp_path / "listed.toml"
@@ -433,9 +436,16 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "expected a folder of maps" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()  # nothing was trained before
     said = call("study", config, "--out", out, "--shard", "0/2")
-    assert "1 of 2: test_resnet-plain run 0, best of 1 epochs: epoch 1: train_loss " in said
+    assert re.search("1 of 2: test_resnet-plain run 0, best of 2 epochs: epoch [12]: train_loss ", said)
     assert "2 trainings are not finished, first test_resnet-plain run 1" in said
+    with monkeypatch.context() as patched:
+        patched.setattr("explain2me.train.trainer.log_epoch", interrupt)
+        patched.setattr("sys.argv", ["explain2me", "study", config, "--out", out])
+        with pytest.raises(SystemExit, match="130"):
+            main()
+    assert "goes on after" not in capsys.readouterr().out
     said = call("study", config, "--out", out)
+    assert said.count("goes on after") == said.count("test_resnet-plain run 1 goes on after epoch 1 of 2\n") == 1
     assert "The five measures over all sources" in said
     assert (tmp_path / "out" / "run" / "report" / "index.html").exists()
     assert call("verify", str(tmp_path / "out" / "run")) == "whole\n"
@@ -448,7 +458,7 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
         assert text in page
         assert text in card
     assert "12 (fake/gan 6, real/camera 6)" in page
-    assert "- epoch taken: 1, 1 of 1" in card
+    assert re.search("- epoch taken: [12], [12] of 2", card)
 
     assert re.search("timm:test_resnet: input 64x64, .*, maps of 2x2 cells", call("check", config, "--out", out))
     call("check", config, "--out", out, "--set", "training.device=cuda:63")  # nothing is left to train on it

@@ -485,8 +485,10 @@ def _duration(seconds: float) -> str:
 
 def _train(config: "Config", folder: Path, shard: str | None, console: "Console") -> bool:
     """Train; whether every training of the config is finished."""
-    from explain2me.study import train_missing
+    from explain2me.study import train_missing, trainings
     from explain2me.train.trainer import Training
+
+    part = _parse_shard(shard)
 
     def tell(training: Training, done: int, total: int) -> None:
         progress.update(task, completed=done)
@@ -494,6 +496,13 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
 
     def start(done: int, total: int) -> None:
         _say_where(console, f"train: {total - done} of {total} trainings to be done", folder / "training")
+        mine = trainings(config, folder)[part[0] :: part[1]]
+        for training, epochs in ((each, each.epochs_done) for each in mine if not each.done):
+            if epochs:
+                name = f"{training.detector} run {training.run}"
+                console.print(
+                    _printable(f"{name} goes on after epoch {epochs} of {training.settings.epochs}"), markup=False
+                )
         progress.update(task, total=total, completed=done)
 
     with _progress(console) as progress:
@@ -502,7 +511,7 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
         left = train_missing(
             config,
             folder,
-            shard=_parse_shard(shard),
+            shard=part,
             on_start=start,
             on_step=lambda done, total, text: progress.update(
                 now, description=text, completed=done, total=total, visible=True

@@ -581,6 +581,17 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def was_and_is(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
+    """What a field of two flat configs was and is, in the words of a TOML file.
+
+    >>> was_and_is({}, {"detectors.0.input_size": 96}, "detectors.0.input_size")
+    'detectors.0.input_size was not set, is 96'
+    """
+    values = (before.get(key), after.get(key))
+    was, now = ("not set" if v is None else str(v).lower() if isinstance(v, bool) else repr(v) for v in values)
+    return f"{key} was {was}, is {now}"
+
+
 def _tuples(tree: Any) -> Any:
     """TOML arrays of scalars to tuples: the models are strict and frozen."""
     if isinstance(tree, Mapping):

@@ -19,7 +19,7 @@ import explain2me
 from explain2me.batch_size import find_batch_size
 from explain2me.cells import FEW_CELLS
 from explain2me.conditions import conditions_for
-from explain2me.config import Config, DetectorConfig, digest, fingerprint
+from explain2me.config import Config, DetectorConfig, digest, fingerprint, was_and_is
 from explain2me.crashes import RUNNING
 from explain2me.detectors import Detector, load_detector
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, ManifestError, RunFolderError, nearest
@@ -550,7 +550,7 @@ def _changed(old: Config, new: Config) -> str | None:
         return None
     key = changed[0]
     more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-    return f"{key} was {before.get(key)!r}, is {after.get(key)!r}{more}"
+    return was_and_is(before, after, key) + more
 
 
 def _ordered(images: pa.Table) -> pa.Table:

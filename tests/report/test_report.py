@@ -24,7 +24,7 @@ from explain2me.notebook import as_html
 from explain2me.performance import Predictions
 from explain2me.report import Plots, write_report
 from explain2me.report.figures import all_figures, radar_values, safe, wrapped
-from explain2me.report.findings import Finding, against_chance, against_fixed, compare, findings
+from explain2me.report.findings import against_chance, against_fixed, compare, findings
 from explain2me.report.material import AUROC, Score, _of_one_class, gather, main_similarity
 from explain2me.report.page import _cells, _json, render, viewer_data
 from explain2me.report.tables import auroc, by_pair, latex
@@ -367,7 +367,8 @@ def test_scores_that_tell_the_same_pairs_not_apart_are_one_sentence(reported):
     material.differences = material.differences.assign(ci_low=-1.0, ci_high=1.0)
     (alike,) = (finding for finding in findings(material) if finding.kind == "alike")
     names = "; ".join(score.name for score in (AUROC, *material.columns))
-    assert alike == Finding("alike", f"Not told apart in {names}: {first} and {second}.", (first, second))
+    assert alike.text == f"Not told apart in {names}: {first} and {second}."
+    assert alike.detectors == (first, second)
 
 
 def test_dead_maps_are_told_by_run(reported):

@@ -1269,7 +1269,12 @@ def test_wrong_human_map_is_named_before_training(tmp_path, manifest):
         r"^2 of the 19 human maps to train on cannot be used, first that of the image '.*/03\.png': salience map "
         r".*black\.png.*empty"
     )
-    with pytest.raises(Explain2MeError, match=message):
+    with pytest.raises(Explain2MeError, match=message) as found:
+        train_detector(one(make_config(other), tmp_path, 1))
+    hint = "; paths of the column 'salience' are relative to the folder of the manifest"
+    assert hint not in str(found.value)
+    other.write_text(manifest.read_text().replace("map07.png", "nowhere.png"))
+    with pytest.raises(Explain2MeError, match=rf"^1 of the 19 human maps .*nowhere\.png.*{hint}$"):
         train_detector(one(make_config(other), tmp_path, 1))
 
 

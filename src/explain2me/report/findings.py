@@ -9,7 +9,6 @@ from explain2me.differences import without_runs
 from explain2me.report.material import AUROC, Material, Score, records
 
 Kind = Literal["none", "differs", "runs", "alike", "chance", "focus", "decision", "dead", "absent", "note"]
-ALIKE = "Not told apart in "
 FEW_IMAGES = 0.5
 """Share of the images below which a score is said to rest on few of them."""
 ROUNDING = 1e-6
@@ -35,12 +34,17 @@ RULES = (
 )
 
 
+Pair = tuple[str, str]
+
+
 class Finding(NamedTuple):
-    """One sentence, of what kind it is, and which detectors it is about."""
+    """One sentence, of what kind it is, and which detectors it is about; where they are alike, which pairs in which score."""
 
     kind: Kind
     text: str
     detectors: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    score: str = ""
 
 
 def findings(material: Material) -> list[Finding]:
@@ -68,13 +72,17 @@ def findings(material: Material) -> list[Finding]:
 
 def _together(found: Sequence[Finding]) -> list[Finding]:
     """One sentence for all scores in which the same pairs are not told apart."""
-    scores: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    scores: dict[tuple[Pair, ...], list[str]] = {}
     for finding in found:
         if finding.kind == "alike":
-            score, _, pairs = finding.text.removeprefix(ALIKE).partition(": ")
-            scores.setdefault((pairs, finding.detectors), []).append(score)
-    alike = [Finding("alike", f"{ALIKE}{'; '.join(some)}: {pairs}", of) for (pairs, of), some in scores.items()]
+            scores.setdefault(finding.pairs, []).append(finding.score)
+    alike = [_alike("; ".join(some), pairs) for pairs, some in scores.items()]
     return [*(finding for finding in found if finding.kind != "alike"), *alike]
+
+
+def _alike(score: str, pairs: Sequence[Pair]) -> Finding:
+    text = f"Not told apart in {score}: {_listed_pairs(pairs)}."
+    return Finding("alike", text, _names(pairs), tuple(pairs), score)
 
 
 def sign(row: Mapping[str, Any]) -> int | None:
@@ -128,7 +136,7 @@ def auroc_rows(material: Material, condition: str = "clean") -> dict[str, dict[s
     return {row["detector"]: row for row in records(rows) if not math.isnan(row["auroc"])}
 
 
-Pairs = Mapping[tuple[str, str], Mapping[str, Any]]
+Pairs = Mapping[Pair, Mapping[str, Any]]
 """Two detectors -> the row of their difference."""
 
 
@@ -141,26 +149,30 @@ def compare(score: Score, rows: Mapping[str, Mapping[str, Any]], pairs: Pairs, f
         pairs: the differences in this score.
         fixed: those in its variant ``fixed``; none where it has none.
     """
-    alike: list[str] = []
-    unknown: list[str] = []
+    alike: list[Pair] = []
+    unknown: list[Pair] = []
     for names, row in pairs.items():
         direction = sign(row)
         if direction:
             yield _differs(score, rows, row, fixed.get(names))
         elif direction == 0:
-            alike.append(" and ".join(names))
+            alike.append(names)
             yield from _apart_above_chance(score, row)
         elif not math.isnan(row["difference"]):
-            unknown.append(" and ".join(names))
+            unknown.append(names)
     if alike:
-        yield Finding("alike", f"{ALIKE}{score.name}: {_listed(alike)}.", _named(pairs, alike))
+        yield _alike(score.name, alike)
     if unknown:
-        text = f"Too few images or training runs with a value to compare in {score.name}: {_listed(unknown)}."
-        yield Finding("absent", text, _named(pairs, unknown))
+        text = f"Too few images or training runs with a value to compare in {score.name}: {_listed_pairs(unknown)}."
+        yield Finding("absent", text, _names(unknown))
 
 
-def _named(pairs: Pairs, some: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for names in pairs if " and ".join(names) in some for name in names))
+def _names(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for pair in pairs for name in pair))
+
+
+def _listed_pairs(pairs: Sequence[Pair]) -> str:
+    return _listed([" and ".join(pair) for pair in pairs])
 
 
 def _differs(

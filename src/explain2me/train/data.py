@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -296,7 +297,9 @@ def read_human_maps(strategy: StrategyConfig, rows: Rows, size: tuple[int, int])
             load_map(file, image_size=image_size, size=(32, 32))  # a density is cheap to draw so small
         except ManifestError as error:
             refused += 1
-            first = first or f"that of the image {printable_line(str(image))!r}: {error}"
+            exists = os.path.exists(file)  # noqa: PTH110 - False for a name that no file can have
+            hint = "" if exists else "; paths of the column 'salience' are relative to the folder of the manifest"
+            first = first or f"that of the image {printable_line(str(image))!r}: {error}{hint}"
     if refused:
         raise ManifestError(f"{refused} of the {len(given)} human maps to train on cannot be used, first {first}")
     hashes = ["" if file is None else hashlib.sha256(read_file(file)).hexdigest() for file in rows.human_maps]

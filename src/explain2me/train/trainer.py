@@ -33,7 +33,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from explain2me import errors
 from explain2me.bootstrap import weighted_auroc
-from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat
+from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat, was_and_is
 from explain2me.detectors import Detector, classifier_of, load_detector, sha256_without_head
 from explain2me.errors import CheckpointError, ConfigError, DivergedError, Explain2MeError
 from explain2me.executors.schedule import torch_threads
@@ -137,6 +137,14 @@ class Training:
     def checkpoint(self) -> Path:
         """The weights that a study evaluates."""
         return self.folder / (BEST if self.settings.checkpoint == "best" else LAST)
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs after which it goes on, where it is begun and not finished; 0 where it starts, or nothing can be read."""
+        try:
+            return int(torch.load(self.folder / RESUME, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
+        except Exception:  # what is wrong with the file is told when it is needed
+            return 0
 
     def outcome(self) -> str:
         """In a line: how it ended, why it could not, or that another process is at it."""
@@ -870,10 +878,9 @@ def _refuse_changed(where: str, old: dict[str, Any], record: dict[str, Any]) -> 
     before, after = flat(old), flat(record)
     changed = sorted(key for key in {*before, *after} - NO_MATTER if before.get(key) != after.get(key))
     if changed:
-        key = changed[0]
         raise ConfigError(
-            f"{where!r} holds a training begun with another config or other data: {key} was {before.get(key)!r}, is "
-            f"{after.get(key)!r}; give a new folder with --out, or delete the old one"
+            f"{where!r} holds a training begun with another config or other data: {was_and_is(before, after, changed[0])}; "
+            f"give a new folder with --out, or delete the old one"
         )
 
 
