@@ -24,7 +24,8 @@ from explain2me.explain import explain_run
 from explain2me.measure import measure_run
 from explain2me.measures import ssim
 from explain2me.performance import performance_rows, predictions_of
-from explain2me.show import _mean_std, printable, show_run
+from explain2me.report.findings import TAGS, Finding
+from explain2me.show import MOST_FINDINGS, _mean_std, printable, show_findings, show_run
 from explain2me.store import Run, read_part
 from explain2me.summarise import _write, summarise_run
 
@@ -391,3 +392,19 @@ def test_one_detector_has_no_differences_and_needs_no_table_of_them(run: Run, tm
     shutil.copytree(run.folder, tmp_path / "old")
     (tmp_path / "old" / "summary" / "differences.parquet").unlink()
     assert "Differences" not in shown(open_run(tmp_path / "old"))
+
+
+def test_findings_are_printed_most_decisive_first_and_not_without_end():
+    def shown(found):
+        console = Console(file=io.StringIO(), width=60)
+        show_findings(found, console)
+        return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+    assert shown([]) == ["What the numbers say", "  Nothing stands out."]
+    kinds = list(TAGS)
+    found = [Finding(kinds[i % len(kinds)], f"number {i} of [red]x[/red] \x1b[2J") for i in range(MOST_FINDINGS)]
+    lines = shown(found)
+    assert lines[1] == r"  none to choose: number 0 of [red]x[/red] \x1b[2J"
+    assert len(lines) == MOST_FINDINGS + 1
+    assert shown([*found, *found[:3]]) == [*lines, "  and 3 more, in the report"]
+    assert {line[:2] for line in shown([Finding("note", "word " * 40)])[1:]} == {"  "}

@@ -667,10 +667,19 @@ def _stale(run: "Run") -> bool:
 
 def _report(run: "Run", config: "Config", console: "Console") -> None:
     from explain2me.report import write_report
+    from explain2me.report.findings import Finding
+    from explain2me.show import show_findings
 
+    found: list[Finding] = []
     with _progress(console) as progress:
         task = progress.add_task("report", total=None)
-        page = write_report(run, config, on_done=lambda done, total: progress.update(task, total=total, completed=done))
+        page = write_report(
+            run,
+            config,
+            on_done=lambda done, total: progress.update(task, total=total, completed=done),
+            on_findings=found.extend,
+        )
+    show_findings(found, console)
     console.print(_printable(f"report: {page}"), markup=False, soft_wrap=True)
 
 

@@ -2,15 +2,17 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # the command line takes `printable` from here before it needs anything heavy
+    from explain2me.report.findings import Finding
     from explain2me.store import Run
 
 ALL = "all"
@@ -26,6 +28,7 @@ NAMES = {
 VARIANTS = ("spatial", "intensity", "predicted", "fixed", "softmax", "released")
 CELL_WIDTH = 16
 MOST_REFUSED = 5
+MOST_FINDINGS = 12
 
 
 def printable(text: str) -> str:
@@ -70,6 +73,20 @@ def show_run(run: "Run", console: Console, *, brief: bool = False) -> None:
     for table in _difference_tables(differences, console.width) if differences else ():
         console.print(table)
     _print_notes(run, console)
+
+
+def show_findings(found: "Sequence[Finding]", console: Console) -> None:
+    """What the numbers say, most decisive first; the report has the rest."""
+    from explain2me.report.findings import TAGS
+
+    console.print(Text("What the numbers say", style="bold"))
+    for finding in found[:MOST_FINDINGS]:
+        tag = Text(f"{TAGS[finding.kind]}: ", style="bold")
+        console.print(Padding(tag + _text(finding.text), (0, 0, 0, 2)))
+    if not found:
+        console.print("  Nothing stands out.")
+    if len(found) > MOST_FINDINGS:
+        console.print(f"  and {len(found) - MOST_FINDINGS} more, in the report")
 
 
 def _overview_tables(blocks: dict[tuple[Any, ...], list[Row]], width: int) -> Iterator[Table]:

@@ -533,6 +533,23 @@ def test_a_difference_of_decisions_is_called_one():
     assert "fixed" not in said(pair(0.2, UNKNOWN))
 
 
+def test_a_difference_that_is_gone_only_above_chance_and_held_fixed_is_told():
+    def said(fixed, score=UP, of=None):
+        return texts(compare(score, MEANS, of or pair(0.4, 0.1, above=(0.3, 0.1)), fixed))[0]
+
+    both = "Above chance and with the class held fixed together, "
+    assert said(pair(0.2, 0.1, above=(0.1, 0.2))).endswith(f"{both}not told apart (+0.100 [-0.100, +0.300]).")
+    assert said(pair(0.2, 0.1, above=(-0.2, 0.1))).endswith(f"{both}the other way round (-0.200 [-0.300, -0.100]).")
+    assert "together" not in said(pair(0.2, 0.1, above=(0.2, 0.1)))
+    assert "together" not in said(pair(0.2, 0.1, above=(UNKNOWN, UNKNOWN)))
+    assert "together" not in said(pair(0.2, 0.1, above=(0.1, 0.2)), DOWN)
+    assert "together" not in said(pair(0.1, 0.2, above=(0.1, 0.2)))  # told already
+    assert "together" not in said(pair(0.2, 0.1, above=(0.1, 0.2)), of=pair(0.4, 0.1, above=(0.1, 0.2)))
+    stability = UP._replace(measure="stability")
+    of_runs = pair(0.4, 0.1, above=(0.3, 0.1), measure="stability")
+    assert "with the true class explained together" in said(pair(0.2, 0.1, above=(0.1, 0.2)), stability, of_runs)
+
+
 def test_no_better_than_chance_is_stuck_or_unlike_anything():
     stuck = {"a": row(0.9, 0.8, 1.0, chance=0.9, corrected_low=-0.1)}
     unlike = {"a": row(0.03, 0.0, 0.1, chance=0.02, corrected_low=-0.1)}
@@ -546,13 +563,20 @@ def test_no_better_than_chance_is_stuck_or_unlike_anything():
 
 
 def test_variants_that_disagree_are_told():
-    predicted = {"a": row(0.494, 0.373, 0.639)}
-    found = texts(against_fixed(UP, predicted, {"a": row(0.699, 0.579, 0.873)}))  # intervals overlap, means lie outside
-    assert found[0].endswith(
-        "0.494 for the predicted class, 0.699 for the class predicted on the clean image. 20% of the decisions changed."
+    predicted, fixed = (
+        {"a": row(0.494, 0.373, 0.639)},
+        {"a": row(0.699, 0.579, 0.873)},
+    )  # means outside, intervals overlap
+    focus = UP._replace(name="y")
+    near = (UP._replace(name="z"), predicted, {"a": row(0.6, 0.5, 0.7)})
+    (found,) = against_fixed([(UP, predicted, fixed), near, (focus, predicted, {"a": row(0.7, 0.6, 0.9)})])
+    assert (found.kind, found.detectors) == ("decision", ("a",))
+    assert found.text.endswith(
+        "not only its focus. For the predicted class against the class predicted on the clean image: x 0.494 against 0.699 (20% of the "
+        "decisions changed); y 0.494 against 0.700 (20% of the decisions changed)."
     )
-    assert texts(against_fixed(UP, predicted, {"a": row(0.6, 0.5, 0.7)})) == []
-    stability = texts(against_fixed(UP._replace(measure="stability"), predicted, {"a": row(0.699, 0.579, 0.873)}))
+    assert list(against_fixed([near])) == []
+    stability = texts(against_fixed([(UP._replace(measure="stability"), predicted, fixed)]))
     assert stability[0].endswith("0.699 for the true class. 20% of the pairs of runs disagree.")
     assert "decisions" not in stability[0]
 

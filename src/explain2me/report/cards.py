@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from explain2me.decode import printable_line
-from explain2me.report.findings import auroc_rows, findings
+from explain2me.report.findings import TAGS, auroc_rows, findings
 from explain2me.report.material import ALL, Material
 from explain2me.report.tables import interval, number, share, training_in_words
 
@@ -63,6 +63,15 @@ def model_card(material: Material, detector: str) -> str:
     lines += ["", "Measures: *Explain To Me* (arXiv 2303.11969), by explain2me "
               f"{material.run.record.get('versions', {}).get('explain2me', '')}.", ""]  # fmt: skip
     return "\n".join(lines)
+
+
+def findings_list(material: Material) -> str:
+    """What the numbers say, as Markdown, most decisive first."""
+    lines = [
+        f"- **{TAGS[finding.kind]}**: {_markdown(printable_line(finding.text, most=2000))}"
+        for finding in findings(material)
+    ]
+    return "\n".join(["# What the numbers say", "", *(lines or ["Nothing stands out."]), ""])
 
 
 def _rows(material: Material, detector: str) -> list[tuple[str, ...]]:

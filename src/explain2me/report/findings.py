@@ -9,6 +9,19 @@ from explain2me.differences import without_runs
 from explain2me.report.material import AUROC, Material, Score, records
 
 Kind = Literal["none", "differs", "runs", "alike", "chance", "focus", "decision", "dead", "absent", "note"]
+TAGS: dict[Kind, str] = {
+    "none": "none to choose",
+    "differs": "differs",
+    "alike": "not told apart",
+    "runs": "few training runs",
+    "chance": "chance",
+    "focus": "focus",
+    "decision": "decision",
+    "dead": "dead maps",
+    "absent": "absent",
+    "note": "note",
+}
+"""Each kind in words, most decisive first."""
 FEW_IMAGES = 0.5
 """Share of the images below which a score is said to rest on few of them."""
 ROUNDING = 1e-6
@@ -23,7 +36,8 @@ OF_PAIRS = {3: 50, 4: 74, 5: 78, 6: 81, 7: 82, 8: 85, 9: 86}
 RULES = (
     "Two detectors differ where the 95 % interval of their difference, over other images and other training runs, excludes 0; where it "
     "holds 0, the data do not tell them apart, which is not to say that they are alike. "
-    "A difference that comes or goes when each score is taken above its chance level is told. "
+    "A difference that comes or goes when each score is taken above its chance level is told, and one that goes only with the class "
+    "held fixed as well. "
     "A score is not told from chance where the interval of its chance-corrected value reaches 0 or lies below it. A score "
     "reflects changed decisions where the mean of each variant, predicted and fixed, lies outside the interval of the other; a "
     "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus. Focus goes the wrong "
@@ -35,6 +49,8 @@ RULES = (
 
 
 Pair = tuple[str, str]
+Rows = Mapping[str, Mapping[str, Any]]
+"""A row of the summary by detector."""
 
 
 class Finding(NamedTuple):
@@ -50,13 +66,14 @@ class Finding(NamedTuple):
 def findings(material: Material) -> list[Finding]:
     """Everything that a reader should know before choosing, most decisive first."""
     found = [*_performance(material)]
+    variants: list[tuple[Score, Rows, Rows]] = []
     for score in material.columns:
         rows = material.totals(score.measure, score.variant, score.condition or "all")
-        fixed = material.totals(score.measure, "fixed", score.condition or "all")
         found += compare(score, rows, material.pairs(score, score.variant), material.pairs(score, "fixed"))
         if score.measure != "entropy":
             found += against_chance(score, rows)
-            found += against_fixed(score, rows, fixed)
+            variants.append((score, rows, material.totals(score.measure, "fixed", score.condition or "all")))
+    found += against_fixed(variants)
     found += _one_class(material)
     found += _wrong_way(material)
     found += _few_runs(material)
@@ -66,7 +83,7 @@ def findings(material: Material) -> list[Finding]:
     found += _few_cells(material)
     found += _absent(material)
     found = _together(found)
-    order = ("none", "differs", "runs", "chance", "focus", "decision", "dead", "absent", "alike", "note")
+    order = list(TAGS)
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
 
@@ -140,7 +157,7 @@ Pairs = Mapping[Pair, Mapping[str, Any]]
 """Two detectors -> the row of their difference."""
 
 
-def compare(score: Score, rows: Mapping[str, Mapping[str, Any]], pairs: Pairs, fixed: Pairs) -> Iterator[Finding]:
+def compare(score: Score, rows: Rows, pairs: Pairs, fixed: Pairs) -> Iterator[Finding]:
     """Each pair of detectors in one score: which does better, or not told apart; and whether that holds otherwise.
 
     Args:
@@ -175,9 +192,7 @@ def _listed_pairs(pairs: Sequence[Pair]) -> str:
     return _listed([" and ".join(pair) for pair in pairs])
 
 
-def _differs(
-    score: Score, rows: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], fixed: Mapping[str, Any] | None
-) -> Finding:
+def _differs(score: Score, rows: Rows, row: Mapping[str, Any], fixed: Mapping[str, Any] | None) -> Finding:
     """One does better; and what there is to know about that."""
     better, worse = _ordered(row, score)
     which = "higher" if score.higher_is_better else "lower"
@@ -185,7 +200,8 @@ def _differs(
         "differs",
         f"{better} does better than {worse} in {score.name} ({which} is better): {rows[better]['mean']:.3f} against "
         f"{rows[worse]['mean']:.3f}, a difference of {_signed(row, better)}.{_of_these_trainings(score, row)}"
-        f"{_above_chance(score, row)}{_held_fixed(score, row, fixed, better)}{_dead_shares(better, worse, rows)}",
+        f"{_above_chance(score, row)}{_held_fixed(score, row, fixed, better)}{_both(score, row, fixed, better)}"
+        f"{_dead_shares(better, worse, rows)}",
         (better, worse),
     )
 
@@ -239,7 +255,7 @@ def _corrected(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"ci_low": row["corrected_low"], "ci_high": row["corrected_high"]}
 
 
-def _dead_shares(better: str, worse: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _dead_shares(better: str, worse: str, rows: Rows) -> str:
     """A warning where the two values are means over different images."""
     shares = [rows[name].get("dead_share") or 0.0 for name in (better, worse)]
     if max(shares) < LARGE_DEAD_SHARE:
@@ -258,7 +274,19 @@ def _held_fixed(score: Score, row: Mapping[str, Any], fixed: Mapping[str, Any] |
     return f" Not told apart once {held} ({_signed(fixed, better)}){why}."
 
 
-def against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+def _both(score: Score, row: Mapping[str, Any], fixed: Mapping[str, Any] | None, better: str) -> str:
+    """What becomes of a difference that either leaves as it is, with the class held fixed and above chance."""
+    if fixed is None or _above_chance(score, row) or _held_fixed(score, row, fixed, better):
+        return ""
+    both = sign(_corrected(fixed))
+    if not score.higher_is_better or both in (None, sign(row)):
+        return ""
+    held = "the true class explained" if score.measure == "stability" else "the class held fixed"
+    says = "not told apart" if both == 0 else "the other way round"
+    return f" Above chance and with {held} together, {says} ({_signed(fixed, better, 'corrected')})."
+
+
+def against_chance(score: Score, rows: Rows) -> Iterator[Finding]:
     """Detectors whose chance-corrected value may be 0 or has no meaning: stuck on one place, or unlike anything."""
     for name, row in rows.items():
         low = row["corrected_low"]
@@ -278,26 +306,37 @@ def against_chance(score: Score, rows: Mapping[str, Mapping[str, Any]]) -> Itera
             )
 
 
-def against_fixed(
-    score: Score, rows: Mapping[str, Mapping[str, Any]], fixed: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Finding]:
-    """Detectors whose two variants disagree."""
-    for name, row in rows.items():
-        other = fixed.get(name)
-        if other is None or not (_outside(row["mean"], other) and _outside(other["mean"], row)):
-            continue
-        kept = row["kept_share"]
-        pairs = score.measure == "stability"
-        what = "pairs of runs disagree" if pairs else "decisions changed"
-        share = "" if kept is None or math.isnan(kept) else f" {1 - kept:.0%} of the {what}."
-        says = (
-            "depends on the class that is explained" if pairs else "reflects changed decisions, not only changed focus"
-        )
-        asks = "the true class" if pairs else "the class predicted on the clean image"
+def against_fixed(tables: Sequence[tuple[Score, Rows, Rows]]) -> Iterator[Finding]:
+    """Detectors whose two variants disagree; one sentence for all scores of a detector in which decisions changed.
+
+    Args:
+        tables: scores, each with the rows of its variant ``predicted``, and of ``fixed``.
+    """
+    changed: dict[str, list[str]] = {}
+    for score, rows, fixed in tables:
+        for name, row in rows.items():
+            other = fixed.get(name)
+            if other is None or not (_outside(row["mean"], other) and _outside(other["mean"], row)):
+                continue
+            share = "" if row["kept_share"] is None or math.isnan(row["kept_share"]) else f"{1 - row['kept_share']:.0%}"
+            if score.measure == "stability":
+                disagree = f" {share} of the pairs of runs disagree." if share else ""
+                yield Finding(
+                    "decision",
+                    f"In {score.name}, the value of {name} depends on the class that is explained: {row['mean']:.3f} for the predicted "
+                    f"class, {other['mean']:.3f} for the true class.{disagree}",
+                    (name,),
+                )
+            else:
+                flipped = f" ({share} of the decisions changed)" if share else ""
+                changed.setdefault(name, []).append(
+                    f"{score.name} {row['mean']:.3f} against {other['mean']:.3f}{flipped}"
+                )
+    for name, which in changed.items():
         yield Finding(
             "decision",
-            f"In {score.name}, the value of {name} {says}: {row['mean']:.3f} for the predicted class, {other['mean']:.3f} for "
-            f"{asks}.{share}",
+            f"What changes {name}'s maps is in part that its decisions change, not only its focus. For the predicted class against the class "
+            f"predicted on the clean image: {'; '.join(which)}.",
             (name,),
         )
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from explain2me.decode import printable_line
 from explain2me.report.figures import Drawn
-from explain2me.report.findings import RULES, auroc_rows, findings
+from explain2me.report.findings import RULES, TAGS, auroc_rows, findings
 from explain2me.report.material import ALL, Material, records
 from explain2me.report.tables import Sheet, interval, number, share, training_in_words
 
@@ -88,6 +88,7 @@ def render(
             if (told := material.trained(detector))
         ],
         findings=findings(material),
+        tags=TAGS,
         rules=RULES,
         sections=[
             {"key": key, "title": TITLES[key], "question": MEANING[key][0], "reading": MEANING[key][1]}

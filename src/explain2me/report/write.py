@@ -5,7 +5,7 @@ import contextlib
 import functools
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from PIL import Image
 from explain2me.config import Config
 from explain2me.events import log_event
 from explain2me.files import atomic_path
-from explain2me.report.cards import model_card
+from explain2me.report.cards import findings_list, model_card
 from explain2me.report.figures import DRAWS, STYLE, Drawn, all_figures
+from explain2me.report.findings import Finding, findings
 from explain2me.report.material import Material, gather
 from explain2me.report.page import render
 from explain2me.report.tables import sheets, to_csv, to_latex
@@ -30,17 +31,26 @@ from explain2me.store import Run
 MOST_SVG_BYTES = 150_000
 """A picture that is larger as SVG (it holds photographs or many points) stands in the page as WebP."""
 DOTS_PER_INCH = 130
+FINDINGS = "findings.md"
 WRITTEN = ".written"
 """Names of the files of a report beside its page."""
 
 
-def write_report(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> Path:
-    """Write ``report/``: index.html, figures/*.pdf, *.svg, *.png, tables/*.csv, *.tex, model-cards/DETECTOR/model-card.md.
+def write_report(
+    run: Run,
+    config: Config,
+    *,
+    on_done: Callable[[int, int], None] | None = None,
+    on_findings: Callable[[Sequence[Finding]], None] | None = None,
+) -> Path:
+    """Write ``report/``: index.html, findings.md, figures/*.pdf, *.svg, *.png, tables/*.csv, *.tex,
+    model-cards/DETECTOR/model-card.md.
 
     Args:
         run: with its summary.
         config: of the run, possibly with another table [report].
         on_done: called with the number of figures drawn and to draw.
+        on_findings: called at the end with what the numbers say, most decisive first.
 
     Returns:
         ``report/index.html``.
@@ -65,6 +75,7 @@ def write_report(run: Run, config: Config, *, on_done: Callable[[int, int], None
     texts = {f"tables/{sheet.name}.csv": to_csv(sheet) for _, sheet in tables}
     texts |= {f"tables/{sheet.name}.tex": to_latex(sheet) for _, sheet in tables}
     texts |= {f"model-cards/{name}/model-card.md": model_card(material, name) for name in material.detectors}
+    texts[FINDINGS] = findings_list(material)
     for name, text in texts.items():
         _write(folder / name, text)
     figures = [each.name for found in drawn.values() for each, _ in found]
@@ -72,6 +83,8 @@ def write_report(run: Run, config: Config, *, on_done: Callable[[int, int], None
     page = folder / "index.html"
     _write(page, render(material, drawn, tables, colormap))
     log_event(run.folder, (0, 1), "report", "done", seconds=round(time.monotonic() - started, 3))
+    if on_findings:
+        on_findings(findings(material))
     return page
 
 
