@@ -20,6 +20,7 @@ from explain2me import files, index
 from explain2me.cli import main
 from explain2me.conditions import conditions_for
 from explain2me.config import Config, DetectorConfig, TrainingConfig, load_config, parse_config
+from explain2me.crashes import Attempt, marked, suspected
 from explain2me.errors import Explain2MeError, ManifestError, RunFolderError
 from explain2me.executors import Engine, run_tasks
 from explain2me.explain import explain_run
@@ -278,6 +279,41 @@ def test_a_machine_that_is_at_the_index_when_another_begins_the_run_goes_on(tmp_
     monkeypatch.setattr(files, "_sync", lambda path: shutil.rmtree(folder / "index"))
     with pytest.raises(FileNotFoundError):  # nobody has begun it: something else removes files
         index_run(images, source, folder, Engine(), max_pixels=10**6)
+
+
+def test_a_machine_at_the_index_when_another_found_no_usable_image_finds_so_itself(tmp_path, make_images, monkeypatch):
+    source = make_images(tmp_path / "images", counts={("fake", "a"): 2, ("real", "b"): 2}, size=64)
+    folder, images = tmp_path / "run", list_images(source)
+    sync, removed = files._sync, []
+
+    def other_machine(path: Path) -> None:
+        sync(path)
+        if not removed:
+            removed.append(path)
+            forget_chunks(folder)
+
+    for path in images["path"].to_pylist():
+        (source.parent / path).write_bytes(b"")
+    monkeypatch.setattr(files, "_sync", other_machine)
+    usable, refused = index_run(images, source, folder, Engine(), max_pixels=10**6)
+    assert removed
+    assert (len(usable), len(refused)) == (0, 4)
+
+
+def test_a_mark_that_is_being_written_is_not_one_left_over(tmp_path, monkeypatch):
+    attempt = Attempt.at(IndexChunk(0, 0, 4, "key", pa.table({})))
+    write, seen = Path.write_text, []
+
+    def slowly(path, text, **options):
+        write(path, "")
+        seen.append(suspected(tmp_path, [attempt]))
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", slowly)
+    with marked(tmp_path, attempt):
+        assert seen == [set()]
+        assert [path.name for path in tmp_path.iterdir()] == [f".running-{attempt.whole.title}"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_index_of_a_run_that_another_machine_begins_may_go_at_any_moment(tmp_path, make_images, monkeypatch):

@@ -81,6 +81,27 @@ def index_run(
         share: (i, N): where to begin.
         on_done: called with the images read and all of them.
     """
+    read = functools.partial(
+        _index, images, source, folder, engine, max_pixels=max_pixels, share=share, on_done=on_done
+    )
+    try:
+        return read()
+    except (FileNotFoundError, RunFolderError):
+        if not folder.exists() or (folder / PARTS).exists():
+            raise
+    return read()  # another machine found no image that can be used, and removed the chunks: so shall this one find
+
+
+def _index(
+    images: pa.Table,
+    source: Path,
+    folder: Path,
+    engine: Engine,
+    *,
+    max_pixels: int,
+    share: tuple[int, int],
+    on_done: Callable[[int, int], None] | None,
+) -> Indexed | None:
     key = [str(source.resolve()), max_pixels]  # the same names elsewhere are other images
     chunks = [
         IndexChunk(number, start, min(start + CHUNK, len(images)), digest([key, rows.to_pylist()]), rows)
