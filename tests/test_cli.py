@@ -519,6 +519,19 @@ def test_version(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("explain2me 0.")
 
 
+@pytest.mark.parametrize("ask", [lambda: bytes(2**60), lambda: torch.empty(2**50)], ids=["python", "torch"])
+def test_too_little_memory_is_a_line(monkeypatch, capsys, write_config, ask):
+    import explain2me.explain
+
+    monkeypatch.setattr(explain2me.explain, "explain_run", lambda *_, **__: ask())
+    monkeypatch.setattr("sys.argv", ["explain2me", "explain", str(write_config())])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert error.startswith("explain2me: out of memory; what is committed stays.")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_by_the_user_says_what_to_do(monkeypatch, capsys, write_config, number):
     import explain2me.explain

@@ -24,7 +24,7 @@ import torch
 from odd_files import make_socket, make_too_large, writes
 from PIL import Image, ImageOps
 
-from explain2me.decode import MIN_SIDE, decode_image, load_image, read_file
+from explain2me.decode import MIN_SIDE, decode_image, examine_file, load_image, read_file
 from explain2me.errors import ImageError, ManifestError
 from explain2me.images import batches, index_images
 from explain2me.manifest import check_labels, image_root, list_images, num_ignored, resolve
@@ -974,3 +974,44 @@ def test_grey_of_12_bits_is_as_bright_as_it_is_meant():
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(np.asarray(image).ravel(), values)
     np.testing.assert_array_equal(decode_image(data)[..., 0].ravel(), (values * (255 / 4095)).round())
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from explain2me.decode import examine_file
+from explain2me.errors import ImageError
+
+large, small = map(Path, sys.argv[1:])
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+examine_file(small, max_pixels=10**8)
+free = pages * resource.getpagesize() + 2**27
+resource.setrlimit(resource.RLIMIT_AS, (free, free))
+examine_file(small, max_pixels=10**8)
+try:
+    examine_file(large, max_pixels=10**8)
+except Exception as error:
+    print(isinstance(error, ImageError), error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_machine_short_of_memory_is_not_blamed_on_the_image(tmp_path):
+    for name, side in (("large", 7500), ("small", 64)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    paths = [str(tmp_path / f"{name}.png") for name in ("large", "small")]
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY, *paths], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("False out of memory: 922 MiB for an image of 7500 x 7500 pixels"), done
+    assert examine_file(Path(paths[0]), max_pixels=10**8)[:2] == (7500, 7500)
+
+
+def test_an_image_that_asks_for_more_memory_than_it_needs_is_refused(monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "PNG")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(ImageError, match="asks for more memory") as found:
+        decode_image(stream.getvalue())
+    assert found.value.kind == "corrupt"

@@ -303,7 +303,14 @@ def main() -> None:
         )
         sys.exit(2)
     except Exception as error:
-        if not type(error).__module__.startswith("pyarrow") or isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            print(
+                "explain2me: out of memory; what is committed stays. End what else needs memory, or lower compute.workers (or "
+                "compute.batch_size, in a new folder), and call the same command again",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        if not type(error).__module__.startswith("pyarrow"):
             raise
         text = _printable(" ".join(str(error).split()))
         print(

@@ -60,7 +60,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from explain2me.containers import container_of, read_member
-from explain2me.errors import ImageError, nearest
+from explain2me.errors import Explain2MeError, ImageError, nearest
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 INTERPOLATIONS = {
@@ -73,6 +73,7 @@ INTERPOLATIONS = {
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 512 * 2**20
 MAX_SCANS = 100  # of a JPEG; encoders write about ten, and each costs the decoder a pass over all pixels
+DECODING_BYTES = 16  # of memory a pixel while an image is decoded: as stored, as RGB, turned upright
 MIN_SIDE = 8  # a common map has 7 cells a side: fewer pixels than cells cannot carry one
 
 
@@ -257,18 +258,23 @@ _SIGNATURES = (  # of the formats allowed, then of some that are not
 
 
 def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The upright RGB image; every failure is an ImageError."""
+    """The upright RGB image; every failure is an ImageError, but for a machine that is short of memory."""
     if not data:
         raise ImageError("empty", "no bytes")
+    size = (0, 0)
     try:
         with _no_pillow_warnings, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, max_pixels)
+            size = image.size
             if _num_scans(data) > MAX_SCANS:
                 raise ImageError("corrupt", f"a JPEG of more than {MAX_SCANS} scans, made to take long; save it again")
             image.load()
             return _upright(_to_rgb(image), image)
     except ImageError:
         raise
+    except MemoryError as error:
+        _refuse_to_go_on_without_memory(size)
+        raise ImageError("corrupt", f"cannot be decoded: it asks for more memory than {size} pixels need") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", f"more pixels than the allowed {max_pixels}: {error}") from error
     except UnidentifiedImageError as error:
@@ -277,6 +283,18 @@ def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
         text = printable_line(f"{type(error).__name__}: {error}")
         cut_off = isinstance(error, EOFError) or "truncated" in text.lower() or _ends_early(data)
         raise ImageError("truncated" if cut_off else "corrupt", f"cannot be decoded ({text})") from error
+
+
+def _refuse_to_go_on_without_memory(size: tuple[int, int]) -> None:
+    """Raise where there is no room for an image of that size: the next one would fail, too, and none is to blame."""
+    needed = DECODING_BYTES * size[0] * size[1] + 2**26
+    try:
+        np.empty(needed, np.uint8)
+    except MemoryError:
+        raise Explain2MeError(
+            f"out of memory: {needed >> 20} MiB for an image of {size[0]} x {size[1]} pixels are not to be had; what is committed stays. "
+            f"End what else needs memory, or lower compute.workers, and call the same command again"
+        ) from None
 
 
 def _check_header(image: Image.Image, max_pixels: int) -> None:
