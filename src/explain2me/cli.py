@@ -492,25 +492,22 @@ def _duration(seconds: float) -> str:
 
 def _train(config: "Config", folder: Path, shard: str | None, console: "Console") -> bool:
     """Train; whether every training of the config is finished."""
-    from explain2me.study import train_missing, trainings
+    from explain2me.study import train_missing
     from explain2me.train.trainer import Training
-
-    part = _parse_shard(shard)
 
     def tell(training: Training, done: int, total: int) -> None:
         progress.update(task, completed=done)
         progress.console.print(_printable(f"{done} of {total}: {training.outcome()}"), markup=False, soft_wrap=True)
 
-    def start(done: int, total: int) -> None:
-        _say_where(console, f"train: {total - done} of {total} trainings to be done", folder / "training")
-        mine = trainings(config, folder)[part[0] :: part[1]]
-        for training, epochs in ((each, each.epochs_done) for each in mine if not each.done):
-            if epochs:
-                name = f"{training.detector} run {training.run}"
-                console.print(
-                    _printable(f"{name} goes on after epoch {epochs} of {training.settings.epochs}"), markup=False
+    def start(missing: "Sequence[Training]", total: int) -> None:
+        _say_where(console, f"train: {len(missing)} of {total} trainings to be done", folder / "training")
+        for training in missing:
+            if epochs := training.epochs_committed():
+                says = (
+                    f"{training.detector} run {training.run} goes on after epoch {epochs} of {training.settings.epochs}"
                 )
-        progress.update(task, total=total, completed=done)
+                console.print(_printable(says), markup=False, soft_wrap=True)
+        progress.update(task, total=total, completed=total - len(missing))
 
     with _progress(console) as progress:
         task = progress.add_task("train", total=None)
@@ -518,7 +515,7 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
         left = train_missing(
             config,
             folder,
-            shard=part,
+            shard=_parse_shard(shard),
             on_start=start,
             on_step=lambda done, total, text: progress.update(
                 now, description=text, completed=done, total=total, visible=True

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from explain2me.errors import Explain2MeError
 from explain2me.executors import Recovery
-from explain2me.files import TEMPORARY, is_at_work, this_process
+from explain2me.files import atomic_path, is_at_work, this_process
 
 DEATHS = 2
 """So often a worker must die of the same images before they are suspected: once may have been the machine."""
@@ -133,9 +133,8 @@ def marked(folder: Path, attempt: Attempt) -> Iterator[None]:
     mark = folder / (RUNNING + attempt.whole.title)
     driver = multiprocessing.parent_process() is None
     if driver:
-        being_written = folder / f"{TEMPORARY}{this_process()}-mark.tmp"  # a half mark would be taken for one left over
-        being_written.write_text(this_process())
-        being_written.replace(mark)
+        with atomic_path(mark) as temporary:  # an empty one would be taken for one left over
+            temporary.write_text(this_process())
     try:
         yield
     finally:

@@ -261,11 +261,11 @@ def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
     """The upright RGB image; every failure is an ImageError, but for a machine that is short of memory."""
     if not data:
         raise ImageError("empty", "no bytes")
-    size = (0, 0)
+    num_pixels = 0
     try:
         with _no_pillow_warnings, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, max_pixels)
-            size = image.size
+            num_pixels = image.width * image.height
             if _num_scans(data) > MAX_SCANS:
                 raise ImageError("corrupt", f"a JPEG of more than {MAX_SCANS} scans, made to take long; save it again")
             image.load()
@@ -273,8 +273,8 @@ def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
     except ImageError:
         raise
     except MemoryError as error:
-        _refuse_to_go_on_without_memory(size)
-        raise ImageError("corrupt", f"cannot be decoded: it asks for more memory than {size} pixels need") from error
+        _check_memory(num_pixels)
+        raise ImageError("corrupt", "cannot be decoded: it asks for more memory than its pixels need") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", f"more pixels than the allowed {max_pixels}: {error}") from error
     except UnidentifiedImageError as error:
@@ -285,15 +285,15 @@ def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
         raise ImageError("truncated" if cut_off else "corrupt", f"cannot be decoded ({text})") from error
 
 
-def _refuse_to_go_on_without_memory(size: tuple[int, int]) -> None:
-    """Raise where there is no room for an image of that size: the next one would fail, too, and none is to blame."""
-    needed = DECODING_BYTES * size[0] * size[1] + 2**26
+def _check_memory(num_pixels: int) -> None:
+    """Raise where there is no room for an image of so many pixels: the next one would fail, too, and none is to blame."""
+    needed = DECODING_BYTES * num_pixels + 2**26
     try:
         np.empty(needed, np.uint8)
     except MemoryError:
         raise Explain2MeError(
-            f"out of memory: {needed >> 20} MiB for an image of {size[0]} x {size[1]} pixels are not to be had; what is committed stays. "
-            f"End what else needs memory, or lower compute.workers, and call the same command again"
+            f"out of memory: {needed >> 20} MiB to decode an image are not to be had; what is committed stays. End what else needs "
+            f"memory, or lower compute.workers, and call the same command again"
         ) from None
 
 

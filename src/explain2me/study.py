@@ -63,7 +63,7 @@ def train_missing(
     out: Path,
     *,
     shard: tuple[int, int] = (0, 1),
-    on_start: Callable[[int, int], None] | None = None,
+    on_start: Callable[[Sequence[Training], int], None] | None = None,
     on_step: OnStep | None = None,
     on_trained: OnTrained | None = None,
 ) -> list[Training]:
@@ -73,7 +73,7 @@ def train_missing(
         config: with a table [training].
         out: folder; each training gets ``training/DETECTOR/runNN`` in it.
         shard: (i, N) takes every N-th training, from the i-th: for several machines on one folder.
-        on_start: called with the number of trainings of this shard, finished and all.
+        on_start: called with the trainings of this shard that are not finished, and how many it has.
         on_step: of :func:`train_detector`; with several workers it is told of epochs, of all trainings, instead of steps.
         on_trained: called after each training, also one that diverged; ``outcome`` says which.
 
@@ -92,7 +92,7 @@ def train_missing(
     mine = every[shard[0] :: shard[1]]
     missing = [training for training in mine if not training.done]
     if on_start:
-        on_start(len(mine) - len(missing), len(mine))
+        on_start(missing, len(mine))
     assert config.training is not None
     check_architectures(missing)
     check_human_maps(missing)

@@ -147,7 +147,7 @@ def test_the_deviation_of_each_similarity_is_named(reported, monkeypatch):
     rows = [row | {"similarity": "ssim"}, row | {"similarity": "pearson"}]
     rows.append(row | {"measure": "auroc", "variant": None, "similarity": None})
     material.precision = pd.DataFrame(rows)
-    page = render(material, {}, [], matplotlib.colormaps["viridis"])
+    page = render(material, {}, [], [], matplotlib.colormaps["viridis"])
     for measure, variant, similarity in (
         ("noise", "predicted", "ssim"),
         ("noise", "predicted", "pearson"),

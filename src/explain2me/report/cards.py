@@ -1,15 +1,16 @@
 """A model card of each detector in the format of the Hugging Face Hub, with the measures as metadata."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from explain2me.decode import printable_line
-from explain2me.report.findings import TAGS, auroc_rows, findings
+from explain2me.report.findings import TAGS, Finding, auroc_rows
 from explain2me.report.material import ALL, Material
 from explain2me.report.tables import interval, number, share, training_in_words
 
 
-def model_card(material: Material, detector: str) -> str:
+def model_card(material: Material, detector: str, findings: Sequence[Finding]) -> str:
     """The card as Markdown with YAML metadata; every value from the data is quoted as JSON, which YAML reads."""
     metrics = list(_metrics(material, detector))
     wanted = next(d for d in material.run.config.detectors if d.name == detector)
@@ -45,7 +46,7 @@ def model_card(material: Material, detector: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += ["| " + " | ".join(line) + " |" for line in _rows(material, detector)]
-    said = [finding.text for finding in findings(material) if detector in finding.detectors]
+    said = [finding.text for finding in findings if detector in finding.detectors]
     lines += [
         "",
         "## What to know",
@@ -65,11 +66,10 @@ def model_card(material: Material, detector: str) -> str:
     return "\n".join(lines)
 
 
-def findings_list(material: Material) -> str:
+def findings_list(findings: Sequence[Finding]) -> str:
     """What the numbers say, as Markdown, most decisive first."""
     lines = [
-        f"- **{TAGS[finding.kind]}**: {_markdown(printable_line(finding.text, most=2000))}"
-        for finding in findings(material)
+        f"- **{TAGS[finding.kind]}**: {_markdown(printable_line(finding.text, most=2000))}" for finding in findings
     ]
     return "\n".join(["# What the numbers say", "", *(lines or ["Nothing stands out."]), ""])
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from explain2me.decode import printable_line
 from explain2me.report.figures import Drawn
-from explain2me.report.findings import RULES, TAGS, auroc_rows, findings
+from explain2me.report.findings import RULES, TAGS, Finding, auroc_rows
 from explain2me.report.material import ALL, Material, records
 from explain2me.report.tables import Sheet, interval, number, share, training_in_words
 
@@ -55,6 +55,7 @@ def render(
     material: Material,
     figures: Mapping[str, Sequence[tuple[Drawn, str]]],
     tables: Sequence[tuple[str, Sheet]],
+    found: Sequence[Finding],
     colormap: Colormap,
 ) -> str:
     """The whole page.
@@ -63,6 +64,7 @@ def render(
         material: what was read.
         figures: section -> figures, each with its picture as a data URI.
         tables: section and table.
+        found: what the numbers say.
         colormap: of the maps in the viewer.
     """
     folder = files("explain2me.report")
@@ -87,7 +89,7 @@ def render(
             for detector in material.detectors
             if (told := material.trained(detector))
         ],
-        findings=findings(material),
+        findings=found,
         tags=TAGS,
         rules=RULES,
         sections=[

@@ -71,20 +71,20 @@ def write_report(
                 drawn.setdefault(section, []).append((found, _save(found, folder / "figures")))
             if on_done:
                 on_done(number, len(wanted))
-    tables = list(sheets(material))
+    tables, said = list(sheets(material)), findings(material)
     texts = {f"tables/{sheet.name}.csv": to_csv(sheet) for _, sheet in tables}
     texts |= {f"tables/{sheet.name}.tex": to_latex(sheet) for _, sheet in tables}
-    texts |= {f"model-cards/{name}/model-card.md": model_card(material, name) for name in material.detectors}
-    texts[FINDINGS] = findings_list(material)
+    texts |= {f"model-cards/{name}/model-card.md": model_card(material, name, said) for name in material.detectors}
+    texts[FINDINGS] = findings_list(said)
     for name, text in texts.items():
         _write(folder / name, text)
     figures = [each.name for found in drawn.values() for each, _ in found]
     _remove_others(folder, {*texts, *(f"figures/{name}.{kind}" for name in figures for kind in KINDS)})
     page = folder / "index.html"
-    _write(page, render(material, drawn, tables, colormap))
+    _write(page, render(material, drawn, tables, said, colormap))
     log_event(run.folder, (0, 1), "report", "done", seconds=round(time.monotonic() - started, 3))
     if on_findings:
-        on_findings(findings(material))
+        on_findings(said)
     return page
 
 

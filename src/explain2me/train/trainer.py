@@ -138,8 +138,7 @@ class Training:
         """The weights that a study evaluates."""
         return self.folder / (BEST if self.settings.checkpoint == "best" else LAST)
 
-    @property
-    def epochs_done(self) -> int:
+    def epochs_committed(self) -> int:
         """Epochs after which it goes on, where it is begun and not finished; 0 where it starts, or nothing can be read."""
         try:
             return int(torch.load(self.folder / RESUME, map_location="cpu", weights_only=True, mmap=True)["epoch"]) + 1
