@@ -110,7 +110,9 @@ def test_25_bad_images_of_1000(call, write_config, thousand, weights, detector_t
     )
     code, _, errors = call("run", config, "-o", "run")
     assert code == 3
-    assert errors.startswith("explain2me: 25 of 1000 images are quarantined, more than data.allowed_quarantine = 0.01")
+    assert errors.startswith(
+        "explain2me: 25 of 1000 images are quarantined, more than data.allowed_quarantine = 0.01; first '"
+    )
     assert errors.count("\n") == 1
 
     quarantine = pq.read_table(tmp_path / "run/quarantine").to_pylist()

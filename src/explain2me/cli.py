@@ -689,14 +689,16 @@ def _report(run: "Run", config: "Config", console: "Console") -> None:
 
 def _finish(run: "Run", console: "Console") -> None:
     """Say where the run is; exit code 3 when more images were quarantined than allowed."""
-    quarantined = len(set(run.quarantine()["path"].to_pylist()))
+    refused = run.quarantine()
+    quarantined = len(set(refused["path"].to_pylist()))
     listed = run.record["num_listed"]
     console.print(_printable(f"run: {run.folder}"), markup=False, soft_wrap=True)
     if quarantined > run.config.data.allowed_quarantine * listed:
         allowed = run.config.data.allowed_quarantine
         print(
             f"explain2me: {quarantined} of {listed} images are quarantined, more than data.allowed_quarantine = {allowed}; "
-            f"see {_printable(str(run.folder / 'quarantine'))}",
+            f"first {_printable(refused['message'][0].as_py())}; all are in "
+            f"{_printable(str(run.folder / 'quarantine'))}",
             file=sys.stderr,
         )
         raise typer.Exit(3)

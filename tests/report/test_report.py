@@ -215,7 +215,8 @@ DOWN = UP._replace(higher_is_better=False)
 
 
 def row(mean, low, high, **more):
-    return {"mean": mean, "ci_low": low, "ci_high": high, "kept_share": 0.8} | more
+    unknown = {"corrected": float("nan"), "corrected_high": float("nan")}
+    return {"mean": mean, "ci_low": low, "ci_high": high, "kept_share": 0.8} | unknown | more
 
 
 def texts(found):
@@ -423,7 +424,10 @@ def test_which_runs_predict_one_class():
 )
 def test_that_auroc_gives_no_reason_to_choose_is_said(reported, intervals, said):
     material = gather(reported, images_per_measure=1)
-    text = "No detector's AUROC is told from chance (0.5) on these images: it gives no reason to choose one of them."
+    text = (
+        "No detector's AUROC over all images together is told from chance (0.5): it gives no reason to choose one of them. A single source "
+        "may still be told apart; see AUROC."
+    )
     clean = (material.performance.condition == "clean") & (material.performance.run == "all")
     for name, interval in zip(material.detectors, intervals, strict=True):
         material.performance.loc[clean & (material.performance.detector == name), ["ci_low", "ci_high"]] = interval
@@ -552,13 +556,19 @@ def test_a_difference_that_is_gone_only_above_chance_and_held_fixed_is_told():
 
 def test_no_better_than_chance_is_stuck_or_unlike_anything():
     stuck = {"a": row(0.9, 0.8, 1.0, chance=0.9, corrected_low=-0.1)}
-    unlike = {"a": row(0.03, 0.0, 0.1, chance=0.02, corrected_low=-0.1)}
+    unlike = {"a": row(0.03, 0.0, 0.1, chance=0.02, corrected_low=-0.1, corrected=0.01, corrected_high=0.12)}
     better = {"a": row(0.9, 0.8, 1.0, chance=0.9, corrected_low=0.01)}
+    said = texts(against_chance(UP, unlike))[0]
+    assert (
+        "0.030 where maps of other images of the same class reach 0.020 (above chance 0.010 [-0.100, 0.120]). Its"
+        in said
+    )
     assert "It looks at the same place whatever the image." in texts(against_chance(UP, stuck))[0]
     assert "not shown to agree more than those of unrelated images" in texts(against_chance(UP, unlike))[0]
     assert texts(against_chance(UP, better)) == []
     assert texts(against_chance(DOWN, stuck)) == []
     one_map = {"a": row(1.0, 1.0, 1.0, chance=1.0, corrected_low=float("nan"))}
+    assert "above" not in texts(against_chance(UP, one_map))[0]
     assert "It looks at the same place whatever the image." in texts(against_chance(UP, one_map))[0]
 
 
@@ -576,6 +586,13 @@ def test_variants_that_disagree_are_told():
         "decisions changed); y 0.494 against 0.700 (20% of the decisions changed)."
     )
     assert list(against_fixed([near])) == []
+    some = {"a": row(0.699, 0.579, 0.873, dead_share=0.39)}
+    beside = (
+        "0.699 (20% of the decisions changed; the two are of different images, as 39% of the maps of one are dead)."
+    )
+    assert texts(against_fixed([(UP, predicted, some)]))[0].endswith(beside)
+    few = {"a": row(0.699, 0.579, 0.873, dead_share=0.04)}
+    assert "dead" not in texts(against_fixed([(UP, predicted, few)]))[0]
     stability = texts(against_fixed([(UP._replace(measure="stability"), predicted, fixed)]))
     assert stability[0].endswith("0.699 for the true class. 20% of the pairs of runs disagree.")
     assert "decisions" not in stability[0]
@@ -598,7 +615,7 @@ def test_dead_maps_are_counted_from_the_maps(tmp_path, make_run, make_images, we
     clean = maps[maps.condition == "clean"]
     dead = sum(one is None or one.sum() <= 1e-12 for one in clean["map"])
     assert dead >= 9
-    said = [t for t in texts(findings(gather(run, images_per_measure=1))) if "are dead" in t]
+    said = [t for t in texts(findings(gather(run, images_per_measure=1))) if "clean maps" in t]
     assert said[0].startswith(f"{dead} of d's 18 clean maps")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from explain2me.cells import FEW_CELLS, LARGE_DEAD_SHARE
+from explain2me.decode import printable_line
 from explain2me.differences import without_runs
 from explain2me.report.material import AUROC, Material, Score, records
 
@@ -13,13 +14,13 @@ TAGS: dict[Kind, str] = {
     "none": "none to choose",
     "differs": "differs",
     "alike": "not told apart",
+    "note": "note",
     "runs": "few training runs",
     "chance": "chance",
     "focus": "focus",
     "decision": "decision",
     "dead": "dead maps",
     "absent": "absent",
-    "note": "note",
 }
 """Each kind in words, most decisive first."""
 FEW_IMAGES = 0.5
@@ -43,7 +44,7 @@ RULES = (
     "difference between detectors that is gone in the variant fixed is a difference of decisions, not of focus. Focus goes the wrong "
     "way where the intervals with the salient region and with the rest blurred do not overlap and lie in the wrong order, in both "
     "variants and with few dead maps; the same of AUROC after blurring, where AUROC before is above 0.5. No detector is told from chance "
-    "where the interval of every AUROC holds 0.5. Runs that predict one class for images of several, and maps of fewer than 25 cells, "
+    "where the interval of the AUROC of each, over all images, holds 0.5. Runs that predict one class for images of several, and maps of fewer than 25 cells, "
     "are told."
 )
 
@@ -124,7 +125,8 @@ def _performance(material: Material) -> Iterator[Finding]:
     ):
         yield Finding(
             "none",
-            "No detector's AUROC is told from chance (0.5) on these images: it gives no reason to choose one of them.",
+            "No detector's AUROC over all images together is told from chance (0.5): it gives no reason to choose one of them. A single "
+            "source may still be told apart; see AUROC.",
             tuple(rows),
         )
     for name, row in rows.items():
@@ -301,9 +303,17 @@ def against_chance(score: Score, rows: Rows) -> Iterator[Finding]:
             yield Finding(
                 "chance",
                 f"In {score.name}, {name} is {'no better than' if stuck else 'not told from'} chance: {row['mean']:.3f} where "
-                f"maps of other images of the same class reach {row['chance']:.3f}. {why}",
+                f"maps of other images of the same class reach {row['chance']:.3f}{_above(row)}. {why}",
                 (name,),
             )
+
+
+def _above(row: Mapping[str, Any]) -> str:
+    """The score above chance with its interval, in brackets; nothing where it is not known."""
+    numbers = [row["corrected"], row["corrected_low"], row["corrected_high"]]
+    if any(number is None or math.isnan(number) for number in numbers):
+        return ""
+    return " (above chance {:.3f} [{:.3f}, {:.3f}])".format(*numbers)
 
 
 def against_fixed(tables: Sequence[tuple[Score, Rows, Rows]]) -> Iterator[Finding]:
@@ -328,10 +338,12 @@ def against_fixed(tables: Sequence[tuple[Score, Rows, Rows]]) -> Iterator[Findin
                     (name,),
                 )
             else:
-                flipped = f" ({share} of the decisions changed)" if share else ""
-                changed.setdefault(name, []).append(
-                    f"{score.name} {row['mean']:.3f} against {other['mean']:.3f}{flipped}"
-                )
+                dead = max(each.get("dead_share") or 0.0 for each in (row, other))
+                beside = [f"{share} of the decisions changed"] if share else []
+                if dead >= LARGE_DEAD_SHARE:
+                    beside.append(f"the two are of different images, as {dead:.0%} of the maps of one are dead")
+                said = f" ({'; '.join(beside)})" if beside else ""
+                changed.setdefault(name, []).append(f"{score.name} {row['mean']:.3f} against {other['mean']:.3f}{said}")
     for name, which in changed.items():
         yield Finding(
             "decision",
@@ -547,7 +559,9 @@ def _absent(material: Material) -> Iterator[Finding]:
         yield Finding("absent", "All images come from one source: nothing can be said about others.")
     if len(material.quarantine):
         count = int(material.quarantine.num_images.sum())
-        yield Finding("note", f"{count} images could not be used; they are listed with the reason under Data.")
+        images = "image" if count == 1 else "images"
+        first = printable_line(material.run.quarantine()["message"][0].as_py())
+        yield Finding("note", f"{count} {images} could not be used, first {first}. All are in the folder quarantine.")
 
 
 def _interval(row: Mapping[str, Any]) -> str:
