@@ -29,17 +29,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import explain2me.explain
+import explain2me.stages.explain
 from explain2me import GradCAM, load_detector, open_run
-from explain2me.conditions import conditions_for, perturb
-from explain2me.config import Config, parse_config
-from explain2me.detectors import Detector
-from explain2me.explain import explain_run
-from explain2me.images import batches
-from explain2me.measure import measure_run
-from explain2me.salience import predicted_classes
-from explain2me.store import Run
-from explain2me.summarise import summarise_run
+from explain2me.config.load import parse_config
+from explain2me.config.schema import Config
+from explain2me.detectors.load import Detector
+from explain2me.images.batches import batches
+from explain2me.run.conditions import conditions_for, perturb
+from explain2me.run.folder import Run
+from explain2me.salience.gradcam import predicted_classes
+from explain2me.stages.explain import explain_run
+from explain2me.stages.measure import measure_run
+from explain2me.stages.summarise import summarise_run
 
 ARCHITECTURES = ("torchvision:resnet50", "torchvision:densenet121")
 PACKAGES = (
@@ -121,7 +122,7 @@ def bench(
         "c tuned": functools.partial(others, "c tuned", options.tuned_images, tuned=True),
     }
     if bfloat16:
-        explain2me.explain.PRECISION_IMAGES = 1  # a fixed cost, not one of each image
+        explain2me.stages.explain.PRECISION_IMAGES = 1  # a fixed cost, not one of each image
         contenders["a bfloat16"] = functools.partial(bare, model, inputs, passes, torch.bfloat16)
         contenders["b bfloat16"] = functools.partial(ours, "bfloat16", "b bfloat16")
     warm_up(architecture, model, plain, layer, inputs, scratch / f"{name}-warm")

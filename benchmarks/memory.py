@@ -66,10 +66,10 @@ def _run(manifest: str) -> dict[str, float]:
     """A whole run with two models, all measures and all summaries; peak of this process in MiB."""
     import torch
 
-    from explain2me.config import parse_config
-    from explain2me.explain import explain_run
-    from explain2me.measure import measure_run
-    from explain2me.summarise import summarise_run
+    from explain2me.config.load import parse_config
+    from explain2me.stages.explain import explain_run
+    from explain2me.stages.measure import measure_run
+    from explain2me.stages.summarise import summarise_run
 
     torch.set_num_threads(1)  # the network is too small for more
     detector = {"name": "tiny", "architecture": ARCHITECTURE, "random_runs": 2, "input_size": INPUT_SIZE}

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from explain2me.config import parse_config
-from explain2me.files import write_parquet
-from explain2me.shards import missing_of, plan
-from explain2me.store import IMAGES, SCHEMA_VERSION, Model, open_run
+from explain2me.config.load import parse_config
+from explain2me.run.files import write_parquet
+from explain2me.run.folder import open_run
+from explain2me.run.plan import missing_of, plan
+from explain2me.run.record import Model
+from explain2me.run.schema import IMAGES, SCHEMA_VERSION
 
 
 def main() -> None:

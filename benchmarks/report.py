@@ -15,16 +15,16 @@ import numpy as np
 import pyarrow as pa
 from bench import make_images
 
-from explain2me.conditions import conditions_for
-from explain2me.config import parse_config
-from explain2me.explain import Batch, Explained, _table
-from explain2me.files import write_json, write_parquet
-from explain2me.measure import measure_run
-from explain2me.prepare import prepare
+from explain2me.config.load import parse_config
 from explain2me.report import write_report
-from explain2me.shards import plan
-from explain2me.store import open_run
-from explain2me.summarise import summarise_run
+from explain2me.run.conditions import conditions_for
+from explain2me.run.files import write_json, write_parquet
+from explain2me.run.folder import open_run
+from explain2me.run.plan import plan
+from explain2me.stages.begin import prepare
+from explain2me.stages.measure import measure_run
+from explain2me.stages.shard import Batch, Explained, _table
+from explain2me.stages.summarise import summarise_run
 
 LIMIT_SECONDS, LIMIT_BYTES = 60, 5_000_000
 

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from explain2me.config import Config, load_config
-from explain2me.crashes import Attempt
-from explain2me.executors import Engine, run_tasks
-from explain2me.explain import commit_shard, explain_run
-from explain2me.shards import plan
+from explain2me.config.load import load_config
+from explain2me.config.schema import Config
+from explain2me.run.plan import plan
+from explain2me.stages.explain import commit_shard, explain_run
+from explain2me.workers import Engine, run_tasks
+from explain2me.workers.crashes import Attempt
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["explain2me.explain"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["explain2me.stages.explain"])
     forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

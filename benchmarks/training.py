@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from explain2me import load_detector
-from explain2me.config import parse_config
-from explain2me.study import trainings
+from explain2me.config.load import parse_config
+from explain2me.train.study import trainings
 from explain2me.train.trainer import train_detector
 
 STRATEGIES = {

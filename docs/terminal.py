@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from explain2me import open_run
-from explain2me.show import show_run
+from explain2me.report.terminal import show_run
 
 console = Console(record=True, width=172, highlight=False, file=io.StringIO())
 show_run(open_run(sys.argv[1]), console)

@@ -245,8 +245,8 @@ def change_jpeg(data: bytes, rng: random.Random) -> bytes:
 def read_image(data: bytes, rng: random.Random, folder: Path) -> Outcome:
     import numpy as np
 
-    from explain2me.decode import decode_image, examine_file
     from explain2me.errors import ImageError
+    from explain2me.images.decode import decode_image, examine_file
 
     path = folder / "image.jpg"
     path.write_bytes(data)
@@ -414,7 +414,8 @@ def random_sets(rng: random.Random) -> list[str]:
 
 
 def read_config(data: bytes, rng: random.Random, folder: Path) -> Outcome:
-    from explain2me.config import digest, fingerprint, load_config, override
+    from explain2me.config.compare import digest, fingerprint
+    from explain2me.config.load import load_config, override
     from explain2me.errors import ConfigError
 
     path = folder / "config.toml"
@@ -609,7 +610,7 @@ def change_safetensors(data: bytes, rng: random.Random) -> bytes:
 def read_weights(data: bytes, rng: random.Random, folder: Path) -> Outcome:
     import torch
 
-    from explain2me.detectors import load_detector
+    from explain2me.detectors.load import load_detector
     from explain2me.errors import CheckpointError
 
     path = folder / f"weights{rng.choice(('.pth', '.pt', '.pkl', '.bin', '.safetensors'))}"
@@ -663,10 +664,10 @@ def read_broken(data: bytes, rng: random.Random, folder: Path) -> Outcome:
 BROKEN = (b"fine", b"raises", b"hangs", b"dies", b"grows", b"hides")
 Make = Callable[[random.Random, int], bytes]
 KINDS: dict[str, tuple[Make, Callable[[bytes, random.Random, Path], Outcome], tuple[str, ...]]] = {
-    "images": (lambda rng, _: mutate(images(), change_image, rng), read_image, ("explain2me.decode",)),
-    "configs": (lambda rng, _: mutate(configs(), change_config, rng, share=0.9), read_config, ("explain2me.config",)),
+    "images": (lambda rng, _: mutate(images(), change_image, rng), read_image, ("explain2me.images.decode",)),
+    "configs": (lambda rng, _: mutate(configs(), change_config, rng, share=0.9), read_config, ("explain2me.config.schema",)),
     "checkpoints": (
-        lambda rng, _: mutate(checkpoints(), change_checkpoint, rng, share=0.8), read_weights, ("explain2me.detectors",)
+        lambda rng, _: mutate(checkpoints(), change_checkpoint, rng, share=0.8), read_weights, ("explain2me.detectors.load",)
     ),
     "broken": (lambda _, index: BROKEN[index % len(BROKEN)], read_broken, ()),
 }  # fmt: skip

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from explain2me.decode import MAX_BYTES
+from explain2me.images.reading import MAX_BYTES
 
 
 def make_socket(path: Path) -> None:

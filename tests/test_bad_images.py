@@ -14,7 +14,7 @@ import pytest
 from odd_files import make_socket, make_too_large, writes
 from PIL import Image
 
-from explain2me import decode
+from explain2me.images import decode
 
 SIDE = 32
 COUNT = 1000

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from explain2me.batch_size import fastest
-from explain2me.config import load_config
+from explain2me.config.load import load_config
 from explain2me.errors import ConfigError
-from explain2me.explain import explain_run
+from explain2me.salience.batch_size import fastest
+from explain2me.stages.explain import explain_run
 
 
 def machine(seconds: Callable[[int], float], memory: int = 10**9) -> tuple[Callable[[int], None], Callable[[], float]]:
@@ -47,11 +47,11 @@ def test_the_smallest_size_that_is_about_as_fast_as_any(seconds, memory: int, wa
 
 
 def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], tmp_path: Path, monkeypatch) -> None:
-    from explain2me import prepare
+    from explain2me.stages import begin
 
     config = write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 10')
     sizes = iter([7, 5])
-    monkeypatch.setattr(prepare, "find_batch_size", lambda *_: next(sizes))
+    monkeypatch.setattr(begin, "find_batch_size", lambda *_: next(sizes))
     run = explain_run(load_config(config), tmp_path / "run")
     assert run.config.compute.batch_size == 7
     assert explain_run(load_config(config), tmp_path / "run").config.compute.batch_size == 7
@@ -61,18 +61,18 @@ def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], t
 def test_of_two_machines_that_begin_together_the_second_takes_what_the_first_found(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch
 ) -> None:
-    from explain2me import prepare
+    from explain2me.stages import begin
 
     config = load_config(write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 10'))
     sizes = iter([5, 7])
-    monkeypatch.setattr(prepare, "find_batch_size", lambda *_: next(sizes))
+    monkeypatch.setattr(begin, "find_batch_size", lambda *_: next(sizes))
     others = []
 
     def meanwhile(done: int, total: int) -> None:
         if not others and done == total:
-            others.append(prepare.prepare(config, tmp_path / "run", share=(1, 2)))
+            others.append(begin.prepare(config, tmp_path / "run", share=(1, 2)))
 
-    run = prepare.prepare(config, tmp_path / "run", share=(0, 2), on_indexed=meanwhile)
+    run = begin.prepare(config, tmp_path / "run", share=(0, 2), on_indexed=meanwhile)
     assert others[0].config.compute.batch_size == run.config.compute.batch_size == 7
     assert not [path for path in run.folder.iterdir() if path.name not in ("run.json", "images.parquet")]
 

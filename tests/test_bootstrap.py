@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from explain2me.bootstrap import image_weights, interval, pair_weights, run_weights, weighted_auroc
 from explain2me.report.findings import OF_PAIRS, OF_RUNS
-from explain2me.store import Stretch
+from explain2me.run.folder import Stretch
+from explain2me.statistics.bootstrap import image_weights, interval, pair_weights, run_weights, weighted_auroc
 
 STRETCHES = [Stretch("fake", "a", 0, 30), Stretch("real", "b", 30, 50)]
 

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from explain2me import manifest
-from explain2me.cli import main
-from explain2me.show import printable
+from explain2me.cli.entry import main
+from explain2me.images import listing
+from explain2me.text import printable
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -94,21 +94,21 @@ def test_check_looks_for_the_files_of_a_manifest(
     moved.write_text("\n".join([lines[0], *absolute]) + "\n")
     assert "no file where" not in call("check", config)[1]
     moved.write_text(images.read_text())
-    monkeypatch.setattr(manifest, "LOOKED_FOR", 5)
+    monkeypatch.setattr(listing, "LOOKED_FOR", 5)
     assert "for 5 of 5 images that were looked for (26 in all), first" in call("check", config)[1]
 
 
 def test_files_are_looked_for_all_over_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "LOOKED_FOR", 3)
+    monkeypatch.setattr(listing, "LOOKED_FOR", 3)
     (tmp_path / "0.png").touch()
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "0.png", "0.png")
     images = pa.table({"path": ["0.png", "x.png", "0.png", "y.png", "a.tar/0.png", "z.png"]})
     (tmp_path / "manifest.csv").touch()
-    assert manifest.missing_files(tmp_path / "manifest.csv", images) == ([], 3)
+    assert listing.missing_files(tmp_path / "manifest.csv", images) == ([], 3)
     others = pa.table({"path": ["0.png", "x.png", "0.png", "x.png", "y.png", "x.png"]})
-    assert manifest.missing_files(tmp_path / "manifest.csv", others) == (["y.png"], 3)
-    assert manifest.missing_files(tmp_path, images) == ([], 0)
+    assert listing.missing_files(tmp_path / "manifest.csv", others) == (["y.png"], 3)
+    assert listing.missing_files(tmp_path, images) == ([], 0)
 
 
 def test_stages_one_by_one_are_the_run(call: Call, write_config: Callable[..., Path]) -> None:
@@ -525,9 +525,9 @@ def test_version(monkeypatch, capsys):
 
 @pytest.mark.parametrize("ask", [lambda: bytes(2**60), lambda: torch.empty(2**50)], ids=["python", "torch"])
 def test_too_little_memory_is_a_line(monkeypatch, capsys, write_config, ask):
-    import explain2me.explain
+    import explain2me.stages.explain
 
-    monkeypatch.setattr(explain2me.explain, "explain_run", lambda *_, **__: ask())
+    monkeypatch.setattr(explain2me.stages.explain, "explain_run", lambda *_, **__: ask())
     monkeypatch.setattr("sys.argv", ["explain2me", "explain", str(write_config())])
     with pytest.raises(SystemExit, match="2"):
         main()
@@ -538,7 +538,7 @@ def test_too_little_memory_is_a_line(monkeypatch, capsys, write_config, ask):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_by_the_user_says_what_to_do(monkeypatch, capsys, write_config, number):
-    import explain2me.explain
+    import explain2me.stages.explain
 
     def interrupt(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
@@ -546,7 +546,7 @@ def test_a_stop_by_the_user_says_what_to_do(monkeypatch, capsys, write_config, n
 
     before = signal.getsignal(number)
 
-    monkeypatch.setattr(explain2me.explain, "explain_run", interrupt)
+    monkeypatch.setattr(explain2me.stages.explain, "explain_run", interrupt)
     monkeypatch.setattr("sys.argv", ["explain2me", "explain", str(write_config())])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from explain2me.config import Config, fingerprint, load_config, override, parse_config
+from explain2me.config.compare import fingerprint
+from explain2me.config.load import load_config, override, parse_config
+from explain2me.config.schema import Config
 from explain2me.errors import ConfigError
 
 DESIGN = """

@@ -21,18 +21,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from explain2me import containers
-from explain2me.cli import main
-from explain2me.config import load_config
-from explain2me.containers import container_of, open_tar
-from explain2me.decode import load_image, read_file
+from explain2me.cli.entry import main
+from explain2me.config.load import load_config
 from explain2me.errors import ConfigError, ImageError, ManifestError
-from explain2me.explain import explain_run
-from explain2me.images import index_images
-from explain2me.manifest import image_root, list_images, num_ignored, resolve, splits_of
-from explain2me.prepare import warnings_of
+from explain2me.images import containers
+from explain2me.images.containers import container_of, open_tar
+from explain2me.images.decode import load_image
+from explain2me.images.examine import index_images
+from explain2me.images.folder import num_ignored
+from explain2me.images.listing import image_root, list_images, resolve, splits_of
+from explain2me.images.reading import read_file
 from explain2me.report.material import Material
-from explain2me.store import open_run
+from explain2me.run.folder import open_run
+from explain2me.stages.check import warnings_of
+from explain2me.stages.explain import explain_run
 from explain2me.train.data import read_human_maps, read_splits
 
 COLUMNS = ["image_id", "path", "label", "source"]

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from explain2me import demo, open_run
-from explain2me.cli import main
-from explain2me.config import load_config
+from explain2me.cli.entry import main
+from explain2me.config.load import load_config
 from explain2me.errors import Explain2MeError
-from explain2me.study import trainings
 from explain2me.train.data import read_human_maps, read_splits
+from explain2me.train.study import trainings
 
 
 @pytest.fixture(scope="module")

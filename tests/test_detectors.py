@@ -12,12 +12,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-import explain2me.detectors
+import explain2me.detectors.load
 from explain2me import Detector, load_detector
-from explain2me.detectors import read_checkpoint
+from explain2me.detectors.cards import reading_warnings
+from explain2me.detectors.checkpoints import read_checkpoint
 from explain2me.errors import CheckpointError, ConfigError
-from explain2me.store import Model
-from explain2me.trained import reading_warnings
+from explain2me.run.record import Model
 
 TINY = "timm:test_resnet"
 State = dict[str, torch.Tensor]
@@ -323,17 +323,17 @@ def test_named_pretrained_weights_bring_their_own_preprocessing(monkeypatch: pyt
         ConfigError, match="takes inputs of 384x384 pixels only, got input_size 224x224; leave input_size"
     ):
         load_detector("torchvision:vit_b_16", pretrained="IMAGENET1K_SWAG_E2E_V1", input_size=224)
-    features = explain2me.detectors.settings_of_weights("torchvision:vgg16", "IMAGENET1K_FEATURES")
+    features = explain2me.detectors.architectures.settings_of_weights("torchvision:vgg16", "IMAGENET1K_FEATURES")
     assert features["mean"] == pytest.approx((0.482, 0.459, 0.408), abs=1e-3)
     assert features["std"] == pytest.approx((1 / 255,) * 3)
     for other in (True, "NONE"):
-        assert explain2me.detectors.settings_of_weights("torchvision:vgg16", other) == {}
+        assert explain2me.detectors.architectures.settings_of_weights("torchvision:vgg16", other) == {}
 
 
 def test_a_vision_transformer_reads_the_size_it_was_built_for() -> None:
     with torch.device("meta"):
         built = torchvision.models.vit_h_14(weights=None, num_classes=2)
-    settings = explain2me.detectors._settings("torchvision", "vit_h_14", built, False)
+    settings = explain2me.detectors.architectures.reading_settings("torchvision", "vit_h_14", built, False)
     assert settings["input_size"] == (224, 224)
 
 

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from explain2me.bootstrap import image_weights
-from explain2me.estimates import Estimate, above_chance, auroc_estimate, difference, estimate, totals
-from explain2me.store import Stretch
+from explain2me.run.folder import Stretch
+from explain2me.statistics.bootstrap import image_weights
+from explain2me.statistics.estimates import Estimate, above_chance, auroc_estimate, difference, estimate, totals
 
 STRETCHES = [Stretch("fake", "a", 0, 30), Stretch("real", "b", 30, 50)]
 SIZES = [30, 20]

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from explain2me import open_run
-from explain2me.files import read_parquet
-from explain2me.measure import measure_run
-from explain2me.store import Run
-from explain2me.summarise import summarise_run
-from explain2me.verify import verify_run
+from explain2me.run.folder import Run
+from explain2me.run.packs import read_parquet
+from explain2me.stages.measure import measure_run
+from explain2me.stages.summarise import summarise_run
+from explain2me.stages.verify import verify_run
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from explain2me.decode import decode_image
 from explain2me.errors import ManifestError
-from explain2me.images import verify_hashes
-from explain2me.manifest import list_images, require_hashes
+from explain2me.images.decode import decode_image
+from explain2me.images.examine import verify_hashes
+from explain2me.images.listing import list_images, require_hashes
 
 ENTROPY = "noise = false\nresilience = false\nfocus = false\nstability = false"
 

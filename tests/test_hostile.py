@@ -333,7 +333,7 @@ def test_bombs_are_refused_before_they_go_off(call, write_config, tmp_path, name
 
 def test_a_photograph_of_many_pictures_has_few_scans(tmp_path):
     """Only those of the picture that is taken count."""
-    from explain2me.decode import MAX_SCANS, decode_image
+    from explain2me.images.decode import MAX_SCANS, decode_image
 
     pages = [picture(16, seed=i) for i in range(30)]
     data = encoded(pages[0], "MPO", save_all=True, append_images=pages[1:], progressive=True)

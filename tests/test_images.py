@@ -24,10 +24,13 @@ import torch
 from odd_files import make_socket, make_too_large, writes
 from PIL import Image, ImageOps
 
-from explain2me.decode import MIN_SIDE, decode_image, examine_file, load_image, read_file
 from explain2me.errors import ImageError, ManifestError
-from explain2me.images import batches, index_images
-from explain2me.manifest import check_labels, image_root, list_images, num_ignored, resolve
+from explain2me.images.batches import batches
+from explain2me.images.decode import MIN_SIDE, decode_image, examine_file, load_image
+from explain2me.images.examine import index_images
+from explain2me.images.folder import num_ignored
+from explain2me.images.listing import check_labels, image_root, list_images, resolve
+from explain2me.images.reading import read_file
 
 FACES = Path(__file__).resolve().parents[1] / "../shared/data/faces"
 needs_faces = pytest.mark.skipif(not FACES.is_dir(), reason="the shared face photographs are not beside the repository")
@@ -704,7 +707,9 @@ def test_pillow_logs_nothing_to_the_terminal():
     data = bytearray(encoded(picture(), "TIFF"))
     entry = data.index(struct.pack("<HHIH", 277, 3, 1, 3))  # SamplesPerPixel, one short, 3
     data[entry + 8 : entry + 10] = struct.pack("<H", 60_000)
-    script = "import sys; from explain2me.decode import decode_image\ntry: decode_image(sys.stdin.buffer.read())\n"
+    script = (
+        "import sys; from explain2me.images.decode import decode_image\ntry: decode_image(sys.stdin.buffer.read())\n"
+    )
     script += "except Exception as error: print(error)"
     done = subprocess.run([sys.executable, "-c", script], input=bytes(data), capture_output=True, check=True)
     assert b"cannot be decoded" in done.stdout or b"damaged" in done.stdout

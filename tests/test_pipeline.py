@@ -13,18 +13,19 @@ from safetensors.torch import load_file, save_file
 from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 
-from explain2me import GradCAM, open_run, shards
-from explain2me.config import load_config, override
-from explain2me.decode import load_image
+from explain2me import GradCAM, open_run
+from explain2me.config.load import load_config, override
+from explain2me.detectors.runs import load_model
 from explain2me.errors import RunFolderError
-from explain2me.explain import explain_run
-from explain2me.manifest import image_root, resolve
-from explain2me.measure import measure_run
+from explain2me.images.decode import load_image
+from explain2me.images.listing import image_root, resolve
 from explain2me.measures import salt_and_pepper
-from explain2me.prepare import load_model
-from explain2me.store import Run
-from explain2me.summarise import summarise_run
-from explain2me.verify import verify_run
+from explain2me.run import plan as shards
+from explain2me.run.folder import Run
+from explain2me.stages.explain import explain_run
+from explain2me.stages.measure import measure_run
+from explain2me.stages.summarise import summarise_run
+from explain2me.stages.verify import verify_run
 
 NUM_IMAGES, NUM_CONDITIONS = 26, 16
 
@@ -178,7 +179,7 @@ def test_the_summary_is_that_of_the_scores(run: Run) -> None:
 
 def test_chance_is_the_similarity_to_the_map_of_the_partner(run: Run) -> None:
     from explain2me.measures import ssim
-    from explain2me.shards import partners
+    from explain2me.statistics.chance import partners
 
     maps = run.maps().to_pandas()
     maps = maps[(maps.detector == "b") & (maps.run == "seed1")]
@@ -273,7 +274,7 @@ def test_maps_of_another_version_of_the_results_are_never_mixed_in(
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
     before = files_of(folder / "maps")
-    monkeypatch.setattr("explain2me.shards.RESULTS_VERSION", 2)
+    monkeypatch.setattr("explain2me.run.schema.RESULTS_VERSION", 2)
     shards.plan.cache_clear()
     with pytest.raises(RunFolderError, match=r"not of this run, first 'part-00000-.*give --out another folder"):
         explain_run(run.config, folder)
@@ -355,7 +356,7 @@ def test_a_file_that_vanishes_is_quarantined_and_moves_no_other_row(
     shutil.copytree(images.parent, copy)
     config = load_config(write_config(data=f'manifest = "{copy / "manifest.csv"}"'))
     whole = explain_run(config, tmp_path / "whole")
-    from explain2me.prepare import prepare
+    from explain2me.stages.begin import prepare
 
     prepare(config, tmp_path / "partial")
     (copy / "fake" / "gan_a" / "003.png").unlink()

@@ -16,25 +16,35 @@ import pytest
 import torch
 from rich.console import Console
 
-from explain2me import files, index
-from explain2me.cli import main
-from explain2me.conditions import conditions_for
-from explain2me.config import Config, DetectorConfig, TrainingConfig, load_config, parse_config
-from explain2me.crashes import Attempt, marked, suspected
+from explain2me.cli.entry import main
+from explain2me.config.load import load_config, parse_config
+from explain2me.config.schema import Config, DetectorConfig
+from explain2me.config.training import TrainingConfig
+from explain2me.detectors.runs import weights_of
 from explain2me.errors import Explain2MeError, ManifestError, RunFolderError
-from explain2me.executors import Engine, run_tasks
-from explain2me.explain import explain_run
-from explain2me.files import TEMPORARY, read_parquet, this_process, write_parquet
-from explain2me.index import IndexChunk, _record_crash, forget_chunks, index_run
-from explain2me.manifest import list_images
-from explain2me.measure import MapReader, measure_run
-from explain2me.prepare import prepare, weights_of, with_device
+from explain2me.images.listing import list_images
 from explain2me.report import write_report
-from explain2me.shards import partners, plan
-from explain2me.show import show_run
-from explain2me.store import Model, Run, read_part
-from explain2me.summarise import summarise_run
-from explain2me.verify import verify_run
+from explain2me.report.terminal import show_run
+from explain2me.run import files
+from explain2me.run.conditions import conditions_for
+from explain2me.run.files import write_parquet
+from explain2me.run.folder import Run
+from explain2me.run.leftovers import TEMPORARY, this_process
+from explain2me.run.packs import read_parquet
+from explain2me.run.parts import read_part
+from explain2me.run.plan import plan
+from explain2me.run.record import Model
+from explain2me.stages import index
+from explain2me.stages.begin import prepare
+from explain2me.stages.explain import explain_run
+from explain2me.stages.index import IndexChunk, _record_crash, forget_chunks, index_run
+from explain2me.stages.measure import MapReader, measure_run
+from explain2me.stages.summarise import summarise_run
+from explain2me.stages.verify import verify_run
+from explain2me.statistics.chance import partners
+from explain2me.workers import Engine, run_tasks
+from explain2me.workers.crashes import Attempt, marked, suspected
+from explain2me.workers.device import with_device
 
 
 @pytest.mark.parametrize(
@@ -235,7 +245,7 @@ def test_a_gpu_without_memory_left_is_one_line(tmp_path, make_images, weights, d
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory\nand so on")
 
-    monkeypatch.setattr("explain2me.explain._explain", fail)
+    monkeypatch.setattr("explain2me.stages.shard._explain", fail)
     with pytest.raises(Explain2MeError, match=r"^CUDA out of memory; what is committed stays\. .* compute\.batch_size"):
         explain_run(config, tmp_path / "run")
 
@@ -254,7 +264,7 @@ def test_what_ended_workers_were_writing_is_removed(tmp_path, make_images, weigh
         raise OSError("No space left on device")
         yield
 
-    monkeypatch.setattr("explain2me.explain.run_tasks", end)
+    monkeypatch.setattr("explain2me.workers.run_tasks", end)
     with pytest.raises(OSError, match="No space"):
         explain_run(config, tmp_path / "run")
     assert not half.exists()
@@ -329,7 +339,7 @@ def test_the_index_of_a_run_that_another_machine_begins_may_go_at_any_moment(tmp
 
     for name in ("read_parquet", "write_parquet"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"explain2me.index.{name}", begun)
+            patch.setattr(f"explain2me.stages.index.{name}", begun)
             assert index_run(images, source, folder, Engine(), max_pixels=10**6) is None
             if name == "write_parquet":
                 _record_crash(folder, IndexChunk(0, 0, 4, "key", images), 2)
@@ -430,7 +440,7 @@ def test_the_number_of_threads_belongs_to_the_run(explained, tmp_path):
 
 
 def test_float32_on_cuda_is_not_tf32():
-    from explain2me.explain import _exact_convolutions
+    from explain2me.stages.shard import _exact_convolutions
 
     class OnCuda:
         device = torch.device("cuda")
@@ -457,7 +467,7 @@ def test_a_folder_with_brackets_in_its_name_is_no_pattern(tmp_path, weights, ima
     for pattern in ("weights/seed*.safetensors", "weights/seed0.safetensors"):
         text = f'name = "tiny"\n{detector_table("a", pattern)}[data]\nmanifest = "{images}"\n[measures]\nstability = false\n'
         (folder / "config.toml").write_text(text)
-        from explain2me.prepare import check
+        from explain2me.stages.check import check
 
         _, record = check(load_config(folder / "config.toml"))
         assert len(record["models"]) == (3 if "*" in pattern else 1)
@@ -475,11 +485,11 @@ def test_the_word_for_totals_is_no_label_or_source(tmp_path, weights, detector_t
 
 
 def test_other_versions_that_go_on_with_a_run_are_recorded(explained, tmp_path, monkeypatch):
-    from explain2me import prepare
+    from explain2me.stages import begin
 
     folder = tmp_path / "run"
     shutil.copytree(explained.folder, folder)
-    monkeypatch.setattr(prepare, "provenance", lambda: {"versions": {"torch": "99"}})
+    monkeypatch.setattr(begin, "provenance", lambda: {"versions": {"torch": "99"}})
     for _ in range(2):
         explain_run(explained.config, folder)
     record = json.loads((folder / "run.json").read_text())

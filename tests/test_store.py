@@ -9,11 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from explain2me.config import parse_config
+from explain2me.config.load import parse_config
 from explain2me.errors import RunFolderError
-from explain2me.files import atomic_path, read_parquet, remove_leftovers, write_parquet
-from explain2me.shards import partners, plan
-from explain2me.store import IMAGES, Model, Run, open_run, stretches_of
+from explain2me.run.files import atomic_path, write_parquet
+from explain2me.run.folder import Run, open_run, stretches_of
+from explain2me.run.leftovers import remove_leftovers
+from explain2me.run.packs import read_parquet
+from explain2me.run.plan import plan
+from explain2me.run.record import Model
+from explain2me.run.schema import IMAGES
+from explain2me.statistics.chance import partners
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
@@ -165,7 +170,7 @@ def test_leftovers_are_looked_for_while_another_machine_removes_folders(tmp_path
 
 
 def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from explain2me.files import atomic_path; import os, signal\n"
+    code = "import sys; from pathlib import Path; from explain2me.run.files import atomic_path; import os, signal\n"
     code += "with atomic_path(Path(sys.argv[1])) as path:\n    path.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a" / "x.json")], check=False)
     assert len(list((tmp_path / "a").iterdir())) == 1

@@ -18,16 +18,18 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from explain2me import open_run
-from explain2me.config import load_config, override
+from explain2me.config.load import load_config, override
 from explain2me.errors import RunFolderError
-from explain2me.explain import explain_run
-from explain2me.measure import measure_run
 from explain2me.measures import ssim
-from explain2me.performance import performance_rows, predictions_of
 from explain2me.report.findings import TAGS, Finding
-from explain2me.show import MOST_FINDINGS, _mean_std, printable, show_findings, show_run
-from explain2me.store import Run, read_part
-from explain2me.summarise import _write, summarise_run
+from explain2me.report.terminal import MOST_FINDINGS, _mean_std, show_findings, show_run
+from explain2me.run.folder import Run
+from explain2me.run.parts import read_part
+from explain2me.stages.explain import explain_run
+from explain2me.stages.measure import measure_run
+from explain2me.stages.summarise import _write, summarise_run
+from explain2me.statistics.performance import performance_rows, predictions_of
+from explain2me.text import printable
 
 NUM_IMAGES = 26
 OFF = ("measures.entropy=false", "measures.noise=false", "measures.resilience=false", "measures.focus=false")

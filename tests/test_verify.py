@@ -10,16 +10,18 @@ import pandas as pd
 import pytest
 
 from explain2me import open_run
-from explain2me.compact import compact_run
-from explain2me.config import load_config
+from explain2me.config.load import load_config
 from explain2me.errors import Explain2MeError, RunFolderError
-from explain2me.explain import explain_run
-from explain2me.files import PACKED, files_on_disk, pack_folder, read_parquet, write_parquet
-from explain2me.measure import measure_run
 from explain2me.report.material import gather
-from explain2me.store import Run, sealed
-from explain2me.summarise import summarise_run
-from explain2me.verify import verify_run
+from explain2me.run.files import write_parquet
+from explain2me.run.folder import Run
+from explain2me.run.packs import PACKED, files_on_disk, pack_folder, read_parquet
+from explain2me.run.record import sealed
+from explain2me.stages.compact import compact_run
+from explain2me.stages.explain import explain_run
+from explain2me.stages.measure import measure_run
+from explain2me.stages.summarise import summarise_run
+from explain2me.stages.verify import verify_run
 
 
 @pytest.fixture(scope="module")

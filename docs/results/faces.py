@@ -22,13 +22,13 @@ import torch
 from scipy import stats
 
 from explain2me import open_run
-from explain2me.bootstrap import image_weights, interval, weighted_auroc
-from explain2me.conditions import conditions_for
-from explain2me.config import load_config
+from explain2me.config.load import load_config
 from explain2me.measures import entropy, pearson, ssim
-from explain2me.performance import ranking_score, read_predictions
-from explain2me.salience.files import mean_map, resize_map
-from explain2me.store import Run, stretches_of
+from explain2me.run.conditions import conditions_for
+from explain2me.run.folder import Run, stretches_of
+from explain2me.salience.heatmaps import mean_map, resize_map
+from explain2me.statistics.bootstrap import image_weights, interval, weighted_auroc
+from explain2me.statistics.performance import ranking_score, read_predictions
 from explain2me.train.losses import minmax
 
 HERE = Path(__file__).parent

@@ -4,22 +4,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from explain2me.detectors import Detector, load_detector
+    from explain2me.detectors.load import Detector, load_detector
     from explain2me.errors import Explain2MeError
-    from explain2me.notebook import open_run
+    from explain2me.report.notebook import open_run
+    from explain2me.run.folder import Run
     from explain2me.salience.gradcam import GradCAM
-    from explain2me.store import Run
 
 __version__ = "0.1.0.dev0"
 __all__ = ["Detector", "Explain2MeError", "GradCAM", "Run", "__version__", "load_detector", "open_run"]
 
 _HOMES = {
-    "Detector": "detectors",
+    "Detector": "detectors.load",
     "Explain2MeError": "errors",
     "GradCAM": "salience.gradcam",
-    "Run": "store",
-    "load_detector": "detectors",
-    "open_run": "notebook",
+    "Run": "run.folder",
+    "load_detector": "detectors.load",
+    "open_run": "report.notebook",
 }
 
 

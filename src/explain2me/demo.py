@@ -6,7 +6,7 @@
   fake away; 58 components, the most that leave room for noise, are harder to tell from photographs than 50.
 - Strategies: cross-entropy, and CYBORG (Boyd et al. 2023) guided by a *simulated* annotator.
 
-The rest is a study as any other: ``demo.toml`` says what is trained and compared, :mod:`explain2me.study` does it.
+The rest is a study as any other: ``demo.toml`` says what is trained and compared, :mod:`explain2me.train.study` does it.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from explain2me.errors import Explain2MeError
-from explain2me.files import atomic_path
+from explain2me.run.files import atomic_path
 
 ABOUT = (
     "Real: 100 face photographs of scikit-image's lfw_subset (25x25 pixels). Fake: faces drawn from probabilistic PCA "

@@ -13,9 +13,6 @@ Explain2MeError            wrong config or file; the command line prints one lin
 A tensor of the wrong shape or type raises ``ValueError`` instead.
 """
 
-import difflib
-from collections.abc import Iterable
-
 
 class Explain2MeError(Exception):
     """Wrong config or file: what was expected, what came, and what to do."""
@@ -49,7 +46,7 @@ class ImageError(Explain2MeError):
     """One image cannot be used.
 
     Args:
-        kind: short machine-readable word, e.g. ``truncated``; see :mod:`explain2me.decode`.
+        kind: short machine-readable word, e.g. ``truncated``; see :mod:`explain2me.images.decode`.
         message: one line for people.
     """
 
@@ -60,17 +57,3 @@ class ImageError(Explain2MeError):
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
         return ImageError, (self.kind, self.message)
-
-
-def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
-    """A half-sentence that offers the known words nearest to ``word``, or lists a few of them.
-
-    >>> nearest("resnet5", ["resnet50", "vgg16"])
-    "did you mean 'resnet50'?"
-    """
-    names = sorted(set(known))
-    close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
-    if close:
-        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
-    shown = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
-    return f"known: {shown}"

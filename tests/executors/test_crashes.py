@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from explain2me.crashes import Attempt, CrashSearch
 from explain2me.errors import Explain2MeError
-from explain2me.store import Run, open_run
-from explain2me.verify import verify_run
+from explain2me.run.folder import Run, open_run
+from explain2me.stages.verify import verify_run
+from explain2me.workers.crashes import Attempt, CrashSearch
 
 
 class Task(NamedTuple):
@@ -153,8 +153,8 @@ def test_an_image_that_ends_the_index_is_quarantined_at_the_next_call(
 def test_an_image_that_ends_a_worker_is_quarantined_by_each_model(
     tmp_path: Path, deadly_run: Callable[..., int], workers: int
 ) -> None:
-    from explain2me.config import load_config
-    from explain2me.prepare import prepare
+    from explain2me.config.load import load_config
+    from explain2me.stages.begin import prepare
 
     prepare(load_config(tmp_path / "config.toml"), tmp_path / "run")  # the index is made by a healthy machine
     codes = [deadly_run(f"compute.workers={workers}") for _ in range(1 if workers == 2 else 5)]

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from explain2me.errors import ConfigError, Explain2MeError
-from explain2me.executors import Engine, run_tasks
+from explain2me.workers import Engine, run_tasks
 
 WORK = """
 import os, pathlib, signal, time
@@ -80,7 +80,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "ray":
         pytest.importorskip("ray", reason="the extra ray is not installed")
         yield ENGINES["ray"]
-        from explain2me.executors import ray
+        from explain2me.workers import ray
 
         ray.close()
     else:
@@ -115,7 +115,7 @@ def test_what_a_task_raises_is_not_taken_for_the_death_of_its_worker(
 def test_more_workers_than_a_ray_cluster_has_room_for_are_refused(
     workers: int, gpus: float, there: dict[str, float], message: str | None
 ) -> None:
-    from explain2me.executors.ray import _check_room
+    from explain2me.workers.ray import _check_room
 
     engine = Engine("ray", workers=workers, gpus=gpus)
     if message is None:
@@ -235,7 +235,7 @@ def is_alive(pid: int) -> bool:
 def test_a_worker_can_be_ended_while_it_starts(tmp_path: Path, work: ModuleType) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from explain2me.executors.local import LocalWorker, WorkerDied
+    from explain2me.workers.local import LocalWorker, WorkerDied
 
     for delay in (0.0, 0.01, 0.1, 0.5):
         worker = LocalWorker(0, 1)

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from explain2me.store import open_run
-from explain2me.verify import verify_run
+from explain2me.run.folder import open_run
+from explain2me.stages.verify import verify_run
 
 IMAGES, CONDITIONS, MODELS, SHARDS = 26, 16, 2, 26
 RUN_JSON = ("run.json",)  # it says how many workers there were

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from odd_files import small_files
 
-from explain2me.store import open_run
-from explain2me.verify import verify_run
+from explain2me.run.folder import open_run
+from explain2me.stages.verify import verify_run
 
 
 def one_line(error: str) -> str:

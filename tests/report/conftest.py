@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from explain2me.config import load_config
-from explain2me.explain import explain_run
-from explain2me.measure import measure_run
+from explain2me.config.load import load_config
 from explain2me.report import write_report
-from explain2me.summarise import summarise_run
+from explain2me.stages.explain import explain_run
+from explain2me.stages.measure import measure_run
+from explain2me.stages.summarise import summarise_run
 
 EVIL = [
     '"><img src=x onerror=evil()>',

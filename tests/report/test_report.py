@@ -17,20 +17,22 @@ import torch
 from matplotlib.figure import Figure
 
 from explain2me import open_run
-from explain2me.config import override
+from explain2me.config.load import override
 from explain2me.errors import Explain2MeError
-from explain2me.measure import measure_run
-from explain2me.notebook import as_html
-from explain2me.performance import Predictions
 from explain2me.report import Plots, write_report
-from explain2me.report.figures import all_figures, radar_values, safe, wrapped
+from explain2me.report.figures import all_figures
+from explain2me.report.figures.drawing import safe, wrapped
+from explain2me.report.figures.plots import radar_values
 from explain2me.report.findings import against_chance, against_fixed, compare, findings
 from explain2me.report.material import AUROC, Score, _of_one_class, gather, main_similarity
+from explain2me.report.notebook import as_html
 from explain2me.report.page import _cells, _json, render, viewer_data
 from explain2me.report.tables import auroc, by_pair, latex
-from explain2me.show import show_run
-from explain2me.store import read_part
-from explain2me.summarise import summarise_run
+from explain2me.report.terminal import show_run
+from explain2me.run.parts import read_part
+from explain2me.stages.measure import measure_run
+from explain2me.stages.summarise import summarise_run
+from explain2me.statistics.performance import Predictions
 
 
 def test_every_kind_of_file_is_there(reported):
@@ -623,7 +625,7 @@ def test_dead_maps_are_counted_from_the_maps(tmp_path, make_run, make_images, we
     ("levels", "wanted"), [("[0.0, 0.01, 0.05, 0.1]", "0.05"), ("[0.0, 0.02, 0.2]", "0.02"), ("[0.0]", "0")]
 )
 def test_the_noise_of_the_headline_is_the_papers(tmp_path, levels, wanted):
-    from explain2me.config import parse_config
+    from explain2me.config.load import parse_config
     from explain2me.report.material import _main_noise
 
     table = {"name": "d", "architecture": "timm:x", "random_runs": 1}

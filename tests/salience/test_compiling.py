@@ -10,11 +10,10 @@ import torch._dynamo.testing
 from torch import nn
 
 from explain2me import GradCAM, load_detector, open_run
-from explain2me.config import load_config
+from explain2me.config.load import load_config
 from explain2me.errors import LayerError
-from explain2me.explain import explain_run
-from explain2me.salience import compile_before
-from explain2me.salience.compiling import Compiled
+from explain2me.salience.compiling import Compiled, compile_before
+from explain2me.stages.explain import explain_run
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 pytestmark = pytest.mark.filterwarnings("ignore")  # inductor's own

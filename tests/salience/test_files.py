@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from explain2me.errors import ManifestError
-from explain2me.salience.files import fixation_density, load_map, mean_map, read_fixations, resize_map
+from explain2me.salience.heatmaps import fixation_density, load_map, mean_map, read_fixations, resize_map
 
 VALUES = np.array([[0, 10, 20], [30, 40, 250]], dtype=np.uint8)
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from explain2me.config import Config, parse_config
+from explain2me.config.load import parse_config
+from explain2me.config.schema import Config
 from explain2me.errors import ConfigError
-from explain2me.study import trainings
 from explain2me.train.loggers import open_loggers
+from explain2me.train.study import trainings
 from explain2me.train.trainer import train_detector
 
 EPOCHS = 3

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from explain2me.config import parse_config
-from explain2me.explain import explain_run
-from explain2me.measure import measure_run
-from explain2me.study import evaluation, train_missing
-from explain2me.summarise import summarise_run
+from explain2me.config.load import parse_config
+from explain2me.stages.explain import explain_run
+from explain2me.stages.measure import measure_run
+from explain2me.stages.summarise import summarise_run
+from explain2me.train.study import evaluation, train_missing
 
 SIZE, REGION, PATCH = 160, slice(112, 160), slice(0, 96)
 SIDE = REGION.stop - REGION.start

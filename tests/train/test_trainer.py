@@ -23,14 +23,17 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 import explain2me.train.trainer
-from explain2me.config import AugmentationConfig, Config, OptimizerConfig, parse_config
-from explain2me.detectors import load_detector
+from explain2me.config.load import parse_config
+from explain2me.config.schema import Config
+from explain2me.config.training import AugmentationConfig, OptimizerConfig
+from explain2me.detectors.cards import human_maps_in_words
+from explain2me.detectors.load import load_detector
 from explain2me.errors import DivergedError, Explain2MeError, ManifestError
-from explain2me.study import check_study, evaluation, refuse_shared_gpus, train_missing, trainings
 from explain2me.train.augment import Move, _moved, draw_move, move_image, move_map
 from explain2me.train.cams import class_activation_maps, find_features
 from explain2me.train.data import EpochSampler, Examples, class_weights, read_human_maps, read_splits
 from explain2me.train.losses import guided_loss
+from explain2me.train.study import check_study, evaluation, refuse_shared_gpus, train_missing, trainings
 from explain2me.train.trainer import (
     CARD,
     LOCK,
@@ -41,7 +44,6 @@ from explain2me.train.trainer import (
     ranking,
     train_detector,
 )
-from explain2me.trained import human_maps_in_words
 
 ARCHITECTURE = "timm:test_resnet"
 SIZE = 64
@@ -214,7 +216,9 @@ def test_a_training_keeps_its_number_of_threads(tmp_path, manifest):
 @pytest.mark.parametrize("all_the_same", [False, True], ids=["skipped", "computed"])
 def test_guidance_that_weighs_nothing_changes_no_bit(tmp_path, manifest, monkeypatch, all_the_same):
     if all_the_same:  # alpha = 1 reads no activation maps; here it does
-        monkeypatch.setattr("explain2me.config.StrategyConfig.guided", property(lambda self: self.loss == "cyborg"))
+        monkeypatch.setattr(
+            "explain2me.config.training.StrategyConfig.guided", property(lambda self: self.loss == "cyborg")
+        )
     strategies = [{"name": "plain"}, {"name": "guided", "loss": "cyborg", "alpha": 1.0}]
     config = make_config(manifest, epochs=2, strategies=strategies)
     for index in (0, 1):
@@ -530,7 +534,7 @@ def test_trainings_of_several_gpus_do_not_share_them(tmp_path, manifest, monkeyp
 
 
 def test_an_extended_study_says_what_to_delete(tmp_path, manifest):
-    from explain2me.prepare import prepare
+    from explain2me.stages.begin import prepare
 
     config = make_config(manifest, runs=2, epochs=1)
     assert train_missing(config, tmp_path) == []
@@ -1306,7 +1310,7 @@ def test_two_processes_that_are_killed_go_on_with_the_same_bits(tmp_path, manife
     train_detector(whole)
     code = (
         "import json, sys; from pathlib import Path\n"
-        "from explain2me.config import parse_config; from explain2me.study import trainings\n"
+        "from explain2me.config.schema import parse_config; from explain2me.train.study import trainings\n"
         "from explain2me.train.trainer import train_detector\n"
         "if __name__ == '__main__':\n"
         "    train_detector(trainings(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2]))[1])\n"
@@ -1345,7 +1349,7 @@ def test_architectures_at_299(tmp_path, manifest, architecture):
 
 
 def test_a_training_can_be_counted_though_its_config_holds_a_dict(tmp_path: Path) -> None:
-    from explain2me.executors import Recovery
+    from explain2me.workers import Recovery
 
     config = parse_config(
         {
@@ -1376,7 +1380,7 @@ def test_trainings_in_workers_give_the_same_weights(manifest: Path, tmp_path: Pa
         f"{training.detector} run 0" for training in trainings(two_config, tmp_path)
     }
     if executor == "ray":
-        from explain2me.executors import ray
+        from explain2me.workers import ray
 
         ray.close()
     for training in trainings(one_config, tmp_path / "one"):

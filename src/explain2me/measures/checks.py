@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from explain2me.errors import nearest
+from explain2me.text import nearest
 
 DEAD_SUM = 1e-12
 FLAT_RANGE = 1e-12

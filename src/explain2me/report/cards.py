@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from explain2me.decode import printable_line
 from explain2me.report.findings import TAGS, Finding, auroc_rows
-from explain2me.report.material import ALL, Material
+from explain2me.report.material import Material
 from explain2me.report.tables import interval, number, share, training_in_words
+from explain2me.run.schema import ALL
+from explain2me.text import printable_line
 
 
 def model_card(material: Material, detector: str, findings: Sequence[Finding]) -> str:

@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from explain2me.cells import FEW_CELLS, LARGE_DEAD_SHARE
-from explain2me.decode import printable_line
-from explain2me.differences import without_runs
 from explain2me.report.material import AUROC, Material, Score, records
+from explain2me.statistics.cells import FEW_CELLS, LARGE_DEAD_SHARE
+from explain2me.statistics.differences import without_runs
+from explain2me.text import printable_line
 
 Kind = Literal["none", "differs", "runs", "alike", "chance", "focus", "decision", "dead", "absent", "note"]
+
+
 TAGS: dict[Kind, str] = {
     "none": "none to choose",
     "differs": "differs",
@@ -32,6 +34,8 @@ STUCK_CHANCE = 0.5
 OF_RUNS = {2: 50, 3: 75, 4: 79, 5: 84, 6: 86, 7: 87, 8: 88, 9: 89}
 """By the number of training runs, where these, normally distributed, are all that varies: percent of bootstrap intervals of one
 detector that hold the true mean."""
+
+
 OF_PAIRS = {3: 50, 4: 74, 5: 78, 6: 81, 7: 82, 8: 85, 9: 86}
 """The same for means over pairs of runs; of two runs there is one pair, and nothing is drawn."""
 RULES = (
@@ -50,6 +54,8 @@ RULES = (
 
 
 Pair = tuple[str, str]
+
+
 Rows = Mapping[str, Mapping[str, Any]]
 """A row of the summary by detector."""
 

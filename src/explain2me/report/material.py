@@ -13,16 +13,20 @@ import torch
 from jaxtyping import Float, UInt8
 from scipy.special import softmax
 
-from explain2me.conditions import Condition, conditions_for
-from explain2me.decode import load_array, printable_line
 from explain2me.errors import ImageError
-from explain2me.manifest import image_root, resolve
+from explain2me.images.decode import load_array
+from explain2me.images.listing import image_root, resolve
 from explain2me.measures import is_dead
-from explain2me.performance import Predictions, predictions_of
-from explain2me.store import Part, Run, Stretch, read_part, stretches_of
+from explain2me.run.conditions import Condition, conditions_for
+from explain2me.run.folder import Run, Stretch, stretches_of
+from explain2me.run.parts import Part, read_part
+from explain2me.run.schema import ALL
+from explain2me.statistics.performance import Predictions, predictions_of
+from explain2me.text import printable_line
 
-ALL = "all"
 MEASURES = ("entropy", "noise", "resilience", "focus", "stability")
+
+
 PAPERS_NOISE = "salt_pepper@0.05"
 BLURS = ("focus_salient", "focus_nonsalient")
 

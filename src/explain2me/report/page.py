@@ -14,11 +14,12 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.colors import Colormap
 from PIL import Image
 
-from explain2me.decode import printable_line
-from explain2me.report.figures import Drawn
+from explain2me.report.figures.drawing import Drawn
 from explain2me.report.findings import RULES, TAGS, Finding, auroc_rows
-from explain2me.report.material import ALL, Material, records
+from explain2me.report.material import Material, records
 from explain2me.report.tables import Sheet, interval, number, share, training_in_words
+from explain2me.run.schema import ALL
+from explain2me.text import printable_line
 
 MEANING = {
     "entropy": (
@@ -44,8 +45,14 @@ MEANING = {
         "1: all training runs give the same map. Higher is better: a low value says that the next training may look elsewhere.",
     ),
 }
+
+
 TITLES = {"entropy": "Entropy", "noise": "Reaction to noise", "resilience": "Resilience to transforms"}
+
+
 TITLES |= {"focus": "Focus", "stability": "Stability across training runs"}
+
+
 THUMBNAIL = 144  # pixels a side
 MOST_CELLS = 14  # a side; finer maps are averaged for the viewer
 MOST_ROWS = 20_000  # images in the table

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from explain2me.decode import printable_line
-from explain2me.differences import without_runs
-from explain2me.performance import from_to
-from explain2me.report.material import ALL, AUROC, Material, records
+from explain2me.report.material import AUROC, Material, records
+from explain2me.run.schema import ALL
+from explain2me.statistics.differences import without_runs
+from explain2me.statistics.performance import from_to
+from explain2me.text import printable_line
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -47,7 +48,7 @@ def sheets(material: Material) -> Iterator[tuple[str, Sheet]]:
 
 
 def training_in_words(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(title, text) of how the runs of one detector were trained, each as :func:`explain2me.trained.trained` tells it."""
+    """(title, text) of how the runs of one detector were trained, each as :func:`explain2me.detectors.cards.trained` tells it."""
     scores = [
         (name, [run[key] for run in runs]) for key, name in (("val_auroc", "AUROC"), ("val_accuracy", "accuracy"))
     ]

@@ -17,16 +17,17 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from explain2me.config import Config
-from explain2me.events import log_event
-from explain2me.files import atomic_path
+from explain2me.config.schema import Config
 from explain2me.report.cards import findings_list, model_card
-from explain2me.report.figures import DRAWS, STYLE, Drawn, all_figures
+from explain2me.report.figures import DRAWS, all_figures
+from explain2me.report.figures.drawing import STYLE, Drawn
 from explain2me.report.findings import Finding, findings
 from explain2me.report.material import Material, gather
 from explain2me.report.page import render
 from explain2me.report.tables import sheets, to_csv, to_latex
-from explain2me.store import Run
+from explain2me.run.events import log_event
+from explain2me.run.files import atomic_path
+from explain2me.run.folder import Run
 
 MOST_SVG_BYTES = 150_000
 """A picture that is larger as SVG (it holds photographs or many points) stands in the page as WebP."""

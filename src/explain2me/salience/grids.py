@@ -10,7 +10,10 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
+
+
 Size = tuple[int, int]  # height, width of the images
+
 
 MOST_PREFIX_TOKENS = 16
 USUAL_PREFIX_TOKENS = 5

@@ -17,10 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from explain2me.errors import LayerError, nearest
+from explain2me.errors import LayerError
 from explain2me.salience.grids import Grid, Size, collapsed_grid, named_grid, token_grid
+from explain2me.text import nearest
 
 ASKING = {"__get__", "dim", "size", "numel", "stride", "is_contiguous"}  # x.shape and the like: no gradient passes
+
+
 INDEXING = {"__getitem__", "select", "index_select", "narrow", "unbind", "split", "chunk", "tensor_split"}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
-from explain2me.config import AugmentationConfig
+from explain2me.config.training import AugmentationConfig
 
 LARGEST_ASPECT = 4 / 3
 LEAST_SHARE = 0.01

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from explain2me.detectors import classifier_of
+from explain2me.detectors.architectures import classifier_of
 from explain2me.errors import ConfigError, LayerError
 from explain2me.salience.grids import Grid
 from explain2me.salience.layers import CallInput, ModuleTensor, find_layer

@@ -16,13 +16,17 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from explain2me.config import AugmentationConfig, Config, StrategyConfig, TrainingConfig, digest
-from explain2me.decode import MAX_PIXELS, load_array, printable_line, read_file
+from explain2me.config.compare import digest
+from explain2me.config.schema import Config
+from explain2me.config.training import AugmentationConfig, StrategyConfig, TrainingConfig
 from explain2me.errors import ConfigError, ImageError, ManifestError
-from explain2me.images import index_images
-from explain2me.manifest import check_labels, image_root, list_images, resolve, sample_images
-from explain2me.prepare import class_names
-from explain2me.salience.files import load_map, maps_of, mean_map
+from explain2me.images.decode import MAX_PIXELS, load_array
+from explain2me.images.examine import index_images
+from explain2me.images.listing import check_labels, image_root, list_images, resolve, sample_images
+from explain2me.images.reading import read_file
+from explain2me.salience.heatmaps import load_map, maps_of, mean_map
+from explain2me.stages.check import class_names
+from explain2me.text import printable_line
 from explain2me.train.augment import draw_move, move_image, move_map
 
 MEAN_OF = "mean-of:"

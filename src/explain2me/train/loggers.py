@@ -14,7 +14,7 @@ from filelock import FileLock
 from lightning.pytorch.loggers import Logger
 
 from explain2me.errors import ConfigError
-from explain2me.files import write_json
+from explain2me.run.files import write_json
 
 KNOWN = "loggers.json"
 """Under which names the services know this training."""

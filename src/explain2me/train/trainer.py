@@ -32,14 +32,18 @@ from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from explain2me import errors
-from explain2me.bootstrap import weighted_auroc
-from explain2me.config import Config, OptimizerConfig, StrategyConfig, TrainingConfig, flat, was_and_is
-from explain2me.detectors import Detector, classifier_of, load_detector, sha256_without_head
+from explain2me.config.compare import flat, was_and_is
+from explain2me.config.schema import Config
+from explain2me.config.training import OptimizerConfig, StrategyConfig, TrainingConfig
+from explain2me.detectors.architectures import classifier_of
+from explain2me.detectors.cards import CARD
+from explain2me.detectors.load import Detector, load_detector, sha256_without_head
 from explain2me.errors import CheckpointError, ConfigError, DivergedError, Explain2MeError
-from explain2me.executors.schedule import torch_threads
-from explain2me.files import atomic_path, remove_leftovers, write_json
-from explain2me.prepare import provenance, real_device
-from explain2me.salience import predicted_classes
+from explain2me.run.files import atomic_path, write_json
+from explain2me.run.leftovers import remove_leftovers
+from explain2me.run.provenance import provenance
+from explain2me.salience.gradcam import predicted_classes
+from explain2me.statistics.bootstrap import weighted_auroc
 from explain2me.train.cams import FeatureReader, class_activation_maps, find_features
 from explain2me.train.data import (
     EpochSampler,
@@ -56,7 +60,8 @@ from explain2me.train.data import (
 )
 from explain2me.train.loggers import log_epoch, open_loggers
 from explain2me.train.losses import cross_entropy, guided_loss
-from explain2me.trained import CARD
+from explain2me.workers.device import real_device
+from explain2me.workers.schedule import torch_threads
 
 DIVERGED = "diverged.txt"
 """Why a training could not end, for the process that began it."""

@@ -1,0 +1,161 @@
+"""`explain2me check`: find mistakes before anything runs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from explain2me.cli.console import make_console, progress_bars
+from explain2me.cli.options import Sets, VerifyHashes, load_settings
+from explain2me.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pyarrow import Table
+    from rich.console import Console
+
+    from explain2me.config.schema import Config
+
+
+MOST_MISMATCHES = 20
+
+
+def check(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="TOML file of the run or study.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to compare with CONFIG; default: none.")
+    ] = None,
+    sets: Sets = None,
+    verify_hashes: VerifyHashes = False,
+) -> None:
+    """Check CONFIG, its list of images and its checkpoints, and say what would run; writes nothing.
+
+    Images to train on are opened, images to test only with --verify-hashes. With --out what is in that folder is
+    compared with CONFIG, too.
+    """
+    settings, _ = load_settings(config, out, sets)  # a mistake in it is told before PyTorch is imported
+    from explain2me.run.conditions import conditions_for
+    from explain2me.stages import check as stage
+    from explain2me.stages.refusals import refuse_other_run
+    from explain2me.workers.device import with_device
+
+    settings = with_device(settings)
+    console = make_console()
+    if verify_hashes:
+        _verify_hashes(settings, console)
+    if out is not None and settings.training is None:
+        refuse_other_run(settings, out)
+    if settings.training is not None:
+        _check_training(settings, out, console)
+        if not settings.detectors:
+            return
+    images, record = stage.check(settings)
+    if settings.training is None:  # or else it was told with what it trains
+        _warn(settings, record, images, console)
+    for model in record["models"]:
+        name = f"{model['detector']} {model['run']}: {model['architecture']}"
+        console.print(printable(f"{name}, {_sizes(model, record)}"), markup=False)
+    conditions = conditions_for(settings.measures, tuple(record["models"][0]["input_size"]))
+    passes = len(images) * len(conditions) * len(record["models"])
+    console.print(printable(class_order_text(record["classes"], settings)), markup=False)
+    console.print("the images were not opened: `explain2me run` does that first and says which cannot be used")
+    console.print(
+        f"{len(images)} images x {len(conditions)} conditions x {len(record['models'])} models = {passes} forward passes "
+        f"on {settings.compute.device}",
+        markup=False,
+    )
+
+
+def _warn(config: "Config", record: "Mapping[str, Any]", images: "Table", console: "Console") -> None:
+    """Print what is allowed and probably not meant, in what :func:`explain2me.stages.check.check` returned."""
+    from explain2me.run.record import Model
+    from explain2me.stages.check import warnings_of
+
+    models = [Model(**model) for model in record["models"]]
+    for warning in warnings_of(config, models, images, classes=record["classes"], map_sizes=record["map_sizes"]):
+        console.print(printable(f"warning: {warning}"), markup=False)
+
+
+def _sizes(model: "Mapping[str, Any]", record: "Mapping[str, Any]") -> str:
+    """Of the input and the maps of one model of run.json."""
+    height, width = record["map_sizes"][f"{model['detector']}__{model['run']}"]
+    sides = "x".join(str(side) for side in model["input_size"])
+    return f"input {sides}, layer {model['layer']}, maps of {height}x{width} cells"
+
+
+def _verify_hashes(config: "Config", console: "Console") -> None:
+    """Read every image to test and compare it to its hash; exit code 2 where one differs or is not there."""
+    from explain2me.images.examine import verify_hashes
+    from explain2me.images.listing import image_root
+    from explain2me.stages.refusals import require_all_hashes
+
+    images = require_all_hashes(config)
+    with progress_bars(console) as progress:
+        task = progress.add_task("read", total=len(images))
+        bad = verify_hashes(
+            images,
+            image_root(Path(config.data.manifest)),
+            on_done=lambda done: progress.update(task, completed=done),
+        ).to_pylist()
+    for row in bad[:MOST_MISMATCHES]:
+        print(printable(f"explain2me: {row['path']}: {row['kind']}: {row['message']}"), file=sys.stderr)
+    if len(bad) > MOST_MISMATCHES:
+        print(f"explain2me: and {len(bad) - MOST_MISMATCHES} more", file=sys.stderr)
+    if bad:
+        print(f"explain2me: {len(bad)} of {len(images)} images are not what the manifest names", file=sys.stderr)
+        raise typer.Exit(2)
+    console.print(f"{len(images)} images have the bytes that the manifest names")
+
+
+def _check_training(config: "Config", out: Path | None, console: "Console") -> None:
+    """Say what a study would train; every image and human map to train on is opened."""
+    from collections import Counter
+
+    from explain2me.detectors.cards import human_maps_in_words
+    from explain2me.train.data import read_human_maps, read_splits
+    from explain2me.train.study import (
+        check_architectures,
+        check_comparison,
+        check_devices,
+        check_settings,
+        refuse_other_study,
+        trainings,
+    )
+
+    assert config.training is not None
+    check_settings(config)
+    if out is None or not all(training.done for training in trainings(config, out)):
+        check_devices(config)
+    splits = read_splits(config, config.training)
+    if out is not None:
+        refuse_other_study(config, out, splits)
+    for strategy in config.training.strategies:
+        maps = read_human_maps(strategy, splits.training, (32, 32))
+        kind = f"human maps: {human_maps_in_words(None if maps is None else maps.record)}"
+        console.print(printable(f"strategy {strategy.name}: {strategy.loss}, {kind}"), markup=False)
+    for name in ("training", "validation"):
+        if name in splits.record:
+            found = ", ".join(f"{key} {count}" for key, count in splits.record[name]["by_label_and_source"].items())
+            console.print(printable(f"{name}: {splits.record[name]['images']} images ({found})"), markup=False)
+    every = trainings(config, Path())
+    check_architectures(every)
+    images, record = check_comparison(config)
+    _warn(config, record, images, console)
+    for architecture in config.training.architectures:
+        model = next(model for model in record["models"] if model["architecture"] == architecture)
+        console.print(printable(f"{architecture}: {_sizes(model, record)}"), markup=False)
+    console.print(f"test: {len(images)} images")
+    console.print(printable(class_order_text(record["classes"], config)), markup=False)
+    for detector, count in Counter(training.detector for training in every).items():
+        console.print(printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
+
+
+def class_order_text(classes: "Sequence[str]", config: "Config") -> str:
+    """The classes in the order of the logits, and which is positive, as one line."""
+    shown = ", ".join(classes) if len(classes) <= 12 else f"{', '.join(classes[:10])}, ... ({len(classes)})"
+    positive = f"; positive: {config.data.positive}" if config.data.positive in classes else "; no labels, so no AUROC"
+    return f"classes, in the order of the logits: {shown}{positive}"

@@ -1,0 +1,106 @@
+"""The entry point: every command, and one line for every error that a user can cause."""
+
+import contextlib
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from explain2me.cli.check import check
+from explain2me.cli.folders import compact, verify
+from explain2me.cli.results import measure, report, show, summarise
+from explain2me.cli.run import explain, run
+from explain2me.cli.train import demo, study, train
+from explain2me.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer(
+    name="explain2me",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Measure where image classifiers look, over whole datasets, to choose which of them to trust.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from explain2me import __version__
+
+        print(f"explain2me {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Measure where image classifiers look, over whole datasets, to choose which of them to trust."""
+
+
+for command in (demo, check, run, explain, measure, summarise, report, train, study, show, verify, compact):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: wrong input gives one line and exit code 2, our own bugs a traceback and 1."""
+    from explain2me.errors import Explain2MeError
+
+    try:
+        with _stopped_by_sigterm():
+            app(standalone_mode=True)
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("\nexplain2me: stopped; what is committed stays, call the same command to go on", file=sys.stderr)
+        raise
+    except Explain2MeError as error:
+        line = " ".join(str(error).split())
+        print(f"explain2me: {printable(line)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"explain2me: {printable(str(error.strerror or error) + where)}; what is committed stays", file=sys.stderr
+        )
+        sys.exit(2)
+    except Exception as error:
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            print(
+                "explain2me: out of memory; what is committed stays. End what else needs memory, or lower compute.workers (or "
+                "compute.batch_size, in a new folder), and call the same command again",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        if not type(error).__module__.startswith("pyarrow"):
+            raise
+        text = printable(" ".join(str(error).split()))
+        print(
+            f"explain2me: a file of the run is damaged ({text}); `explain2me verify RUN` names it: delete it and call the "
+            f"same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> "Iterator[None]":
+    """What a scheduler sends before it kills stops a command as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,51 @@
+"""`explain2me verify` and `compact`: commands that keep a run folder in order."""
+
+from typing import Annotated
+
+import typer
+
+from explain2me.cli.console import make_console, progress_bars
+from explain2me.cli.options import RunFolder
+from explain2me.text import printable
+
+
+def verify(
+    run: RunFolder,
+    verify_hashes: Annotated[
+        bool, typer.Option("--verify-hashes", help="Read every image too and compare its sha256.")
+    ] = False,
+) -> None:
+    """Check that every model x image x condition of RUN is there once, or in the quarantine, and no file changed."""
+    from explain2me.run.folder import open_run
+    from explain2me.stages.verify import verify_run
+
+    console = make_console()
+    with progress_bars(console) as bars:
+        task = bars.add_task("verify", total=None)
+        problems = verify_run(
+            open_run(run), images=verify_hashes, on_done=lambda n, total: bars.update(task, completed=n, total=total)
+        )
+    for problem in problems:
+        console.print(printable(problem), markup=False, soft_wrap=True)
+    if problems:
+        console.print(
+            "Call `explain2me run` with the same config and folder to make what is missing; delete what is damaged first."
+        )
+        raise typer.Exit(2)
+    console.print("whole")
+
+
+def compact(run: RunFolder) -> None:
+    """Put the many small files of RUN into few large ones; nothing is lost and every command reads them.
+
+    Not while another command works on RUN.
+    """
+    from explain2me.run.folder import open_run
+    from explain2me.stages.compact import compact_run
+
+    console = make_console()
+    done = compact_run(open_run(run))
+    for folder, (before, after) in done.items():
+        console.print(printable(f"{folder}: {before} files -> {after}"), markup=False, soft_wrap=True)
+    if not done:
+        console.print("nothing to do")

@@ -1,0 +1,108 @@
+"""`explain2me demo`, `train` and `study`: commands that train."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from explain2me.cli.console import make_console, progress_bars, say_where
+from explain2me.cli.options import Out, Sets, ShardOf, StudyFile, VerifyHashes, load_settings, parse_shard
+from explain2me.cli.run import run_all_stages
+from explain2me.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from explain2me.config.schema import Config
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the demo's images, weights and run.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images and of the training.")] = 7,
+) -> None:
+    """Train two small detectors, three times each, on real and made faces and compare them; needs no file and no network."""
+    from explain2me.config.load import load_config
+    from explain2me.demo import ABOUT, prepare
+
+    console = make_console()
+    console.print(ABOUT, markup=False)
+    with progress_bars(console) as progress:
+        task = progress.add_task("make images", total=None)
+        config = load_config(
+            prepare(out, seed=seed, progress=lambda _, done, total: progress.update(task, completed=done, total=total))
+        )
+        progress.update(task, total=1, completed=1)
+    _study(config, out, None, console)
+
+
+def train(config: StudyFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
+    """Train every detector of CONFIG that is not trained yet; a second call goes on where the first stopped."""
+    _train(*load_settings(config, out, sets), shard, make_console())
+
+
+def study(
+    config: StudyFile,
+    out: Out = None,
+    shard: ShardOf = None,
+    sets: Sets = None,
+    verify_hashes: VerifyHashes = False,
+) -> None:
+    """Train, run and compare; with --shard train a share, and compare where every share is there."""
+    _study(*load_settings(config, out, sets, verify_hashes=verify_hashes), shard, make_console())
+
+
+def _train(config: "Config", folder: Path, shard: str | None, console: "Console") -> bool:
+    """Train; whether every training of the config is finished."""
+    from explain2me.train.study import train_missing
+    from explain2me.train.trainer import Training
+
+    def tell(training: Training, done: int, total: int) -> None:
+        progress.update(task, completed=done)
+        progress.console.print(printable(f"{done} of {total}: {training.outcome()}"), markup=False, soft_wrap=True)
+
+    def start(missing: "Sequence[Training]", total: int) -> None:
+        say_where(console, f"train: {len(missing)} of {total} trainings to be done", folder / "training")
+        for training in missing:
+            if epochs := training.epochs_committed():
+                says = (
+                    f"{training.detector} run {training.run} goes on after epoch {epochs} of {training.settings.epochs}"
+                )
+                console.print(printable(says), markup=False, soft_wrap=True)
+        progress.update(task, total=total, completed=total - len(missing))
+
+    with progress_bars(console) as progress:
+        task = progress.add_task("train", total=None)
+        now = progress.add_task("", total=None, visible=False)
+        left = train_missing(
+            config,
+            folder,
+            shard=parse_shard(shard),
+            on_start=start,
+            on_step=lambda done, total, text: progress.update(
+                now, description=text, completed=done, total=total, visible=True
+            ),
+            on_trained=tell,
+        )
+    console.print(printable(f"trained: {folder / 'training'}"), markup=False, soft_wrap=True)
+    if left:
+        first = left[0]
+        console.print(
+            f"{len(left)} trainings are not finished, first {first.detector} run {first.run}; the others of --shard make them",
+            markup=False,
+            soft_wrap=True,
+        )
+    return not left
+
+
+def _study(config: "Config", folder: Path, shard: str | None, console: "Console") -> None:
+    from explain2me.train.study import check_study, evaluation, trainings
+
+    check_study(config, folder)
+    # trainings are shared first; once they are all there, the next call shares the run
+    trained = shard is not None and all(training.done for training in trainings(config, folder))
+    if _train(config, folder, shard, console):
+        run_all_stages(evaluation(config, folder), folder / "run", shard if trained else None, console)

@@ -1,0 +1,180 @@
+"""The table [training] of a config: strategies, optimiser, augmentation."""
+
+import itertools
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from explain2me.config.fields import Name, Sample, Section, Side, check_device, safe_name
+from explain2me.text import shorten
+
+
+class StrategyConfig(Section):
+    """What a training minimises, and where its human maps come from."""
+
+    name: Name
+    loss: Literal["cross-entropy", "cyborg"] = "cross-entropy"
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """cyborg: weight of cross-entropy; the rest weighs the difference to the human map."""
+    cam_class: Literal["predicted", "true"] = "predicted"
+    """The class whose activation map is guided: the predicted one as released with CYBORG, or the true one."""
+    entropy_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of the entropy of that map, with either loss; 0 leaves it out."""
+    salience: str = "manifest"
+    """cyborg: ``manifest`` (its column salience, a map or a table of fixations for each image), or ``mean-of:FOLDER``,
+    one average map for all images; relative to the TOML file."""
+
+    @model_validator(mode="after")
+    def _salience_is_known(self) -> Self:
+        if self.salience != "manifest" and not re.fullmatch("mean-of:.+", self.salience):
+            raise ValueError(f"salience: expected 'manifest' or 'mean-of:FOLDER', got {self.salience!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        reads: dict[str, bool] = {"alpha": self.loss == "cyborg", "salience": self.loss == "cyborg"}
+        reads["cam_class"] = self.loss == "cyborg" or self.entropy_weight > 0
+        for name, read in reads.items():
+            value = getattr(self, name)
+            if not read and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} = {value!r} is for loss = 'cyborg'"
+                    + (" or an entropy_weight" if name == "cam_class" else "")
+                    + f", and the loss is {self.loss!r}; set loss = 'cyborg', or remove {name}"
+                )
+        return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether training reads class activation maps."""
+        return (self.loss == "cyborg" and self.alpha < 1) or self.entropy_weight > 0
+
+
+class OptimizerConfig(Section):
+    """The optimiser and its learning rate; the defaults are those released with the paper."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(default=0.005, gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """sgd only."""
+    weight_decay: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """step: times step_factor every step_epochs epochs; cosine: down to 0 after the last epoch."""
+    step_epochs: int = Field(default=12, ge=1)
+    step_factor: float = Field(default=0.1, gt=0, le=1)
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs over which the learning rate rises linearly."""
+    gradient_clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient."""
+
+
+class AugmentationConfig(Section):
+    """What is done to an image, and to its human map with it, each time it is seen in training."""
+
+    flip: bool = False
+    """Mirrored half of the time."""
+    crop: float = Field(default=1.0, gt=0, le=1)
+    """The smallest share of the area that a random crop keeps (aspect 3:4 to 4:3), resized to the input size; 1: none."""
+    shift: float = Field(default=0.0, ge=0, le=0.5)
+    """The largest shift as a fraction of the side, edges repeated."""
+
+
+class TrainingConfig(Section):
+    """Detectors to train: every architecture with every strategy, ``runs`` times each. Defaults: the paper's, but for
+    ``pretrained``, which downloads."""
+
+    architectures: tuple[str, ...] = Field(min_length=1)
+    """``timm:NAME`` or ``torchvision:NAME``."""
+    strategies: tuple[StrategyConfig, ...] = Field(default=(StrategyConfig(name="cross-entropy"),), min_length=1)
+    runs: int = Field(default=10, ge=1, le=1000)
+    """Independently trained copies of each detector; run i of all strategies starts from the same weights."""
+    manifest: str | None = None
+    """Images to train on and to validate with, in any form of data.manifest; None: data.manifest. Relative to the TOML
+    file."""
+    split: str | None = None
+    """Rows to train on; None: every row."""
+    validation_split: str | None = None
+    """Rows to validate with. Without it and validation_share the last epoch is the best one."""
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Instead of validation_split: the share of each label and source that is held out of the rows to train on."""
+    sample: Sample = None
+    """Images of each source to train on, drawn as for data.sample."""
+    pretrained: bool | str = False
+    """Start from the library's weights (downloaded by timm or torchvision) instead of random ones: true, its default ones,
+    or a name that torchvision gives some, such as ``IMAGENET1K_V1``."""
+    input_size: Side | tuple[Side, Side] | None = None
+    """Height and width in pixels; None takes the model's own."""
+    epochs: int = Field(default=50, ge=1, le=100_000)
+    batch_size: int = Field(default=20, ge=1, le=65536)
+    """Images of a step; of each device where ``devices`` share a training."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    class_balance: Literal["none", "weights", "sampling"] = "none"
+    """weights: of the loss, by the inverse share of a class; sampling: classes drawn alike, with replacement."""
+    monitor: Literal["accuracy", "auroc", "loss"] = "accuracy"
+    """What makes an epoch the best, on the validation split."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many epochs without a better one."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights a study evaluates."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: mixed, as Lightning's bf16-mixed. float32 on CUDA is PyTorch's: its convolutions are in TF32 there."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; of the trainings, as compute.device is of the comparison."""
+    devices: int = Field(default=1, ge=1, le=1024)
+    """Devices that share one training (Lightning's data parallel strategy); batch_size is that of each."""
+    workers: int = Field(default=1, ge=1, le=1024)
+    """Trainings at a time, each in a process of its own."""
+    loaders: int = Field(default=0, ge=0, le=256)
+    """Processes of each training that read images to train on, and as many for those to validate with; 0 reads in its own.
+    Each of them keeps up to 2 GiB of images decoded, and as much of human maps."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Beside the CSV file that is always written; each must be installed.
+
+    W&B and MLflow read their own environment variables; MLflow writes to ``mlflow.db`` in the output folder where
+    ``MLFLOW_TRACKING_URI`` is not set.
+    """
+
+    @field_validator("architectures")
+    @classmethod
+    def _known_libraries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not name.startswith(("timm:", "torchvision:")):
+                raise ValueError(
+                    f"expected timm:NAME or torchvision:NAME, such as torchvision:resnet50, got {shorten(name)!r}"
+                )
+        return value
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _known_weights(cls, value: Any) -> Any:
+        if not isinstance(value, bool | str) or value == "":
+            raise ValueError(f"expected true, false or a name of weights, got {shorten(repr(value))}")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        return check_device(value)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [strategy.name for strategy in self.strategies]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected different strategy names, got {twice[0]!r} twice; rename one")
+        if self.validation_split is not None and self.validation_share:
+            raise ValueError("expected one of validation_split and validation_share, got both; remove one")
+        if self.patience is not None and self.validation_split is None and not self.validation_share:
+            raise ValueError("patience waits for a better epoch, and without validation each is; give validation_split")
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"expected a device without a number for devices = {self.devices}, got {self.device!r}; give 'cuda', and "
+                f"choose with CUDA_VISIBLE_DEVICES"
+            )
+        names = [name.partition(":")[2] for name in self.architectures]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected different architectures, got {twice[0]!r} twice; remove one")
+        for name, strategy in itertools.product(names, self.strategies):
+            safe_name(f"{name}-{strategy.name}")  # the detector, and its folder
+        return self

@@ -1,0 +1,1 @@
+"""Detectors: an architecture, its weights, and how it reads images."""

@@ -1,6 +1,0 @@
-"""Tasks on one machine or many: which engine carries them changes nothing in what they write."""
-
-from explain2me.executors.local import report_progress
-from explain2me.executors.schedule import Engine, Recovery, run_tasks
-
-__all__ = ["Engine", "Recovery", "report_progress", "run_tasks"]

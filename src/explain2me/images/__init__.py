@@ -1,0 +1,1 @@
+"""Images: a list of files becomes checked rows and decoded batches."""

@@ -1,0 +1,105 @@
+"""The bytes of an image file, from disk or out of a container, with their hash checked."""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from explain2me.errors import ImageError
+from explain2me.images.containers import container_of, read_member
+
+MAX_BYTES = 512 * 2**20
+
+
+def check_hash(path: Path, expected_sha256: str) -> None:
+    """Compare the bytes of one file to a sha256; nothing is decoded.
+
+    Raises:
+        ImageError: other bytes (``hash_mismatch``), or bytes that cannot be read.
+    """
+    with with_file_name(path):
+        check_sha256(read_bytes(path), expected_sha256)
+
+
+def read_file(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file or of a member of a container, links followed; never waits for a pipe or a device.
+
+    Raises:
+        ImageError: missing, dangling_link, not_regular, permission, unreadable, empty or too_many_bytes.
+    """
+    with with_file_name(path):
+        return read_bytes(path, max_bytes=max_bytes)
+
+
+@contextmanager
+def with_file_name(path: Path) -> Iterator[None]:
+    """Put the name of the file in front of an error about it."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(error.kind, f"{path.name!r}: {error.message}") from error
+
+
+def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """As :func:`read_file`; the message does not name the file."""
+    try:
+        data = _read(path, max_bytes)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not data:
+        raise ImageError("empty", "the file is empty (0 bytes)")
+    return data
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a file, or of a member where ``path`` leads on into a container file."""
+    try:
+        return _read_regular(path, max_bytes)
+    except OSError as error:
+        container = container_of(path) if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG) else None
+        if container is None:
+            raise
+    member = read_member(*container, max_bytes=max_bytes)
+    return _read_regular(member, max_bytes) if isinstance(member, Path) else member
+
+
+def _read_regular(path: Path, max_bytes: int) -> bytes:
+    _check_regular(path.stat().st_mode)
+    # a pipe put there since must not block either: hence O_NONBLOCK and the second look
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        _check_regular(status.st_mode)
+        if status.st_size > max_bytes:
+            raise ImageError("too_many_bytes", f"{status.st_size} bytes are more than the allowed {max_bytes}")
+        return file.read(status.st_size)
+
+
+def check_sha256(data: bytes, expected: str | None) -> str:
+    """The hash of some bytes; ImageError where it is not the expected one."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if expected is not None and sha256 != expected:
+        raise ImageError(
+            "hash_mismatch", f"expected the sha256 {expected[:12]}..., got {sha256[:12]}...: the file changed"
+        )
+    return sha256
+
+
+def _check_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        raise ImageError("not_regular", f"expected a file, got a {kinds.get(stat.S_IFMT(mode), 'device')}")
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ImageError:
+    code = error.errno if isinstance(error, OSError) else errno.ENOENT  # ValueError: a name that no file can have
+    if code == errno.ELOOP or (code in (errno.ENOENT, errno.ENOTDIR) and path.is_symlink()):
+        return ImageError("dangling_link", "a link to a file that does not exist")
+    if code in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return ImageError("missing", "no such file")
+    if code in (errno.EACCES, errno.EPERM):
+        return ImageError("permission", "the file may not be read; change its permissions")
+    return ImageError("unreadable", f"the file cannot be read ({os.strerror(code or errno.EIO)})")

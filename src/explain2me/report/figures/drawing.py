@@ -1,0 +1,130 @@
+"""What all figures share: colours, names, axes, maps laid over images."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from explain2me.report.material import Material
+from explain2me.text import printable_line
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#8C564B", "#BCBD22")
+"""Okabe and Ito's colours first: told apart by colour-blind readers."""
+MARKERS = "osD^vPX*<>"
+LINES: Any = ("-", "--", "-.", ":")
+
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "explain2me",
+    "pdf.fonttype": 42,
+}
+
+
+MOST_NAME = 40
+ALPHA = 0.55  # of a map over its image
+
+
+class Drawn(NamedTuple):
+    """A figure: ``name`` of its files, a ``title``, a ``text`` that says what it shows, and the figure itself."""
+
+    name: str
+    title: str
+    text: str
+    figure: Figure
+
+
+Draw = Callable[[Material, Colormap], Drawn | None]
+
+
+def safe(text: str, most: int = MOST_NAME) -> str:
+    """A name as matplotlib can draw it: printable, no formulas, not too long.
+
+    >>> safe("a$b$" + 40 * "x", 8)
+    'a\\\\$b\\\\$xxx…'
+    """
+    text = printable_line(text)
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return text.replace("$", "\\$")
+
+
+def wrapped(name: str, width: int = 16, lines: int = 3) -> str:
+    """A name on a few short lines, cut at hyphens and underscores where it has them."""
+    words = re.split(r"(?<=[-_ ./])", printable_line(name))
+    found = [""]
+    for word in words:
+        if found[-1] and len(found[-1]) + len(word) > width:
+            found.append("")
+        found[-1] += word
+    found = [line if len(line) <= width + 4 else line[: width + 3] + "…" for line in found]
+    kept = found if len(found) <= lines else [*found[: lines - 1], found[lines - 1] + "…"]
+    return "\n".join(kept).replace("$", "\\$")
+
+
+def colour_of(index: int) -> str:
+    """Colour of a detector by its position."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def add_legend(figure: Figure, detectors: Sequence[str], *lines: tuple[str, Any]) -> None:
+    """One entry a detector below the figure, and one a kind of line."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=colour_of(i),
+            marker=MARKERS[i % 10],
+            linestyle=LINES[i % 4] if not lines else "-",
+            label=safe(name),
+        )
+        for i, name in enumerate(detectors)
+    ]
+    handles += [Line2D([], [], color="0.3", linestyle=style, label=name) for name, style in lines]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), frameon=False, fontsize=8)
+
+
+def input_pixels(material: Material, image: int) -> UInt8[np.ndarray, "3 H W"] | None:
+    """One image as the first model is shown it; None where it cannot be read."""
+    return material.pixels(image, material.run.models[0].input_size)
+
+
+def size_of(material: Material, pixels: np.ndarray | None) -> tuple[int, int]:
+    """Height and width of an image, or of the first model's input."""
+    return material.run.models[0].input_size if pixels is None else (pixels.shape[1], pixels.shape[2])
+
+
+def enlarged(found: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> Float[np.ndarray, "H W"]:
+    """A map scaled min-max and enlarged smoothly, as it is laid over an image; zeros where it is dead or flat."""
+    tensor = torch.nan_to_num(torch.from_numpy(np.array(found, dtype=np.float32)))
+    tensor = tensor - tensor.min()
+    tensor = tensor / tensor.max().clamp_min(1e-12)
+    fine = torch.nn.functional.interpolate(tensor[None, None], size=tuple(size), mode="bicubic", align_corners=False)
+    return fine[0, 0].clamp(0, 1).numpy()
+
+
+def show_overlay(ax: Axes, pixels: np.ndarray | None, overlay: np.ndarray | None, colormap: Colormap) -> None:
+    """Draw an image, a map, or a map over an image."""
+    hide_axes(ax)
+    if pixels is not None:
+        ax.imshow(pixels.transpose(1, 2, 0), interpolation="antialiased")
+    if overlay is not None:
+        ax.imshow(overlay, cmap=colormap, vmin=0, vmax=1, alpha=ALPHA if pixels is not None else 1.0)
+
+
+def hide_axes(ax: Axes) -> None:
+    """Take the ticks away."""
+    ax.set_xticks([])
+    ax.set_yticks([])

@@ -1,0 +1,66 @@
+"""A run as notebooks see it: the tables of :class:`Run`, styled, and its figures."""
+
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from explain2me.report import Plots
+from explain2me.run.folder import Run
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+
+SUMMARY = b"explain2me summary"
+BARS = ("mean", "chance", "corrected", "auroc", "kept_share", "dead_share")
+
+
+def style(table: pa.Table) -> "Styler":
+    """Rows of a summary table over all images as a styled frame: three decimals, bars behind numbers in [0, 1]."""
+    frame = table.to_pandas()
+    if {"label", "source"} <= set(frame):
+        frame = frame[(frame.label == "all") & (frame.source == "all")].drop(columns=["label", "source"])
+    styled = frame.style.format(precision=3, na_rep="-", escape="html").hide(axis="index")
+    shown = [name for name in BARS if name in frame]
+    return styled.bar(subset=shown, vmin=0, vmax=1, color="#cfe3f5", width=90) if len(frame) and shown else styled
+
+
+class OpenRun(Run):
+    """A run folder: ``maps()``, ``scores()`` and ``summary()`` are tables, ``plot`` has its figures.
+
+    In a notebook a summary table is shown as a styled frame.
+    """
+
+    def summary(self, table: str = "measures") -> pa.Table:
+        """A summary table; names as of :meth:`Run.summary`."""
+        found = super().summary(table)
+        return found.replace_schema_metadata({**(found.schema.metadata or {}), SUMMARY: table})
+
+    @functools.cached_property
+    def plot(self) -> Plots:
+        """``run.plot.radar()`` and the like return matplotlib figures."""
+        return Plots(Run(self.folder))
+
+
+def as_html(table: pa.Table) -> str | None:
+    """What a notebook shows of a table: summaries styled, None (as text) for others."""
+    return style(table).to_html() if SUMMARY in (table.schema.metadata or {}) else None
+
+
+def open_run(folder: str | Path) -> OpenRun:
+    """Open a run folder for reading.
+
+    Args:
+        folder: made by ``explain2me run`` or ``explain2me explain``, or the folder ``run`` of a study.
+
+    Raises:
+        RunFolderError: there is no run.json, or it cannot be read.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        shell.display_formatter.formatters["text/html"].for_type(pa.Table, as_html)
+    return OpenRun(Path(folder))

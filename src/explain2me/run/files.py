@@ -1,0 +1,90 @@
+"""Files that are whole or not there: atomic writes, checked reads, and packs of many small Parquet files in one.
+
+A pack holds each of its files as one row group, under its old name: ``packed-*.parquet``, which DuckDB and pandas read
+like any other. Whoever asks for a file by its path gets it, whether it lies there or in a pack beside.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from explain2me.run.leftovers import TEMPORARY, this_process
+
+FORMAT: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+
+
+def write_parquet(table: pa.Table, path: Path, *, replace: bool = True) -> None:
+    """Commit a table by one rename; the same table gives the same bytes. Without ``replace`` a file that is there stays."""
+    with atomic_path(path, replace=replace) as temporary:
+        pq.write_table(table, temporary, **FORMAT)
+
+
+def write_json(value: Any, path: Path, *, replace: bool = True) -> bool:
+    """Commit a JSON file by one rename; without ``replace`` only if there is none, and say whether that was so."""
+    with atomic_path(path, replace=replace) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        ours = temporary.stat().st_ino
+    return replace or path.stat().st_ino == ours
+
+
+def sha256_of(path: Path) -> str:
+    """Of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary name beside ``path``; synced and renamed to it at the end, removed after an error.
+
+    Without ``replace`` a file that is there already stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{this_process()}-", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o644)
+        yield temporary
+        _sync(temporary)
+        if replace:
+            temporary.replace(path)
+        else:
+            _rename_if_new(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def encoded(table: pa.Table) -> bytes:
+    """The bytes that :func:`write_parquet` writes for a table; the same table gives the same bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **FORMAT)
+    return sink.getvalue().to_pybytes()
+
+
+def _rename_if_new(temporary: Path, path: Path) -> None:
+    """A link is made by one machine only, also on a network drive."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if not path.exists():
+            temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

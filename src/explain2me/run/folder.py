@@ -1,0 +1,139 @@
+"""The files of a run: Parquet schemas, and reading back.
+
+```
+run.json  images.parquet  maps/model=<detector>__<run>/part-00012-<key>.parquet  precision/...
+scores/*.parquet  quarantine/*.parquet  summary/*.parquet, *.csv  events.jsonl
+```
+"""
+
+import functools
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from explain2me.config.load import parse_config
+from explain2me.config.schema import Config
+from explain2me.errors import RunFolderError
+from explain2me.run.packs import files_on_disk, read_parquet, table_files
+from explain2me.run.record import Model
+from explain2me.run.schema import QUARANTINE, SCHEMA_VERSION, SCORES, maps_schema
+
+
+class Stretch(NamedTuple):
+    """Images ``start`` to ``stop`` of images.parquet: one label and one source."""
+
+    label: str | None
+    source: str
+    start: int
+    stop: int
+
+
+def stretches_of(images: pa.Table) -> list[Stretch]:
+    """The stretches of images.parquet with one label and one source each, in order."""
+    labels, sources = images["label"].to_pylist(), images["source"].to_pylist()
+    keys = list(zip(labels, sources, strict=True))
+    starts = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
+    return [Stretch(*keys[a], a, b) for a, b in itertools.pairwise([*starts, len(keys)])]
+
+
+class Run:
+    """A run folder, opened for reading. ``run.maps()``, ``run.scores()`` and ``run.summary()`` are pyarrow Tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "run.json"
+        try:
+            self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            inner = folder / "run"
+            todo = (
+                f"give {str(inner)!r}"
+                if (inner / "run.json").exists()
+                else "give the folder that `explain2me run` made"
+            )
+            raise RunFolderError(f"{str(folder)!r} is not a run folder: it has no run.json; {todo}") from None
+        except NotADirectoryError:
+            raise RunFolderError(f"{str(folder)!r} is a file; give the folder that `explain2me run` made") from None
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path} cannot be read: {error}") from None
+        version = self.record.get("schema")
+        if version != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{path}: expected schema {SCHEMA_VERSION}, got {version!r}; open it with the version that wrote it"
+            )
+        self.config: Config = parse_config(self.record["config"])
+        self.classes: tuple[str, ...] = tuple(self.record["classes"])
+        tuples = ("input_size", "mean", "std")
+        self.models = tuple(Model(**row | {name: tuple(row[name]) for name in tuples}) for row in self.record["models"])
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {len(self.models)} models)"
+
+    def models_of(self, detector: str) -> list[Model]:
+        """The runs of one detector, in order."""
+        return [model for model in self.models if model.detector == detector]
+
+    @functools.cached_property
+    def image_table(self) -> pa.Table:
+        """images.parquet: one row a usable image, ordered by label, source and manifest row."""
+        return read_parquet(self.folder / "images.parquet")
+
+    def maps(self, columns: list[str] | None = None) -> pa.Table:
+        """All maps, one row a model, image and condition; columns ``detector`` and ``run`` are added."""
+        tables = []
+        for model in self.models:
+            for path in self.part_paths(model):
+                table = read_parquet(path, columns)
+                names = [pa.array([name] * len(table)).dictionary_encode() for name in (model.detector, model.run)]
+                table = table.append_column("detector", names[0]).append_column("run", names[1])
+                tables.append(table.replace_schema_metadata(None))
+        return pa.concat_tables(tables, promote_options="permissive") if tables else maps_schema(1).empty_table()
+
+    def scores(self) -> pa.Table:
+        """All scores, one row an image, model (or pair of runs), measure, variant, similarity and condition."""
+        paths = table_files(self.folder / "scores")
+        return pa.concat_tables([read_parquet(path) for path in paths]) if paths else SCORES.empty_table()
+
+    def scores_dataset(self) -> ds.Dataset:
+        """The same rows as :meth:`scores`, for reading a part of them."""
+        checked = ds.ParquetFileFormat(
+            default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        )
+        paths = [str(path) for path in files_on_disk(self.folder / "scores")]
+        return ds.dataset(paths, schema=SCORES, format=checked)
+
+    def summary(self, table: str = "measures") -> pa.Table:
+        """One of ``measures``, ``differences``, ``performance``, ``stability_matrix``, ``precision`` or ``quarantine``."""
+        path = self.folder / "summary" / f"{table}.parquet"
+        if not path.exists():
+            made = sorted(p.stem for p in path.parent.glob("*.parquet"))
+            raise RunFolderError(
+                f"no summary table {table!r} in {str(self.folder)!r}: made so far: {', '.join(made) or 'none'}; "
+                f"call `explain2me summarise {self.folder}`"
+            )
+        return read_parquet(path)
+
+    def quarantine(self) -> pa.Table:
+        """Every image that could not be used, with its kind and message."""
+        paths = sorted((self.folder / "quarantine").glob("*.parquet"))
+        return pa.concat_tables([read_parquet(path) for path in paths]) if paths else QUARANTINE.empty_table()
+
+    def part_paths(self, model: Model) -> list[Path]:
+        """Part files of one model that are committed, in order of images."""
+        return table_files(self.folder / "maps" / f"model={model.name}", "part-*.parquet")
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run folder for reading.
+
+    Args:
+        folder: made by ``explain2me run`` or ``explain2me explain``.
+
+    Raises:
+        RunFolderError: there is no run.json, or it cannot be read.
+    """
+    return Run(Path(folder))

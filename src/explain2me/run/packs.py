@@ -1,0 +1,155 @@
+"""Read Parquet files, loose or in packs of many small ones."""
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from explain2me.config.compare import digest
+from explain2me.errors import RunFolderError
+from explain2me.run.files import FORMAT, atomic_path
+
+PACKED = "packed-"
+"""How the names of packs begin."""
+PACK_BYTES = 256 * 2**20
+"""A pack is closed when its files had so many bytes."""
+PACK_FILES = 512
+"""Or so many: the list of its row groups is read before any of them."""
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read one file, or what a pack beside holds of that name, with its checksums checked.
+
+    Raises:
+        RunFolderError: it is missing or damaged; the message names the file.
+    """
+    member = None if path.exists() else packed_in(path.parent).get(path.name)
+    try:
+        if member is not None:
+            return _read_member(member, columns)
+        return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} is missing; run the stage that makes it again") from None
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise  # the machine is at fault, not the file
+        raise RunFolderError(
+            f"{path if member is None else member.pack} is damaged ({str(error).splitlines()[0]}); delete it and call the "
+            f"same command again"
+        ) from None
+
+
+class Member(NamedTuple):
+    """A file that lies in a pack: its row group (None: it has no rows) and its own metadata."""
+
+    pack: Path
+    row_group: int | None
+    metadata: dict[str, str]
+
+
+def committed_in(folder: Path) -> set[str]:
+    """Names of the Parquet files of a folder, loose or in packs; one look at the folder for all of them."""
+    return {path.name for path in table_files(folder)}
+
+
+def packed_in(folder: Path) -> dict[str, Member]:
+    """The files in the packs of a folder, by name.
+
+    Raises:
+        RunFolderError: a pack is damaged.
+    """
+    packs = tuple(sorted(folder.glob(f"{PACKED}*.parquet")))
+    return _members_of(packs, tuple(pack.stat().st_mtime_ns for pack in packs)) if packs else {}
+
+
+@functools.lru_cache(maxsize=64)
+def _members_of(packs: tuple[Path, ...], _: tuple[int, ...]) -> dict[str, Member]:
+    found: dict[str, Member] = {}
+    for pack in packs:
+        try:
+            metadata = pq.read_schema(pack).metadata
+            rows = json.loads(metadata[b"members"])
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise RunFolderError(f"{pack} is damaged ({error}); delete it and call the same command again") from None
+        found |= {name: Member(pack, group, own) for name, group, own in rows}
+    return found
+
+
+def _read_member(member: Member, columns: list[str] | None) -> pa.Table:
+    file = _open_pack(member.pack, member.pack.stat().st_mtime_ns)
+    if member.row_group is None:
+        schema = file.schema_arrow
+        table = (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
+    else:
+        table = file.read_row_group(member.row_group, columns=columns)
+    return table.replace_schema_metadata(member.metadata or None)
+
+
+@functools.lru_cache(maxsize=8)
+def _open_pack(pack: Path, _: int) -> pq.ParquetFile:
+    return pq.ParquetFile(pack, page_checksum_verification=True)
+
+
+def table_files(folder: Path, pattern: str = "*.parquet") -> list[Path]:
+    """Every Parquet file of a folder by its name, loose or in a pack, each once, sorted."""
+    loose = {path for path in folder.glob(pattern) if not path.name.startswith(PACKED)}
+    return sorted(loose | {folder / name for name in packed_in(folder) if Path(name).match(pattern)})
+
+
+def files_on_disk(folder: Path) -> list[Path]:
+    """The Parquet files of a folder that hold every row once: packs, and loose files that are in none."""
+    packed = packed_in(folder)
+    return sorted(path for path in folder.glob("*.parquet") if path.name not in packed)
+
+
+def pack_folder(folder: Path) -> int:
+    """Put the loose Parquet files of a folder into packs; how many went in.
+
+    A pack is committed before its files are deleted, and a file that is in a pack does not count, so that a kill in
+    between loses and doubles nothing.
+    """
+    loose = [path for path in table_files(folder) if path.exists()]
+    known = packed_in(folder)
+    for path in loose:
+        if path.name in known:  # an earlier call was stopped before it was deleted
+            path.unlink()
+    loose = [path for path in loose if path.name not in known]
+    if len(loose) < 2:
+        return 0
+    groups: list[list[Path]] = [[]]
+    size = 0
+    for path in loose:
+        if size > PACK_BYTES or len(groups[-1]) == PACK_FILES:
+            groups.append([])
+            size = 0
+        groups[-1].append(path)
+        size += path.stat().st_size
+    for group in groups:
+        _write_pack(group, folder / f"{PACKED}{digest([path.name for path in group])}.parquet")
+        for path in group:
+            path.unlink()
+    return len(loose)
+
+
+def _write_pack(paths: Sequence[Path], target: Path) -> None:
+    schema = pq.read_schema(paths[0]).remove_metadata()
+    members: list[tuple[str, int | None, dict[str, str]]] = []
+    groups = 0
+    for path in paths:
+        file = pq.read_metadata(path)
+        own = pq.read_schema(path).metadata or {}
+        members.append((path.name, groups if file.num_rows else None, {k.decode(): v.decode() for k, v in own.items()}))
+        groups += bool(file.num_rows)
+    whole = schema.with_metadata({"members": json.dumps(members)})
+    with atomic_path(target) as temporary, pq.ParquetWriter(temporary, whole, **FORMAT) as writer:
+        for path, (_, group, _) in zip(paths, members, strict=True):
+            if group is not None:
+                table = read_parquet(path).replace_schema_metadata(whole.metadata)
+                writer.write_table(table, row_group_size=len(table))
+    newest = max(path.stat().st_mtime_ns for path in paths)
+    os.utime(target, ns=(newest, newest))  # no table is older than its scores for being packed

@@ -1,0 +1,120 @@
+"""The plan: which model takes which images, and the name of the part file that comes out.
+
+A shard is one model x a contiguous range of images x all conditions. It owns its batch borders, since batches of 1 and
+of 16 differ in the last bits, and its file name holds a key of everything that decides its bytes.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from explain2me.config.compare import digest, fingerprint
+from explain2me.config.schema import Config
+from explain2me.errors import RunFolderError
+from explain2me.run.folder import Run
+from explain2me.run.packs import committed_in
+from explain2me.run.record import Model
+from explain2me.run.schema import RESULTS_VERSION, SCHEMA_VERSION
+
+Item = TypeVar("Item")
+
+
+class Shard(NamedTuple):
+    """Images ``start`` to ``stop`` (rows of images.parquet) of one model; ``part`` counts within the model."""
+
+    model: Model
+    part: int
+    start: int
+    stop: int
+    key: str
+
+    @property
+    def file_name(self) -> str:
+        """``part-00012-<key>.parquet``."""
+        return f"part-{self.part:05d}-{self.key}.parquet"
+
+    @property
+    def title(self) -> str:
+        """A file name that no other shard of the run has."""
+        return f"{self.model.name}-{self.file_name}"
+
+    def path(self, folder: Path) -> Path:
+        """Where the part file is committed."""
+        return folder / "maps" / f"model={self.model.name}" / self.file_name
+
+
+@functools.lru_cache(maxsize=1)
+def plan(run: Run) -> tuple[Shard, ...]:
+    """Every shard of a run, model by model, in a fixed order; kept, since every stage asks for it."""
+    images = run.image_table
+    size = run.config.compute.shard_size
+    settings = shard_settings(run.config)
+    contents = [digest(images.slice(start, size).to_pylist()) for start in range(0, len(images), size)]
+    return tuple(
+        Shard(model, part, part * size, min((part + 1) * size, len(images)), _key(model, settings, content, run))
+        for model in run.models
+        for part, content in enumerate(contents)
+    )
+
+
+def missing_of(shards: Sequence[Shard], folder: Path) -> list[Shard]:
+    """Shards whose part file is not there yet."""
+    there = {
+        model: committed_in(folder / "maps" / f"model={model.name}") for model in {shard.model for shard in shards}
+    }
+    return [shard for shard in shards if shard.file_name not in there[shard.model]]
+
+
+def refuse_unplanned(shards: Sequence[Shard], folder: Path) -> None:
+    """Refuse part files that are none of these shards, of all models: every reader would take them for images.
+
+    Raises:
+        RunFolderError: there are some, which another version of the results leaves behind.
+    """
+    planned: dict[str, set[str]] = {}
+    for shard in shards:
+        planned.setdefault(shard.model.name, set()).add(shard.file_name)
+    for name, files in planned.items():
+        place = folder / "maps" / f"model={name}"
+        strange = sorted(file for file in committed_in(place) if file.startswith("part-") and file not in files)
+        if strange:
+            raise RunFolderError(
+                f"{place} holds {len(strange)} part files that are not of this run, first {strange[0]!r}: a version of "
+                f"explain2me with other results made them; give --out another folder"
+            )
+
+
+def share_of(shards: Sequence[Item], share: tuple[int, int]) -> Sequence[Item]:
+    """The i-th of N stretches of about the same length, so that a machine loads few models.
+
+    >>> [share_of(range(5), (i, 2)) for i in range(2)]
+    [range(0, 2), range(2, 5)]
+    """
+    index, count = share
+    return shards[index * len(shards) // count : (index + 1) * len(shards) // count]
+
+
+def shard_settings(config: Config) -> dict[str, object]:
+    """The settings that decide the bytes of every part file: no path, no name of a detector."""
+    compute = tuple(f"compute.{name}" for name in ("device", "precision", "batch_size", "threads"))
+    wanted = ("seed", "salience.", "measures.", *compute)
+    settings = {key: value for key, value in fingerprint(config).items() if key.startswith(wanted)}
+    return settings | ({"compute.compile": True} if config.compute.compile else {})
+
+
+def _key(model: Model, settings: dict[str, object], content: str, run: Run) -> str:
+    return digest(
+        [
+            SCHEMA_VERSION,
+            RESULTS_VERSION,
+            settings,
+            model.architecture,
+            model.weights_sha256,
+            model.layer,
+            model.input_size,
+            [model.mean, model.std, model.interpolation],
+            run.classes,
+            content,
+        ]
+    )

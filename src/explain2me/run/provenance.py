@@ -1,0 +1,40 @@
+"""What made a run: versions, git state, hardware."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+import explain2me
+
+
+def provenance(*more: str) -> dict[str, Any]:
+    """Versions, of ``more`` packages too, git state and hardware kind of this process."""
+    packages = ("torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", *more)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    versions = {"explain2me": explain2me.__version__, "python": platform.python_version()}
+    return {
+        "versions": versions | {name: version(name) for name in packages},
+        "git": _git_state(),
+        "hardware": {"device": device, "system": platform.system()},
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the folder the command was started in, and whether it had changes; None outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""The stages of a run: check, index, explain, measure, summarise, verify, compact."""

@@ -1,0 +1,246 @@
+"""Stage 3: scores to tables. The columns are listed in docs/design.md; AUROC beside them."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from explain2me.config.schema import Config
+from explain2me.errors import RunFolderError
+from explain2me.run.events import log_event
+from explain2me.run.files import atomic_path, write_parquet
+from explain2me.run.folder import Run, Stretch, stretches_of
+from explain2me.stages.precision import PRECISION_COLUMNS, precision_rows
+from explain2me.statistics.bootstrap import image_weights, interval, pair_weights, run_weights
+from explain2me.statistics.cells import (
+    Cell,
+    Selection,
+    cells_of,
+    drop_nan,
+    mean_of,
+    mean_over_conditions,
+    quantities_of,
+    selections,
+)
+from explain2me.statistics.chance import corrected
+from explain2me.statistics.differences import (
+    DIFFERENCE_COLUMNS,
+    Compared,
+    auroc_difference_rows,
+    compared_by,
+    difference_rows,
+)
+from explain2me.statistics.estimates import Estimate
+from explain2me.statistics.performance import (
+    PERFORMANCE_COLUMNS,
+    AurocKey,
+    auroc_estimates,
+    performance_rows,
+    predictions_of,
+)
+
+MEASURE_COLUMNS = (
+    "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_values", "num_images", "num_runs",
+    "mean", "std", "ci_low", "ci_high", "num_invalid", "num_dead", "dead_share", "kept_share", "num_kept", "mean_kept",
+    "num_flipped", "mean_flipped", "chance", "corrected", "corrected_low", "corrected_high",
+)  # fmt: skip
+
+
+MATRIX_COLUMNS = ("detector", "variant", "similarity", "run", "other_run", "mean", "n")
+
+
+WORDS = {
+    "detector", "other_detector", "run", "other_run", "measure", "variant", "similarity", "condition", "label", "source", "score",
+    "positives", "negatives", "stage", "kind",
+}  # fmt: skip
+
+
+def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> None:
+    """Write summary/*.parquet and *.csv from the scores and logits of a run.
+
+    Args:
+        run: with its scores.
+        config: of the run, possibly with another number of resamples.
+        on_done: called with the number of steps done and to do.
+
+    Raises:
+        RunFolderError: there are no scores.
+    """
+    started = time.monotonic()
+    if not any((run.folder / "scores").glob("*.parquet")):
+        raise RunFolderError(f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first")
+    names = [detector.name for detector in run.config.detectors]
+    stretches = stretches_of(run.image_table)
+    held = {name: list(quantities_of(run, name)) for name in names}
+    every = dict.fromkeys(itertools.chain(*held.values()))
+    steps = itertools.count(1)
+    measures: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    matrices: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    differences: list[dict[str, Any]] = []
+    performance: list[dict[str, Any]] = []
+    aurocs: dict[str, dict[AurocKey, Estimate]] = {}
+    for quantity in every:
+        compared: dict[str, list[Compared]] = {}
+        for name in (name for name in names if quantity in held[name]):
+            cells = list(cells_of(run, name, quantity))
+            measures[name] += summarise_cells(run, name, cells, config)
+            matrices[name] += _matrix_rows(run, name, cells)
+            compared[name] = [compared_by(cell, len(run.models_of(name)), stretches) for cell in cells]
+        differences += difference_rows(compared, quantity, stretches)
+        if on_done:
+            on_done(next(steps), len(every) + len(names))
+    for name in names:
+        predictions = predictions_of(run, name)
+        performance += performance_rows(run, name, predictions, config)
+        aurocs[name] = auroc_estimates(run, predictions, config)
+        if on_done:
+            on_done(next(steps), len(every) + len(names))
+    differences += auroc_difference_rows(aurocs, stretches)
+    _write(run, "measures", itertools.chain(*measures.values()), MEASURE_COLUMNS)
+    _write(run, "differences", differences, DIFFERENCE_COLUMNS)
+    _write(run, "performance", performance, PERFORMANCE_COLUMNS)
+    _write(run, "stability_matrix", itertools.chain(*matrices.values()), MATRIX_COLUMNS)
+    _write(run, "precision", list(precision_rows(run, config)), PRECISION_COLUMNS)
+    _write(run, "quarantine", _quarantine_rows(run), ("stage", "kind", "num_images"))
+    log_event(run.folder, (0, 1), "summarise", "done", seconds=round(time.monotonic() - started, 3))
+
+
+def summarise_cells(run: Run, detector: str, cells: Sequence[Cell], config: Config) -> list[dict[str, Any]]:
+    """One row of summary/measures a cell and selection of images."""
+    stretches = stretches_of(run.image_table)
+    chosen = selections(stretches)
+    boot = _bootstrap(run, detector, cells, stretches, config)
+    rows = []
+    for index, cell in enumerate(cells):
+        for selection in chosen:
+            images = np.concatenate([np.arange(stretches[i].start, stretches[i].stop) for i in selection.stretches])
+            what = {"detector": detector, "num_runs": len(run.models_of(detector)), **_names(cell, selection)}
+            rows.append(what | _point(cell, images) | boot(index, selection))
+    return rows
+
+
+def _names(cell: Cell, selection: Selection) -> dict[str, Any]:
+    named = {name: getattr(cell, name) for name in ("measure", "variant", "similarity", "condition")}
+    return named | {"label": selection.label, "source": selection.source}
+
+
+def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
+    """Estimates of one cell over some images: each image and unit weighs the same, however many conditions it has.
+
+    ``mean`` and ``std`` are over ``n`` values, one for each image and unit, averaged over the conditions of the cell (the
+    transforms of a group). ``num_values`` and every other count, the shares, and the means of kept and flipped pairs are
+    over the single values, since one image may keep its class under one transform and not under another.
+    """
+    value, chance, present = cell.value[..., images], cell.chance[..., images], cell.present[..., images]
+    valid = ~np.isnan(value)
+    flat = mean_over_conditions(value)
+    flat = flat[~np.isnan(flat)]
+    num_present = int(present.sum())
+    num_dead = int((cell.dead[..., images] & present).sum())
+    row: dict[str, Any] = {
+        "n": len(flat),
+        "num_values": int(valid.sum()),
+        "num_images": int(valid.any((0, 1)).sum()),
+        "mean": mean_of(flat),
+        "std": float(flat.std(ddof=1)) if len(flat) > 1 else float("nan"),
+        "num_invalid": int((present & ~valid).sum()),
+        "num_dead": num_dead,
+        "dead_share": num_dead / num_present if num_present else float("nan"),
+        "kept_share": float("nan"),
+        "num_kept": None,
+        "mean_kept": float("nan"),
+        "num_flipped": None,
+        "mean_flipped": float("nan"),
+    }
+    if cell.kept is not None:
+        kept = cell.kept[..., images]
+        known = valid & (kept >= 0)
+        row["num_kept"], row["num_flipped"] = int((known & (kept == 1)).sum()), int((known & (kept == 0)).sum())
+        row["kept_share"] = mean_of(kept[present & (kept >= 0)] == 1)
+        row["mean_kept"], row["mean_flipped"] = mean_of(value[known & (kept == 1)]), mean_of(value[known & (kept == 0)])
+    row["chance"] = mean_of(drop_nan(mean_over_conditions(chance)))
+    row["corrected"] = corrected(row["mean"], row["chance"])
+    return row
+
+
+def _bootstrap(
+    run: Run, detector: str, cells: Sequence[Cell], stretches: Sequence[Stretch], config: Config
+) -> Callable[[int, Selection], dict[str, float]]:
+    """Sum every cell under every resample; returns the intervals of a cell and a selection of images."""
+    resamples, seed = config.summary.bootstrap, run.config.seed
+    num_runs = len(run.models_of(detector))
+    values = [[mean_over_conditions(array) for array in (cell.value, cell.chance)] for cell in cells]
+    # cell, value or chance -> (sum or count, stretch, resample, unit)
+    sums = [[np.zeros((2, len(stretches), resamples, len(array))) for array in arrays] for arrays in values]
+    for rows, weights in image_weights(stretches, seed=seed, resamples=resamples):
+        for (index, stretch), (arrays, totals) in itertools.product(
+            enumerate(stretches), zip(values, sums, strict=True)
+        ):
+            drawn = weights[:, stretch.start : stretch.stop]
+            for array, total in zip(arrays, totals, strict=True):
+                part = array[:, stretch.start : stretch.stop]
+                total[0, index, rows] = drawn @ np.nan_to_num(part).T
+                total[1, index, rows] = drawn @ (~np.isnan(part)).T.astype(np.float64)
+
+    def intervals(index: int, selection: Selection) -> dict[str, float]:
+        weigh = pair_weights if cells[index].measure == "stability" else run_weights
+        units = weigh(num_runs, seed=seed, resamples=resamples)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = [np.divide(*(total[:, list(selection.stretches)].sum(1) * units).sum(2)) for total in sums[index]]
+        plain, above = interval(means[0]), interval(corrected(*means))
+        limits = {"ci_low": plain.low, "ci_high": plain.high}
+        return limits | {"corrected_low": above.low, "corrected_high": above.high}
+
+    return intervals
+
+
+def _matrix_rows(run: Run, detector: str, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """The R x R matrix of mean agreement, symmetric, without its diagonal of ones."""
+    names = [model.run for model in run.models_of(detector)]
+    for cell in cells:
+        if cell.measure != "stability":
+            continue
+        for unit, (a, b) in enumerate(itertools.combinations(names, 2)):
+            value = drop_nan(cell.value[unit])
+            what = {"detector": detector, "variant": cell.variant, "similarity": cell.similarity}
+            for first, second in ((a, b), (b, a)):
+                yield what | {"run": first, "other_run": second, "mean": mean_of(value), "n": len(value)}
+
+
+def _quarantine_rows(run: Run) -> list[dict[str, Any]]:
+    table = run.quarantine().group_by(["stage", "kind"]).aggregate([("path", "count_distinct")])
+    rows = [{**row, "num_images": row.pop("path_count_distinct")} for row in table.to_pylist()]
+    return sorted(rows, key=lambda row: (row["stage"], row["kind"]))
+
+
+def _write(run: Run, name: str, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
+    """summary/<name>.parquet and .csv from one frame."""
+    frame = pd.DataFrame(list(rows), columns=list(columns))
+    for column in columns:
+        if _type_of(column) == pa.int64():
+            frame[column] = frame[column].astype("Int64")  # a null must not make floats of the counts beside it
+    folder = run.folder / "summary"
+    schema = pa.schema([(column, _type_of(column)) for column in columns])
+    write_parquet(
+        pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None),
+        folder / f"{name}.parquet",
+    )
+    words = [column for column in columns if _type_of(column) == pa.string()]
+    frame[words] = frame[words].map(_safe_cell)
+    with atomic_path(folder / f"{name}.csv") as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _type_of(column: str) -> pa.DataType:
+    if column == "n" or column.startswith("num_"):
+        return pa.int64()
+    return pa.string() if column in WORDS else pa.float64()
+
+
+def _safe_cell(cell: Any) -> Any:
+    """Spreadsheets run cells that begin with these: an apostrophe in front makes them text."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else cell

@@ -1,0 +1,246 @@
+"""Is a run whole? Every model x image x condition is there once, or in the quarantine, and no file was changed."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from explain2me.errors import Explain2MeError, ImageError, RunFolderError
+from explain2me.images.listing import image_root, resolve
+from explain2me.images.reading import read_file
+from explain2me.run.conditions import conditions_for
+from explain2me.run.files import FORMAT, encoded, sha256_of
+from explain2me.run.folder import Run
+from explain2me.run.leftovers import TEMPORARY
+from explain2me.run.packs import PACKED, packed_in, read_parquet, table_files
+from explain2me.run.plan import Shard, plan
+from explain2me.run.record import record_hash
+from explain2me.run.schema import maps_schema
+from explain2me.stages.measure import score_names
+from explain2me.workers.crashes import RUNNING
+
+
+def verify_run(run: Run, *, images: bool = False, on_done: Callable[[int, int], None] | None = None) -> list[str]:
+    """Every kind of damage found, one line each; an empty list means that the run is whole.
+
+    Args:
+        run: to look at; every file of it is read.
+        images: also read every image, and compare it with the sha256 that the run was made from.
+        on_done: called with the part files looked at and all of them.
+    """
+    problems = [*_check_record(run), *_check_images_table(run)]
+    if problems:  # the plan follows from these two
+        return problems
+    shards = plan(run)
+    refused: dict[str, set[int]] = {}
+    try:
+        for row in run.quarantine().to_pylist():
+            if row["stage"] == "explain":
+                refused.setdefault(row["model"], set()).add(row["image"])
+    except RunFolderError as error:
+        problems.append(f"damaged: {error}")
+    for i, shard in enumerate(shards):
+        where = shard.path(run.folder).relative_to(run.folder)
+        problems += _guarded(where, _check_shard(run, shard, refused.get(shard.model.name, set())))
+        if on_done:
+            on_done(i + 1, len(shards))
+    problems += _guarded(Path("quarantine"), _check_quarantine(run))
+    problems += [*_check_names(run, shards), *_check_precision(run, shards)]
+    problems += [*_check_scores(run), *_check_other_files(run)]
+    return problems + (list(_check_images(run)) if images else [])
+
+
+def _check_record(run: Run) -> Iterator[str]:
+    wanted = run.record.get("sha256")
+    if wanted is not None and wanted != record_hash(run.record):
+        yield "changed: run.json is not as it was written; put back a copy of it, or start a new run"
+
+
+def _check_images_table(run: Run) -> Iterator[str]:
+    path = run.folder / "images.parquet"
+    try:
+        rows = run.image_table["image"].to_numpy()
+    except RunFolderError as error:
+        yield f"damaged: {error}"
+        return
+    wanted = run.record.get("images_sha256")
+    if (wanted is not None and wanted != sha256_of(path)) or not np.array_equal(rows, np.arange(len(rows))):
+        yield "changed: images.parquet is not as it was written; put back a copy of it, or start a new run"
+
+
+def _check_quarantine(run: Run) -> Iterator[str]:
+    """Every image of the manifest is in images.parquet or in the quarantine."""
+    refused = sum(row["stage"] == "index" for row in run.quarantine().to_pylist())
+    lost = run.record["num_listed"] - len(run.image_table) - refused
+    if lost:
+        yield f"missing: {lost} images of the manifest are neither in images.parquet nor in quarantine/"
+
+
+def _check_precision(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
+    for shard in shards if run.config.compute.precision != "float32" else ():
+        path = run.folder / "precision" / f"model={shard.model.name}" / shard.file_name
+        if shard.part == 0 and not path.exists():
+            yield f"missing: {path.relative_to(run.folder)}; delete {shard.path(run.folder).relative_to(run.folder)} to have both made"
+
+
+def _guarded(where: Path, check: Iterator[str]) -> Iterator[str]:
+    """A footer with a changed byte can make pyarrow say anything, or name columns otherwise."""
+    try:
+        yield from check
+    except RunFolderError as error:
+        yield f"damaged: {where}: {error}"
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
+        yield f"damaged: {where}: {' '.join(str(error).split())}"
+
+
+def _check_shard(run: Run, shard: Shard, refused: set[int]) -> Iterator[str]:
+    path = shard.path(run.folder)
+    where = path.relative_to(run.folder)
+    if not path.exists() and path.name not in _packed(path.parent):
+        yield f"missing: {where} (images {shard.start} to {shard.stop - 1} of {shard.model.name})"
+        return
+    table = read_parquet(path)
+    conditions = [condition.name for condition in conditions_for(run.config.measures, shard.model.input_size)]
+    said = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if said.get("model") != shard.model.name or json.loads(said.get("conditions", "[]")) != conditions:
+        yield f"of another shard: {where} says that it is of {said.get('model')!r}"
+        return
+    images = [image for image in range(shard.start, shard.stop) if image not in refused]
+    found = Counter(zip(table["condition"].to_pylist(), table["image"].to_pylist(), strict=True))
+    wanted = {(condition, image) for condition in conditions for image in images}
+    for what, number in (
+        ("missing", len(wanted - found.keys())),
+        ("unknown or quarantined", len(found.keys() - wanted)),
+        ("doubled", sum(count > 1 for count in found.values())),
+    ):
+        if number:
+            yield f"{what} rows: {number} in {where}"
+    if path.exists() and _was_changed(run, path, table):
+        yield f"damaged: {where} is not as it was written"
+
+
+def _packed(folder: Path) -> set[str]:
+    """Names in the packs of a folder; a pack that cannot be read counts as empty and is named elsewhere."""
+    try:
+        return set(packed_in(folder))
+    except RunFolderError:
+        return set()
+
+
+def _was_changed(run: Run, path: Path, table: pa.Table) -> bool:
+    """Writing is deterministic: the same rows give the same bytes, footer and all, in the same version of pyarrow."""
+    found = str(pq.read_metadata(path).created_by)
+    if found != _created_by(pa.__version__):
+        versions = [run.record["versions"], *run.record.get("later_versions", [])]
+        return found not in {_created_by(version["pyarrow"]) for version in versions}
+    if "map" in table.schema.names:  # Parquet names the items of a list otherwise
+        schema = maps_schema(table.schema.field("map").type.list_size)
+        table = table.cast(schema.with_metadata(table.schema.metadata))
+    return encoded(table) != path.read_bytes()
+
+
+def _created_by(version: str) -> str:
+    return f"parquet-cpp-arrow version {version}"
+
+
+def _check_names(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
+    """Files that no plan knows, and those that a killed process left."""
+    planned = {shard.path(run.folder) for shard in shards}
+    names = {shard.file_name for shard in shards}
+    packed = {folder: _packed(folder) for folder in {path.parent for path in planned}}
+    for path in sorted((run.folder / "maps").rglob("*")):
+        if path.name.startswith(PACKED):
+            yield from _guarded(path.relative_to(run.folder), _check_pack(run, path, names))
+        elif path.is_file() and path not in planned and not path.name.startswith(TEMPORARY):
+            yield f"not in the plan: {path.relative_to(run.folder)}"
+        elif path in planned and path.name in packed[path.parent]:
+            yield f"left over: {path.relative_to(run.folder)} is in a pack already; call `explain2me compact` again"
+    for path in sorted(run.folder.rglob(".*")):
+        if path.name.startswith((TEMPORARY, RUNNING)):
+            yield f"left over: {path.relative_to(run.folder)}, by a process that was stopped"
+
+
+def _check_pack(run: Run, path: Path, planned: set[str]) -> Iterator[str]:
+    where = path.relative_to(run.folder)
+    names = [name for name, member in packed_in(path.parent).items() if member.pack == path]
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        ours = file.metadata.created_by == _created_by(pa.__version__)
+        if ours and _encoded_pack(file) != path.read_bytes():
+            yield f"damaged: {where} is not as it was written"
+    if unknown := [name for name in names if name not in planned]:
+        yield f"not in the plan: {len(unknown)} files in {where}, first {unknown[0]}"
+
+
+def _encoded_pack(file: pq.ParquetFile) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, file.schema_arrow, **FORMAT) as writer:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            writer.write_table(table, row_group_size=len(table))
+    return sink.getvalue().to_pybytes()
+
+
+def _check_scores(run: Run) -> Iterator[str]:
+    folder = run.folder / "scores"
+    try:
+        there = table_files(folder)
+    except RunFolderError as error:
+        yield f"damaged: {error}"
+        return
+    if not there:
+        if (run.folder / "summary").exists():
+            yield f"missing: scores/, from which the tables in summary/ were made; call `explain2me measure {run.folder}`"
+        return
+    names = {path.name for path in there}
+    wanted = score_names(run, run.config)
+    settings = any(name in names for name in wanted)
+    for name in wanted if settings else ():
+        if name not in names:
+            yield f"missing: scores/{name}; call `explain2me measure {run.folder}`"
+    for path in there:
+        if settings and path.name not in wanted:
+            yield f"not in the plan: scores/{path.name}"
+        yield from _guarded(path.relative_to(run.folder), _check_score_file(run, path))
+    for path in sorted(folder.glob(f"{PACKED}*.parquet")):
+        yield from _guarded(path.relative_to(run.folder), _check_pack(run, path, set(wanted) if settings else names))
+
+
+def _check_score_file(run: Run, path: Path) -> Iterator[str]:
+    table = read_parquet(path)
+    unknown = np.setdiff1d(table["image"].to_numpy(), run.image_table["image"].to_numpy())
+    if len(unknown):
+        yield f"unknown images: {len(unknown)} in scores/{path.name}"
+    if path.exists() and _was_changed(run, path, table):
+        yield f"damaged: scores/{path.name} is not as it was written"
+
+
+def _check_other_files(run: Run) -> Iterator[str]:
+    for path in sorted(
+        path for name in ("summary", "quarantine", "precision") for path in (run.folder / name).rglob("*.parquet")
+    ):
+        yield from _guarded(path.relative_to(run.folder), _check_other_file(run, path))
+
+
+def _check_other_file(run: Run, path: Path) -> Iterator[str]:
+    if _was_changed(run, path, read_parquet(path)):
+        yield f"damaged: {path.relative_to(run.folder)} is not as it was written"
+
+
+def _check_images(run: Run) -> Iterator[str]:
+    """Bytes that rot inside a JPEG decode to grey without an error; only the hash tells."""
+    root = image_root(Path(run.config.data.manifest))
+    for row in run.image_table.select(["path", "sha256"]).to_pylist():
+        try:
+            data = read_file(resolve(root, row["path"]))
+        except ImageError as error:
+            yield f"image {error.kind}: {row['path']}: {error.message}"
+        except Explain2MeError as error:
+            yield f"image unreadable: {row['path']}: {error}"
+        else:
+            if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                yield f"image changed: {row['path']} is not the file that the run was made from"

@@ -1,0 +1,50 @@
+"""Which device a run is on, and which engine carries it."""
+
+import torch
+
+from explain2me.config.schema import Config
+from explain2me.errors import ConfigError
+from explain2me.workers import Engine
+
+
+def engine_of(config: Config) -> Engine:
+    """Who carries the shards."""
+    compute = config.compute
+    gpus = compute.gpus_per_worker if compute.device.startswith("cuda") else 0.0
+    return Engine(compute.executor, compute.workers, compute.threads, compute.ray_address, gpus)
+
+
+def with_device(config: Config, old: Config | None = None) -> Config:
+    """The config with ``auto`` replaced by the kind of device at hand (cuda, mps or cpu), and threads by a number.
+
+    Args:
+        config: of the run.
+        old: the config that the run was begun with, whose number of threads and batch size stay.
+    """
+    device, threads = config.compute.device, config.compute.threads
+    if threads is None:
+        threads = old.compute.threads if old else max(1, torch.get_num_threads() // config.compute.workers)
+    device = real_device(device, "compute.device")
+    size = config.compute.batch_size
+    if size == "auto" and old is not None:
+        size = old.compute.batch_size
+    compute = config.compute.model_copy(update={"device": device, "threads": threads, "batch_size": size})
+    return config.model_copy(update={"compute": compute})
+
+
+def real_device(device: str, key: str) -> str:
+    """``auto`` replaced by the kind of device at hand.
+
+    Raises:
+        ConfigError: the device that ``key`` of the config names is not there.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{key} = {device!r}: {torch.cuda.device_count() or 'no'} CUDA devices are visible here; use 'auto' or "
+            f"'cpu'" + (", or a smaller number" if torch.cuda.device_count() else "")
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"{key} = 'mps': there is none here; use 'auto' or 'cpu'")
+    return device

@@ -1,0 +1,192 @@
+"""Which worker does which task, and what becomes of a task whose worker died."""
+
+import contextlib
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+import torch
+
+from explain2me.errors import Explain2MeError
+from explain2me.workers.local import LocalWorker, WorkerDied, listening
+
+Task = TypeVar("Task", bound=Hashable)
+
+
+MAX_TRIES = 3
+OnProgress = Callable[[Task, int, float], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who carries the tasks; no result depends on it.
+
+    Attributes:
+        executor: ``local`` (this process, or several of this machine) or ``ray``.
+        workers: processes.
+        threads: of torch in each; None: as many as this process has, or cores / workers.
+        address: of a Ray cluster; None starts one on this machine.
+        gpus: that a Ray worker asks for; a half means two workers on each.
+    """
+
+    executor: Literal["local", "ray"] = "local"
+    workers: int = 1
+    threads: int | None = None
+    address: str | None = None
+    gpus: float = 0.0
+
+
+class Worker(Protocol):
+    """Does one task at a time in a process of its own."""
+
+    def run(self, work: Callable[[Task], None], task: Task, on_progress: Callable[[int, float], None]) -> None:
+        """Do it and wait; WorkerDied when the process ended."""
+
+    def kill(self) -> None:
+        """End the process now; called while another thread waits for it."""
+
+    def close(self) -> None:
+        """Clean up; nobody waits any more."""
+
+
+class Recovery(Generic[Task]):
+    """What is done next after the worker of a task died, or after a task was done. This one tries again."""
+
+    def __init__(self, to_lower: str = "workers or batch_size") -> None:
+        self._deaths: Counter[Task] = Counter()
+        self._to_lower = to_lower
+
+    def died(self, task: Task) -> Sequence[Task]:
+        """Tasks to do first.
+
+        Raises:
+            Explain2MeError: it has been tried often enough.
+        """
+        self._deaths[task] += 1
+        if self._deaths[task] >= MAX_TRIES:
+            raise Explain2MeError(
+                f"a worker process died {MAX_TRIES} times at the same task (out of memory?); what is committed stays. Lower "
+                f"{self._to_lower} and call the same command again"
+            )
+        return [task]
+
+    def done(self, task: Task) -> Sequence[Task]:
+        """Tasks to do first."""
+        return []
+
+
+def run_tasks(
+    work: Callable[[Task], None],
+    tasks: Sequence[Task],
+    engine: Engine,
+    *,
+    recovery: Recovery[Task] | None = None,
+    suspects: Collection[Task] = (),
+    on_start: Callable[[Task], None] | None = None,
+    on_progress: OnProgress[Task] | None = None,
+) -> Iterator[Task]:
+    """Call ``work`` on every task and yield each task when it is done, in order of completion.
+
+    A worker holds one task at a time, so that a death costs at most that much. Closing the iterator, Ctrl-C and an
+    error end all workers at once.
+
+    Args:
+        work: safe to repeat; picklable unless it runs in this process.
+        tasks: what to do.
+        engine: where.
+        recovery: says what to do after a worker died; None tries each task MAX_TRIES times.
+        suspects: tasks of which a process has died before: with one worker these alone get a process of their own.
+        on_start: called in the caller's thread with each task that is begun.
+        on_progress: called with a task, and the units and seconds that it reports, from any thread.
+
+    Raises:
+        Explain2MeError: of ``recovery``.
+        Exception: whatever a task raised; the tasks under way are ended.
+    """
+    recovery = recovery or Recovery()
+    alone = engine.executor == "local" and (engine.workers == 1 or len(tasks) < 2)
+    if alone:
+        for task in tasks:
+            if task not in suspects:
+                if on_start:
+                    on_start(task)
+                _run_here(work, task, engine.threads, on_progress)
+                yield task
+        tasks = [task for task in tasks if task in suspects]
+    if tasks:
+        yield from _run_in_workers(work, tasks, engine, recovery, on_start, on_progress)
+
+
+def _run_here(
+    work: Callable[[Task], None], task: Task, threads: int | None, on_progress: OnProgress[Task] | None
+) -> None:
+    hear = None if on_progress is None else lambda *done: on_progress(task, *done)
+    with torch_threads(threads or torch.get_num_threads()), listening(hear):
+        work(task)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads of torch meanwhile; the last bits of a sum depend on them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_in_workers(
+    work: Callable[[Task], None],
+    tasks: Sequence[Task],
+    engine: Engine,
+    recovery: Recovery[Task],
+    on_start: Callable[[Task], None] | None,
+    on_progress: OnProgress[Task] | None,
+) -> Iterator[Task]:
+    queue = deque(tasks)
+    idle = _open_workers(engine)
+    everyone = list(idle)
+    running: dict[Future[None], tuple[Worker, Task]] = {}
+
+    def tell(task: Task) -> Callable[[int, float], None]:
+        return lambda *done: None if on_progress is None else on_progress(task, *done)
+
+    threads = ThreadPoolExecutor(len(idle), thread_name_prefix="explain2me-worker")
+    try:
+        while queue or running:
+            while queue and idle:
+                worker, task = idle.pop(), queue.popleft()
+                if on_start:
+                    on_start(task)
+                running[threads.submit(worker.run, work, task, tell(task))] = worker, task
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                worker, task = running.pop(future)
+                idle.append(worker)
+                try:
+                    future.result()
+                except WorkerDied:
+                    queue.extendleft(reversed(recovery.died(task)))
+                else:
+                    queue.extendleft(reversed(recovery.done(task)))
+                    yield task
+    finally:
+        try:
+            for each in everyone:
+                each.kill()
+        finally:
+            threads.shutdown(cancel_futures=True)
+        for each in everyone:
+            each.close()
+
+
+def _open_workers(engine: Engine) -> list[Worker]:
+    if engine.executor == "ray":
+        from explain2me.workers.ray import open_workers
+
+        return list(open_workers(engine))
+    threads = engine.threads or max(1, (os.cpu_count() or 1) // engine.workers)
+    return [LocalWorker(index, threads) for index in range(engine.workers)]
