@@ -10,6 +10,7 @@ The rest is a study as any other: ``demo.toml`` says what is trained and compare
 """
 
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,17 +151,9 @@ def make_images(folder: Path, *, seed: int, progress: Progress | None = None) ->
 
 
 def face_photographs() -> Float[np.ndarray, "100 25 25"]:
-    """The face photographs of ``skimage.data.lfw_subset``, grey in [0, 1], read from the installed package only."""
-    import skimage
-
-    path = Path(skimage.__file__).parent / "data" / "lfw_subset.npy"
-    try:
-        return np.load(path)[:100]
-    except FileNotFoundError:
-        raise Explain2MeError(
-            "scikit-image is installed without its lfw_subset.npy, which holds the demo's photographs; "
-            "install scikit-image from its wheel"
-        ) from None
+    """Grey face photographs in [0, 1]: the first 100 of scikit-image's ``lfw_subset``, stored as sums of three 8-bit channels."""
+    with np.load(str(files("explain2me.demo") / "photographs.npz")) as stored:
+        return stored["faces"] / (3 * 255)
 
 
 class Ppca(NamedTuple):
