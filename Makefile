@@ -22,7 +22,7 @@ test-slow: $(READY)
 	@$(ONE_THREAD) $(BIN)/pytest -n $(WORKERS) -m slow
 
 fuzz: $(READY)
-	@$(ONE_THREAD) $(BIN)/python tests/fuzz.py --count 10000 --seed 0
+	@$(ONE_THREAD) $(BIN)/python tests/faults/fuzz.py --count 10000 --seed 0
 
 check: $(READY)
 	@$(BIN)/ruff format --quiet --check

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "faces-study.toml"
 REFERENCE = ROOT.parent / "shared" / "reference"
 SIZE = 64

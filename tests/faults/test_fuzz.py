@@ -1,4 +1,4 @@
-"""A short pass of tests/fuzz.py, and that it sees what it looks for; `make fuzz` is the long one."""
+"""A short pass of tests/faults/fuzz.py, and that it sees what it looks for; `make fuzz` is the long one."""
 
 import re
 import subprocess
@@ -38,7 +38,7 @@ def test_a_reader_that_raises_hangs_dies_or_grows_is_seen() -> None:
         "AssertionError: more than 1536 MiB",
     )
     for index, words in enumerate(wanted, start=1):
-        again = f"python tests/fuzz.py --seed 0 broken --only {index}"
+        again = f"python tests/faults/fuzz.py --seed 0 broken --only {index}"
         assert re.search(rf"FAILED {re.escape(words)}.*\n +again: {re.escape(again)}\n", output), output
     code, output = fuzz("broken", "--only", "1")
     assert code == 1

@@ -1,7 +1,7 @@
 """Mutated images, configs and checkpoints: each is read or refused in one clear error, in seconds and in bounded memory.
 
-    python tests/fuzz.py --count 10000 --seed 0 [images] [configs] [checkpoints]
-    python tests/fuzz.py --seed 0 images --only 4711
+    python tests/faults/fuzz.py --count 10000 --seed 0 [images] [configs] [checkpoints]
+    python tests/faults/fuzz.py --seed 0 images --only 4711
 
 Input i of a kind depends on (seed, kind, i) only. A child process with a limit on its memory reads them; one that hangs or
 dies is replaced, and its input counts as a failure. Exit code 1 when an input failed.
@@ -371,7 +371,7 @@ KEYS = (
 @cache
 def configs() -> tuple[bytes, ...]:
     """The examples, and one config with every field."""
-    examples = Path(__file__).resolve().parents[1] / "examples"
+    examples = Path(__file__).resolve().parents[2] / "examples"
     return (*(path.read_bytes() for path in sorted(examples.glob("*.toml"))), EVERY_FIELD.encode())
 
 
@@ -805,7 +805,9 @@ def main() -> int:
             "  refused: " + ", ".join(f"{name} {n}" for name, n in tally.outcomes.most_common() if name != "accepted")
         )
         for index, failure in tally.failures.items():
-            print(f"  FAILED {failure}\n    again: python tests/fuzz.py --seed {options.seed} {kind} --only {index}")
+            print(
+                f"  FAILED {failure}\n    again: python tests/faults/fuzz.py --seed {options.seed} {kind} --only {index}"
+            )
         failed += len(tally.failures)
     return 1 if failed else 0
 

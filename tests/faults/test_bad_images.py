@@ -138,7 +138,7 @@ def test_25_bad_images_of_1000(call, write_config, thousand, weights, detector_t
         "permission",
         "unreadable",
         "crash",
-    }  # root reads all; no disk fails here; tests/executors has images that end a process
+    }  # root reads all; no disk fails here; test_crashes.py has images that end a process
 
     assert call("verify", "run")[0] == 0
     code, _, errors = call("run", config, "-o", "run", "--set", "data.allowed_quarantine=0.05")

@@ -32,7 +32,7 @@ from explain2me.images.folder import num_ignored
 from explain2me.images.listing import check_labels, image_root, list_images, resolve
 from explain2me.images.reading import read_file
 
-FACES = Path(__file__).resolve().parents[1] / "../shared/data/faces"
+FACES = Path(__file__).resolve().parents[2] / "../shared/data/faces"
 needs_faces = pytest.mark.skipif(not FACES.is_dir(), reason="the shared face photographs are not beside the repository")
 not_root = pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() == 0, reason="root may read everything")
 
@@ -984,7 +984,7 @@ def test_grey_of_12_bits_is_as_bright_as_it_is_meant():
 SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
-from explain2me.decode import examine_file
+from explain2me.images.decode import examine_file
 from explain2me.errors import ImageError
 
 large, small = map(Path, sys.argv[1:])

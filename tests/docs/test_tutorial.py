@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"
+TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 
 
 def test_every_command_of_the_tutorial_runs(tmp_path):

@@ -499,12 +499,12 @@ def test_other_versions_that_go_on_with_a_run_are_recorded(explained, tmp_path, 
 
 @pytest.mark.parametrize("name", ["faces.toml", "faces-study.toml", "paper.toml"])
 def test_examples_load(name):
-    path = Path(__file__).resolve().parents[1] / "examples" / name
+    path = Path(__file__).resolve().parents[2] / "examples" / name
     assert load_config(path).name
 
 
 def test_the_paper_s_protocol():
-    path = Path(__file__).resolve().parents[1] / "examples" / "paper.toml"
+    path = Path(__file__).resolve().parents[2] / "examples" / "paper.toml"
     config = load_config(path)
     training = config.training
     assert training is not None

@@ -16,7 +16,7 @@ from explain2me.workers import Engine, run_tasks
 WORK = """
 import os, pathlib, signal, time
 from explain2me.errors import ConfigError
-from explain2me.executors import report_progress
+from explain2me.workers import report_progress
 
 def write(task):
     pathlib.Path(task).write_text(str(os.getpid()))
@@ -192,7 +192,7 @@ def test_closing_ends_the_workers(tmp_path: Path, work: ModuleType) -> None:
 
 DRIVER = """
 import sys
-from explain2me.executors import Engine, run_tasks
+from explain2me.workers import Engine, run_tasks
 import worker_functions
 if __name__ == "__main__":
     list(run_tasks(worker_functions.sleep, sys.argv[1:], Engine(workers=2)))

@@ -13,7 +13,7 @@ from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
 from explain2me.stages.verify import verify_run
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
 @pytest.fixture(params=sorted(path.name for path in GOLDEN.iterdir()))
