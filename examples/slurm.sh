@@ -1,7 +1,6 @@
 #!/bin/bash
-# A run shared by the tasks of a SLURM array: each makes its share of the maps in one folder on a shared disk, and the
-# task that finds every map there goes on with scores, tables and report. Submit it again after a failure: what is
-# committed is not made again.
+# A run shared by the tasks of a SLURM array: each makes its share of the maps in one folder on a shared disk. The task
+# that finds every map makes the scores, tables and report. After a failure submit it again: only missing work is done.
 #
 #   sbatch --array=0-15 examples/slurm.sh faces.toml runs/faces 16
 #   sbatch --array=3,7  examples/slurm.sh faces.toml runs/faces 16     # two of them again
@@ -21,7 +20,7 @@ config=${1:?$usage}
 run=${2:?$usage}
 shares=${3:?$usage}
 
-# 3 (some images are quarantined, more than allowed) is no failure of the machine
+# 3 (more images are quarantined than allowed) is no failure of the machine
 code=0
 srun explain2me run "$config" --out "$run" --shard "$SLURM_ARRAY_TASK_ID/$shares" || code=$?
 ((code == 3)) && exit 0
