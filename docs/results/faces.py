@@ -286,7 +286,7 @@ def claims(runs: pd.DataFrame, aurocs: pd.DataFrame, table1: Sequence[Row], tabl
     """CYBORG minus cross-entropy: theirs, ours with an interval over training runs, and the verdict.
 
     The rule was written before the results were there. *agrees*: the interval excludes 0 on the paper's side; *disagrees*: on the
-    other side; *cannot be told*: it holds 0. The interval is of other trainings on these very images, not of other images.
+    other side; *not significant*: it holds 0. The interval is of other trainings on these very images, not of other images.
     """
     rows = []
     wanted = {name: key for name, (_, _, key) in MEASURES.items()} | SPATIAL | TRANSFORMS
@@ -378,7 +378,7 @@ def verdict(paper: float | None, ours: tuple[float, float, float]) -> str:
     if abs(paper) < 5e-4:
         return "the paper finds no change"
     if not (low > 0 or high < 0) or low == high:
-        return "cannot be told"
+        return "not significant"
     return "agrees" if (low > 0) == (paper > 0) else "disagrees"
 
 

@@ -131,7 +131,7 @@ def test_differences_and_verdicts_by_hand(faces: ModuleType) -> None:
     assert (
         faces.verdict(0.2, (0.3, -0.1, 0.7))
         == faces.verdict(0.2, (0.3, float("nan"), float("nan")))
-        == "cannot be told"
+        == "not significant"
     )
     source = {"detector": "d", "measure": "noise", "variant": "fixed", "group": "g", "run": "0", "other_run": ""}
     source["similarity"] = "ssim"
