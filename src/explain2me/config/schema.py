@@ -26,7 +26,7 @@ class DataConfig(Section):
     manifest: str
     """CSV with the columns path[, label, source, split, salience, image_id, sha256], or a folder label/source/*.jpg, with
     splits split/label/source/*.jpg; or a .tar (WebDataset), .parquet or .arrow file, a folder of these, or what
-    ``datasets`` saved to disk, see :mod:`explain2me.images.packed`. Relative to the TOML file."""
+    ``datasets`` saved to disk, see :mod:`explain2me.images.containers`. Relative to the TOML file."""
     split: str | None = None
     """Rows of this split only, or the subfolder of this name; None takes every row."""
     positive: str = "fake"

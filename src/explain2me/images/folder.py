@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from explain2me.errors import ManifestError
+from explain2me.images.containers import folder_labels
 from explain2me.images.manifest import rows_to_table
-from explain2me.images.packed import folder_labels
 from explain2me.text import nearest
 
 SUFFIXES = frozenset(

@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from explain2me.errors import ManifestError
-from explain2me.images.containers import container_of
+from explain2me.images.containers import container_files, container_of, containers_beside, read_rows
 from explain2me.images.folder import SUFFIXES, is_folder, list_folder
 from explain2me.images.manifest import ESCAPED, list_manifest, read_manifest_rows, read_table
-from explain2me.images.packed import container_files, containers_beside, read_rows
 from explain2me.text import nearest
 
 LOOKED_FOR = 1000
@@ -33,7 +32,7 @@ def list_images(
     asked for; every name with an image suffix is taken, whatever it is, except hidden ones.
 
     Container files are WebDataset tars, Parquet or Arrow files, one or a folder of them without loose images, and what
-    ``datasets`` saved to disk; :mod:`explain2me.images.packed` tells how they are read. The path of an image goes on behind
+    ``datasets`` saved to disk; :mod:`explain2me.images.containers` tells how they are read. The path of an image goes on behind
     that of its container (``a.tar/real/1.jpg``, ``a.parquet/00000017``); a CSV manifest may hold such paths as well.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from explain2me.errors import ImageError, ManifestError
-from explain2me.images.packed import Row, check_names
+from explain2me.images.containers import Row, check_names
 from explain2me.images.reading import read_bytes
 from explain2me.text import nearest
 

@@ -1,0 +1,101 @@
+"""The table of container formats, and what works the same for all of them."""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from explain2me.errors import ImageError, ManifestError
+from explain2me.images.containers.arrow import ArrowFile
+from explain2me.images.containers.parquet import ParquetFile
+from explain2me.images.containers.rows import COLUMNS, Container, Listing, Row, label_by_folders
+from explain2me.images.containers.tables import list_table, read_row
+from explain2me.images.containers.tar import read_tar_member
+from explain2me.images.containers.webdataset import list_tar, without_download_tables
+
+
+class Format(NamedTuple):
+    """How to read one image (container, member or row, most bytes), and how to list all (rows, number left out)."""
+
+    read_image: Callable[[Path, str, int], bytes | Path]
+    list_images: Callable[[Container, Listing], tuple[list[Row], int]]
+
+
+FORMATS: dict[str, Format] = {
+    ".tar": Format(read_tar_member, list_tar),
+    ".parquet": Format(partial(read_row, ParquetFile), partial(list_table, ParquetFile)),
+    ".arrow": Format(partial(read_row, ArrowFile), partial(list_table, ArrowFile)),
+}
+"""By the suffix of the container's name."""
+
+
+def read_member(container: Path, inner: str, *, max_bytes: int) -> bytes | Path:
+    """Read an image in a container; a path where a row names a file instead of holding its bytes.
+
+    Args:
+        container: a file of one of :data:`FORMATS`.
+        inner: name of the member, or number of the row.
+        max_bytes: larger images are not read.
+
+    Raises:
+        ImageError: missing, too_many_bytes, not_regular, or unreadable: the container cannot be used.
+        OSError: the container cannot be opened or read.
+    """
+    return FORMATS[container.suffix.lower()].read_image(container, inner, max_bytes)
+
+
+def read_rows(
+    source: Path,
+    files: Sequence[Container],
+    *,
+    extra: Sequence[str],
+    classes: Sequence[str] | None,
+    suffixes: Collection[str],
+) -> tuple[list[Row], int]:
+    """List the images of all container files, and count the members that are left out.
+
+    Args:
+        source: as the config names it, for messages.
+        files: of :func:`explain2me.images.containers.layout.container_files`.
+        extra: columns to read besides :data:`explain2me.images.containers.rows.COLUMNS`.
+        classes: labels in the order of the logits, for labels that are numbers.
+        suffixes: of image files.
+
+    Raises:
+        ManifestError: a container cannot be used; the message names it and the member.
+    """
+    listing = Listing((*COLUMNS, *extra), classes, suffixes)
+    try:
+        rows, num_ignored = _list_files(without_download_tables(files), listing)
+        if not rows:
+            todo = f"the suffixes of images are {', '.join(sorted(suffixes))}"
+            raise ManifestError(f"expected images in {len(files)} container files, got none; {todo}")
+    except (ImageError, ManifestError) as error:
+        raise ManifestError(f"{str(source)!r}: {error}") from error
+    label_by_folders(rows, repr(str(source)))
+    if not any(row.cells["split"] for row in rows):
+        for row in rows:
+            del row.cells["split"]
+    return rows, num_ignored
+
+
+def _list_files(files: Sequence[Container], listing: Listing) -> tuple[list[Row], int]:
+    suffixes = sorted({file.path.suffix.lower() for file in files})
+    if len(suffixes) > 1:
+        raise ManifestError(
+            f"expected container files of one kind, got {', '.join(suffixes)}; give the files of one kind alone"
+        )
+    rows: list[Row] = []
+    num_ignored = 0
+    for file in files:
+        if suffixes[0] not in FORMATS:
+            todo = "decompress it to a .tar"
+            raise ManifestError(f"{file.name!r} is compressed: its members cannot be read one by one; {todo}")
+        try:
+            rows_of_file, num_ignored_of_file = FORMATS[suffixes[0]].list_images(file, listing)
+        except OSError as error:
+            why = error.strerror or error
+            raise ManifestError(f"{file.name!r} cannot be read ({why}); give a file that is there") from error
+        rows += rows_of_file
+        num_ignored += num_ignored_of_file
+    return rows, num_ignored

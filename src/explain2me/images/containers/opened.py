@@ -1,0 +1,61 @@
+"""Container files that stay open: a bounded cache, the identity of a file, and pyarrow's errors."""
+
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from explain2me.errors import ImageError
+
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Value]):
+    """The values used last, up to a total cost. One thread makes a value while the others wait."""
+
+    def __init__(self, max_cost: int) -> None:
+        self._max_cost = max_cost
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
+        self._cost = 0
+
+    def get(self, key: Hashable, make: Callable[[], Value], *, cost: Callable[[Value], int] = lambda _: 1) -> Value:
+        """The value of a key, made where it is not kept."""
+        with self._lock:
+            if key not in self._values:
+                value = make()
+                self._values[key] = value, cost(value)
+                self._cost += cost(value)
+            self._values.move_to_end(key)
+            while self._cost > self._max_cost and len(self._values) > 1:
+                self._cost -= self._values.popitem(last=False)[1][1]
+            return self._values[key][0]
+
+
+def file_identity(path: Path) -> tuple[object, ...]:
+    """A key that changes when another file is put in the place of this one.
+
+    Raises:
+        ImageError: not_regular.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not_regular", f"{path.name!r}: expected a file, got a folder, pipe or device")
+    return str(path), status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@contextmanager
+def refusing_damage(name: str) -> Iterator[None]:
+    """Turn whatever pyarrow raises on hostile bytes into an ImageError; errors of the disk stay what they are."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        why = " ".join(str(error).split())[:200].encode("unicode_escape").decode()
+        raise ImageError("unreadable", f"{name!r} is damaged or of another format ({why}); make it again") from error

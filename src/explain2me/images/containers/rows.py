@@ -1,0 +1,117 @@
+"""The rows that container files give: one row an image, with the cells that a line of a CSV manifest would have."""
+
+import difflib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from explain2me.errors import ManifestError
+
+COLUMNS = ("label", "source", "split", "image_id", "sha256")
+
+
+class Container(NamedTuple):
+    """A container file; ``name``: its path below the folder of the data set; ``split``: "" where none is known."""
+
+    path: Path
+    name: str
+    split: str
+
+
+class Listing(NamedTuple):
+    """What to list: the columns to read, the labels that numbers stand for, and the suffixes of images."""
+
+    columns: tuple[str, ...]
+    classes: Sequence[str] | None
+    suffixes: Collection[str]
+
+
+class Row(NamedTuple):
+    """One image: where it is listed, for messages; the cells of its columns, "" where empty; its path in a tar."""
+
+    place: str
+    cells: dict[str, str]
+    inner: str = ""
+
+
+def as_text(name: bytes) -> str:
+    """The name of a file or member as text; bytes that are not UTF-8 are written ``\\xff``."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def cell_text(value: object, where: str) -> str:
+    """The cell as a CSV file would hold it; None is an empty cell."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ManifestError(f"{where}: expected text or a whole number, got a {type(value).__name__}; write it as text")
+
+
+def class_name(text: str, classes: Sequence[str] | None) -> str:
+    """The class at the place that a number gives; the text itself where it names a class or gives no place.
+
+    >>> class_name("1", ["real", "fake"]), class_name("1", ["1", "0"]), class_name("7", ["real", "fake"])
+    ('fake', '1', '7')
+    """
+    if classes is None or text in classes or not (text.isascii() and text.isdigit()):
+        return text
+    return classes[int(text)] if int(text) < len(classes) else text
+
+
+def json_object(text: bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object that may be hostile."""
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{where}: no valid JSON ({type(error).__name__}); expected an object {{...}}") from error
+    if not isinstance(tree, dict):
+        raise ManifestError(f"{where}: expected a JSON object {{...}}, got a {type(tree).__name__}")
+    return tree
+
+
+def label_by_folders(rows: Sequence[Row], where: str) -> None:
+    """Fill in the labels of a tar from its folders where no member says any; the sources likewise.
+
+    Raises:
+        ManifestError: some images are in folders and others are not.
+    """
+    if not all(row.inner and not row.cells["label"] for row in rows):
+        return
+    labels, sources = folder_labels([row.inner.split("/") for row in rows], where)
+    without_sources = not any(row.cells["source"] for row in rows)
+    for i, row in enumerate(rows):
+        row.cells["label"] = labels[i] if labels else ""
+        if without_sources:
+            row.cells["source"] = sources[i]
+
+
+def folder_labels(images: Sequence[Sequence[str]], where: str) -> tuple[list[str] | None, list[str]]:
+    """(labels, sources) by the folders ``label/source/...`` of images, given by the parts of their paths.
+
+    Without folders there are no labels; without a second folder the source is the label.
+
+    Raises:
+        ManifestError: some images are in folders and others are not.
+
+    >>> folder_labels([("fake", "gan", "1.png"), ("real", "2.png")], "faces")
+    (['fake', 'real'], ['gan', 'real'])
+    """
+    flat = ["/".join(parts) for parts in images if len(parts) == 1]
+    if flat and len(flat) != len(images):
+        raise ManifestError(
+            f"{where}: expected every image in a folder of its label, got {len(flat)} beside them, "
+            f"first {min(flat)!r}; move them into one"
+        )
+    if flat:
+        return None, ["images"] * len(images)
+    return [parts[0] for parts in images], [parts[1] if len(parts) > 2 else parts[0] for parts in images]
+
+
+def check_names(columns: Sequence[str], where: str, *, extra: Sequence[str]) -> None:
+    """Refuse a column whose name is nearly one that is read: without its labels a data set has no AUROC."""
+    for name in (*COLUMNS, *extra):
+        near = [column for column in columns if difflib.SequenceMatcher(None, name, column.casefold()).ratio() >= 0.8]
+        if name not in columns and near:
+            raise ManifestError(f"{where}: the column {near[0]!r} is not read; did you mean {name!r}? rename it")
