@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from explain2me.config.load import load_config
+from explain2me.config.schema import Config
+
 COMMAND = "import sys; sys.path.pop(0); from explain2me.cli import main; main()"
 
 
@@ -103,3 +106,16 @@ def driver(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@pytest.fixture
+def small_config(write_config: Callable[..., Path]) -> Callable[..., Config]:
+    """The config of a few images: (manifest, *, shard_size, other tables) -> config."""
+
+    def make(manifest: Path, *, shard_size: int, **tables: str) -> Config:
+        compute = f'device = "cpu"\nbatch_size = 8\nshard_size = {shard_size}'
+        report = "images = 1\nafter_run = false"
+        data = f'manifest = "{manifest}"'
+        return load_config(write_config(data=data, compute=compute, report=report, summary="bootstrap = 10", **tables))
+
+    return make

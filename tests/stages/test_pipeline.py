@@ -22,32 +22,19 @@ from explain2me.images.listing import image_root, resolve
 from explain2me.measures import salt_and_pepper
 from explain2me.run import plan as shards
 from explain2me.run.folder import Run
+from explain2me.stages.begin import prepare
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
 from explain2me.stages.verify import verify_run
 
 NUM_IMAGES, NUM_CONDITIONS = 26, 16
+RunStages = Callable[..., Run]
 
 
-def run_all(config_file: Path, folder: Path, *sets: str) -> Run:
-    run = explain_run(load_config(config_file, sets), folder)
-    measure_run(run, run.config)
-    summarise_run(run, run.config)
-    return run
-
-
-@pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, images: Path, weights: Path, detector_table: Callable[..., str]
-) -> Run:
-    folder = tmp_path_factory.mktemp("pipeline")
-    config = folder / "config.toml"
-    text = f'name = "tiny"\n{detector_table("a", f"{weights}/seed[01].safetensors")}'
-    text += detector_table("b", f"{weights}/seed[012].safetensors")
-    text += f'[data]\nmanifest = "{images}"\n[measures]\nsimilarity = ["ssim", "pearson"]\n[summary]\nbootstrap = 50\n'
-    config.write_text(text + '[compute]\ndevice = "cpu"\nbatch_size = 8\nshard_size = 10\n')
-    return run_all(config, folder / "run")
+@pytest.fixture
+def run(compared_run: Run) -> Run:
+    return compared_run
 
 
 def test_every_model_image_and_condition_is_there_once(run: Run) -> None:
@@ -269,10 +256,10 @@ def test_a_second_call_does_nothing_and_a_missing_part_comes_back_byte_for_byte(
 
 
 def test_maps_of_another_version_of_the_results_are_never_mixed_in(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(run.folder, folder)
+    run, folder = copied_run, copied_run.folder
+    num_maps = len(run.maps())
     before = files_of(folder / "maps")
     monkeypatch.setattr("explain2me.run.schema.RESULTS_VERSION", 2)
     shards.plan.cache_clear()
@@ -280,16 +267,16 @@ def test_maps_of_another_version_of_the_results_are_never_mixed_in(
         explain_run(run.config, folder)
     assert files_of(folder / "maps") == before
     shutil.rmtree(folder / "maps")
-    assert len(explain_run(run.config, folder).maps()) == len(run.maps())
+    assert len(explain_run(run.config, folder).maps()) == num_maps
     monkeypatch.undo()
     shards.plan.cache_clear()
 
 
-def test_two_workers_write_the_same_bytes(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    config = write_config()
-    one = run_all(config, tmp_path / "one", "compute.threads=2")
-    two = run_all(config, tmp_path / "two", "compute.threads=2", "compute.workers=2")
-    assert files_of(one.folder) == files_of(two.folder)
+def test_two_workers_write_the_same_bytes(
+    write_config: Callable[..., Path], run_stages: RunStages, finished_run: Run, tmp_path: Path
+) -> None:
+    two = run_stages(write_config(), tmp_path / "two", "compute.workers=2")
+    assert files_of(finished_run.folder) == files_of(two.folder)
 
 
 def test_measuring_again_with_another_similarity_touches_no_map(run: Run, tmp_path: Path) -> None:
@@ -305,13 +292,13 @@ def test_measuring_again_with_another_similarity_touches_no_map(run: Run, tmp_pa
 
 
 def test_without_labels_everything_but_auroc_works(
-    write_config: Callable[..., Path], images: Path, tmp_path: Path
+    write_config: Callable[..., Path], run_stages: RunStages, images: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "flat"
     folder.mkdir()
     for i, path in enumerate(sorted(images.parent.rglob("*.png"))):
         shutil.copy(path, folder / f"{i}.png")
-    run = run_all(write_config(data=f'manifest = "{folder}"'), tmp_path / "run")
+    run = run_stages(write_config(data=f'manifest = "{folder}"'), tmp_path / "run")
     assert run.summary("performance").num_rows == 0
     summary = run.summary().to_pandas()
     assert set(summary.measure) == {"entropy", "noise", "resilience", "focus", "stability"}
@@ -320,13 +307,14 @@ def test_without_labels_everything_but_auroc_works(
 
 
 def test_dead_maps_are_counted_and_never_scored(
-    write_config: Callable[..., Path], weights: Path, tmp_path: Path, detector_table: Callable[..., str]
-) -> None:
+    write_config: Callable[..., Path], run_stages: RunStages, weights: Path, tmp_path: Path,
+    detector_table: Callable[..., str],
+) -> None:  # fmt: skip
     for seed in range(2):  # features after ReLU times weights below zero: no cell supports either class
         state = load_file(weights / f"seed{seed}.safetensors")
         state["fc.weight"] = -state["fc.weight"].abs() - 0.1
         save_file(state, tmp_path / f"dead{seed}.safetensors")
-    run = run_all(write_config(detectors=detector_table("dead", f"{tmp_path}/dead*.safetensors")), tmp_path / "run")
+    run = run_stages(write_config(detectors=detector_table("dead", f"{tmp_path}/dead*.safetensors")), tmp_path / "run")
     summary = run.summary().to_pandas()
     assert (summary.n == 0).all()
     assert summary["mean"].isna().all()
@@ -339,10 +327,8 @@ def test_dead_maps_are_counted_and_never_scored(
     assert maps[maps.condition.str.startswith("focus")].logits.isna().all()
 
 
-def test_bfloat16_reports_its_deviation(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    config = write_config(compute='device = "cpu"\nbatch_size = 8\nprecision = "bfloat16"')
-    run = run_all(config, tmp_path / "run")
-    precision = run.summary("precision").to_pandas()
+def test_bfloat16_reports_its_deviation(bfloat16_run: Run) -> None:
+    precision = bfloat16_run.summary("precision").to_pandas()
     assert set(precision.measure) == {"entropy", "noise", "resilience", "focus", "stability", "performance"}
     assert (precision.max_difference > 0).any()
     assert (precision.max_difference >= precision.mean_difference).all()
@@ -350,14 +336,11 @@ def test_bfloat16_reports_its_deviation(write_config: Callable[..., Path], tmp_p
 
 
 def test_a_file_that_vanishes_is_quarantined_and_moves_no_other_row(
-    run: Run, write_config: Callable[..., Path], images: Path, tmp_path: Path
+    finished_run: Run, write_config: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "images"
     shutil.copytree(images.parent, copy)
     config = load_config(write_config(data=f'manifest = "{copy / "manifest.csv"}"'))
-    whole = explain_run(config, tmp_path / "whole")
-    from explain2me.stages.begin import prepare
-
     prepare(config, tmp_path / "partial")
     (copy / "fake" / "gan_a" / "003.png").unlink()
     partial = explain_run(config, tmp_path / "partial")
@@ -369,6 +352,6 @@ def test_a_file_that_vanishes_is_quarantined_and_moves_no_other_row(
     assert (rows.stage == "explain").all()
     assert len(rows) == 2  # one a model
     keys = ["detector", "run", "condition", "image"]
-    a, b = (r.maps().to_pandas().set_index(keys) for r in (whole, partial))
+    a, b = (r.maps().to_pandas().set_index(keys) for r in (finished_run, partial))
     assert len(b) == len(a) - 2 * NUM_CONDITIONS
     assert all(np.array_equal(a.loc[key, "map"], b.loc[key, "map"]) for key in b.index[::7])

@@ -98,7 +98,7 @@ def load_explainer(run: Run, model: Model) -> tuple[Detector, GradCAM]:
         autocast = torch.autocast(
             images.device.type, torch.bfloat16, enabled=run.config.compute.precision == "bfloat16"
         )
-        with _exact_convolutions(images), autocast:
+        with exact_convolutions(images), autocast:
             compile_before(detector.model, images, wanted.layer)
     return detector, GradCAM(detector.model, layer=wanted.layer).__enter__()
 
@@ -159,7 +159,7 @@ def _explain(
         return classes
 
     with (
-        _exact_convolutions(images),
+        exact_convolutions(images),
         torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
         maps, logits = cam.explain(detector.preprocess(images), choose)
@@ -178,7 +178,7 @@ def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: 
     return Explained(*(part[:count] for part in result))
 
 
-def _exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
+def exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
     """On CUDA: no TF32 in the name of float32, and the same algorithm each time."""
     if images.device.type != "cuda":
         return contextlib.nullcontext()

@@ -1,0 +1,29 @@
+"""Chance: the similarity to the map of another image."""
+
+import numpy as np
+import torch
+
+from explain2me.run.plan import plan
+from explain2me.stages.measure import MapReader
+from explain2me.statistics.chance import partners
+
+
+def test_chance_exposes_a_detector_with_one_map_for_each_class(finished_run):
+    """It predicts at random and never looks at the image: chance must be 1, whatever the labels."""
+    count = len(finished_run.image_table)
+    predicted = np.random.default_rng(0).integers(0, 2, count)
+    blobs = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(0))
+    partner = partners(finished_run.image_table, predicted, seed=1)
+    known = partner >= 0
+    assert known.sum() > count / 2
+    assert torch.equal(blobs[predicted[known]], blobs[predicted[partner[known]]])
+
+
+def test_chance_reads_the_predictions_of_the_model_whose_map_is_exchanged(finished_run):
+    reader = MapReader(finished_run, plan(finished_run))
+    for model in finished_run.models:
+        maps = finished_run.maps().to_pandas()
+        clean = maps[(maps.run == model.run) & (maps.condition == "clean")].sort_values("image")
+        found = reader.partners(model)
+        want = partners(finished_run.image_table, clean.predicted.to_numpy(), seed=finished_run.config.seed)
+        assert np.array_equal(found, want)
