@@ -261,7 +261,7 @@ def test_maps_of_another_version_of_the_results_are_never_mixed_in(
     run, folder = copied_run, copied_run.folder
     num_maps = len(run.maps())
     before = files_of(folder / "maps")
-    monkeypatch.setattr("explain2me.run.schema.RESULTS_VERSION", 2)
+    monkeypatch.setattr("explain2me.run.plan.RESULTS_VERSION", 2)
     shards.plan.cache_clear()
     with pytest.raises(RunFolderError, match=r"not of this run, first 'part-00000-.*give --out another folder"):
         explain_run(run.config, folder)
