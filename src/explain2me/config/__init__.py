@@ -1,1 +1,1 @@
-"""The config file: its fields, how it is read, and what differs between two of them."""
+"""The config file: its tables, how to read it, and how to compare two configs."""

@@ -1,4 +1,4 @@
-"""What differs between two configs, and which fields decide the maps."""
+"""Compare two configs: the fields that decide the maps, and the fields that differ."""
 
 import hashlib
 import json
@@ -6,22 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from explain2me.config.schema import Config
+from explain2me.statistics.scores import MEASURES
 
-MEASURING_FIELDS = (
+MEASURING_FIELDS: tuple[tuple[str, ...], ...] = (
     ("measures", "similarity"),
-    ("measures", "entropy"),
-    ("measures", "stability"),
+    *(("measures", measure.name) for measure in MEASURES.values() if not measure.perturbation),
     ("summary",),
     ("report",),
 )
-"""Fields that stage 1 does not read: they may change between two calls on one run folder."""
+"""Fields that stage 1 does not read. They may change between two commands on one run folder."""
 ENGINE_FIELDS = tuple(("compute", name) for name in ("workers", "executor", "ray_address", "gpus_per_worker"))
-"""Who carries the shards; no result depends on it."""
+"""Fields that choose the processes for the shards; no result depends on them."""
 FREE_FIELDS = (*MEASURING_FIELDS, *ENGINE_FIELDS, ("data", "allowed_quarantine"), ("name",), ("training",))
+"""Fields that do not decide the maps."""
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-    """The part of the config that decides the maps, as a flat dict ``{"measures.noise.0.levels.0": 0.05, ...}``."""
+    """The fields that decide the maps, as a flat dict ``{"compute.batch_size": 32, ...}``."""
     tree = json.loads(config.model_dump_json())
     for *parents, last in FREE_FIELDS:
         node = tree
@@ -32,24 +33,24 @@ def fingerprint(config: Config) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """A short stable hash (16 hex digits) of anything that JSON can hold."""
+    """A short stable hash (16 hex digits) of a value that JSON can hold."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree of dicts and lists as ``{"a.0.b": value}``."""
+    """Flatten a tree of dicts and lists to ``{"a.0.b": value}``."""
     if not isinstance(tree, dict | list):
         return {prefix: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in items:
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
 
 
 def was_and_is(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
-    """What a field of two flat configs was and is, in the words of a TOML file.
+    """The value of a field in two flat configs, before and after, as written in a TOML file.
 
     >>> was_and_is({}, {"detectors.0.input_size": 96}, "detectors.0.input_size")
     'detectors.0.input_size was not set, is 96'

@@ -10,11 +10,8 @@ from explain2me.text import shorten
 NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f/\\]{1,100}")
 
 
-SIMILARITY_NAMES = ("ssim", "spearman", "pearson", "top_k_iou", "ssim_windowed")
-
-
 def safe_name(name: str) -> str:
-    """Names become parts of file names: no separator, no control character, no leading dot."""
+    """The name, or ValueError: a name becomes part of file names, so separators and control characters are refused."""
     if not NAME_PATTERN.fullmatch(name) or name.startswith(".") or "__" in name:
         raise ValueError(
             f"expected 1 to 100 printable characters without '/', '\\', '__' or a leading dot, got "
@@ -48,20 +45,20 @@ Sample = Count | dict[str, Count] | None
 
 
 class Section(BaseModel):
-    """Base of every table of the config: frozen, unknown keys refused, no silent conversion of types."""
+    """Base of every table of the config. Frozen; refuses unknown keys; converts no types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def without_repeats(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The names, or ValueError where one stands twice."""
+    """The names, or ValueError where a name occurs twice."""
     if twice := sorted({name for name in names or () if (names or ()).count(name) > 1}):
         raise ValueError(f"expected different names, got {shorten(repr(twice[0]))} twice; remove one")
     return names
 
 
 def check_device(value: str) -> str:
-    """The name of a device, or ValueError where it is none."""
+    """The name of a device, or ValueError for any other text."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
         raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {shorten(repr(value))}")
     return value

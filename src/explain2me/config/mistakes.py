@@ -1,35 +1,24 @@
-"""Mistakes in a config as one line for people."""
+"""Put a mistake in a config into one line for people."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
 from explain2me.config.fields import Section
-from explain2me.config.schema import (
-    ComputeConfig,
-    Config,
-    DataConfig,
-    DetectorConfig,
-    MeasuresConfig,
-    NoiseConfig,
-    ReportConfig,
-    SalienceConfig,
-    SummaryConfig,
-)
-from explain2me.config.training import AugmentationConfig, OptimizerConfig, StrategyConfig, TrainingConfig
+from explain2me.config.schema import Config
 from explain2me.text import nearest, shorten
 
 MOST_MISTAKES = 8
-"""Of a config that are told at once."""
+"""Number of mistakes in one message."""
 
 
 def plain_mistake(mistake: dict[str, Any]) -> dict[str, Any]:
-    """Where a field takes a number or a word, the mistake is about the number."""
+    """The same mistake without the name of a type in its place: a field that takes a number or a word expects a number."""
     return mistake | {"loc": tuple(part for part in mistake["loc"] if part != "constrained-int")}
 
 
 def explain_mistake(mistake: dict[str, Any]) -> str:
-    """One mistake that pydantic found, as a sentence with the nearest right key or value."""
+    """One mistake of pydantic as a sentence with the nearest right key or value."""
     where = ".".join(shorten(part) for part in mistake["loc"])
     kind = mistake["type"]
     if kind == "extra_forbidden":
@@ -55,19 +44,17 @@ def explain_mistake(mistake: dict[str, Any]) -> str:
 
 
 def _known_keys(path: Sequence[str | int]) -> list[str]:
-    sections: dict[str, type[Section]] = {
-        "data": DataConfig,
-        "detectors": DetectorConfig,
-        "training": TrainingConfig,
-        "strategies": StrategyConfig,
-        "optimizer": OptimizerConfig,
-        "augmentation": AugmentationConfig,
-        "salience": SalienceConfig,
-        "measures": MeasuresConfig,
-        "noise": NoiseConfig,
-        "summary": SummaryConfig,
-        "report": ReportConfig,
-        "compute": ComputeConfig,
-    }
-    names = [part for part in path if isinstance(part, str)]
-    return sorted((sections[names[-1]] if names else Config).model_fields)
+    """The keys of the table at a path of the config, such as ``("detectors", 0)``."""
+    section: type[Section] = Config
+    for part in path:
+        field = section.model_fields.get(str(part))
+        section = next(_sections(field.annotation), section) if field else section
+    return sorted(section.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The tables that the type of a field names, such as ``tuple[DetectorConfig, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)

@@ -1,9 +1,13 @@
-"""One TOML file configures a run; pydantic checks it and refuses unknown keys with the nearest right one."""
+"""The tables of a config. Pydantic checks them and refuses unknown keys; the message offers the nearest right key.
+
+The fields of ``[measures]`` are derived from the rows of ``statistics/scores.py``, and ``salience.method`` is a row of
+``salience/methods.py``.
+"""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from explain2me.config.fields import (
     BatchSize,
@@ -18,29 +22,36 @@ from explain2me.config.fields import (
     without_repeats,
 )
 from explain2me.config.training import TrainingConfig
+from explain2me.salience.methods import METHODS
+from explain2me.statistics.scores import MEASURES, Measure
+from explain2me.text import nearest, shorten
 
 
 class DataConfig(Section):
-    """Which images, which classes, and which class counts as positive."""
+    """The images, their classes, and the positive class."""
 
     manifest: str
-    """CSV with the columns path[, label, source, split, salience, image_id, sha256], or a folder label/source/*.jpg, with
-    splits split/label/source/*.jpg; or a .tar (WebDataset), .parquet or .arrow file, a folder of these, or what
-    ``datasets`` saved to disk, see :mod:`explain2me.images.containers`. Relative to the TOML file."""
+    """The images, in one of these forms; relative to the TOML file.
+
+    - A CSV file with the columns path[, label, source, split, salience, image_id, sha256].
+    - A folder label/source/*.jpg, with splits split/label/source/*.jpg.
+    - A .tar (WebDataset), .parquet or .arrow file, a folder of these, or the folder that ``Dataset.save_to_disk`` of
+      ``datasets`` wrote: see :mod:`explain2me.images.containers`.
+    """
     split: str | None = None
-    """Rows of this split only, or the subfolder of this name; None takes every row."""
+    """Takes the rows of this split, or the subfolder of this name; None takes every row."""
     positive: str = "fake"
-    """The class whose softmax probability is the AUROC score."""
+    """The positive class: AUROC ranks images by its softmax probability."""
     sample: Sample = None
-    """Images drawn of each source without replacement, seeded: a number for all sources, or a table with a number for
-    some; None, and a source not in the table, takes every image."""
+    """Number of images drawn from each source, seeded, without replacement: one number for all sources, or a table from
+    source to number. None takes every image, and so does a source that is not in the table."""
     classes: tuple[str, ...] | None = None
-    """Labels in the order of the model's logits. None: two labels are (other, positive), more are sorted. In container
-    files a label that is a number is a place in this list, unless the file names its classes itself."""
+    """Labels in the order of the model's logits. None: two labels are ordered (other, positive), more are sorted. A
+    numeric label of a container file is an index of this list, unless the file names its classes."""
     max_pixels: int = Field(default=64_000_000, ge=1)
-    """Larger images are quarantined before they are decoded."""
+    """Images with more pixels are quarantined before they are decoded."""
     allowed_quarantine: float = Field(default=0.01, ge=0, le=1)
-    """Share of images that may be quarantined before the exit code is 3."""
+    """The exit code is 3 when a larger share of the images is quarantined."""
 
     @field_validator("classes")
     @classmethod
@@ -55,21 +66,22 @@ class DetectorConfig(Section):
     architecture: str
     """``timm:NAME`` or ``torchvision:NAME``."""
     checkpoints: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """A path, a pattern, or a list of them, relative to the TOML file; one file per run, in sorted order."""
+    """A path, a pattern, or a list of these, relative to the TOML file. Each file is one training run; the files are
+    sorted by name."""
     pretrained: bool = False
-    """Without checkpoints: the library's own pretrained weights (downloaded by timm or torchvision)."""
+    """Takes the pretrained weights of timm or torchvision, which download them, instead of checkpoints."""
     random_runs: int | None = Field(default=None, ge=1, le=1000)
-    """Without checkpoints: this many runs with random weights, for trying things out."""
+    """Takes this many runs with random weights instead of checkpoints, for a trial."""
     layer: str = "auto"
-    """``auto`` (the tensor that enters global pooling) or a dotted module name."""
+    """The explained layer: ``auto`` (the tensor that enters global pooling), or a dotted module name."""
     input_size: Side | tuple[Side, Side] | None = None
-    """Height and width in pixels; None takes the model's own."""
+    """Height and width in pixels; None takes those of the model."""
     mean: tuple[Finite, Finite, Finite] | None = None
-    """Of each channel in [0, 1], subtracted; None takes the model's own."""
+    """Subtracted from each channel, which is in [0, 1]; None takes that of the model."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Of each channel in [0, 1], divided by; None takes the model's own."""
+    """Divides each channel, which is in [0, 1]; None takes that of the model."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
-    """Of the resize of the whole image to input_size; None takes the model's own."""
+    """Interpolation that resizes the whole image to input_size; None takes that of the model."""
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> Self:
@@ -83,21 +95,30 @@ class DetectorConfig(Section):
 
 
 class SalienceConfig(Section):
-    """How a map is made, and the class that it explains."""
+    """The method that makes the maps, and the class that they explain."""
 
-    method: Literal["gradcam"] = "gradcam"
+    method: str = next(iter(METHODS))
+    """A row of :data:`explain2me.salience.methods.METHODS`."""
     target: str = "predicted"
     """``predicted``, ``true`` (the label), or the name of one class."""
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"unknown value {shorten(repr(value))}; {nearest(value, METHODS)}")
+        return value
+
 
 class NoiseConfig(Section):
-    """One kind of noise at one or more levels (section 3.2)."""
+    """One kind of image corruption at one or more levels (section 3.2)."""
 
     kind: Literal["salt_pepper", "gaussian", "uniform_blend", "turbulence"] = "salt_pepper"
     """See :mod:`explain2me.measures.noise`."""
     levels: tuple[Level, ...] = Field(default=(0.05,), min_length=1)
-    """salt_pepper: share of the channel values replaced; gaussian: standard deviation as a fraction of 255; uniform_blend: share
-    of the noise; turbulence: displacement (root mean square) in pixels of an image of 224 pixels."""
+    """Meaning of a level: salt_pepper: share of the channel values that are replaced; gaussian: standard deviation as a
+    fraction of 255; uniform_blend: weight of the noise; turbulence: root mean square of the displacement in pixels, for
+    an image of 224 pixels."""
 
     @model_validator(mode="after")
     def _levels_fit(self) -> Self:
@@ -108,28 +129,48 @@ class NoiseConfig(Section):
         return self
 
 
-class MeasuresConfig(Section):
-    """Which of the five measures to take; what is left out of the table is taken with its defaults."""
+def _one_or_many(value: Any) -> Any:
+    """One table, a list of tables, true or false, as a list."""
+    if isinstance(value, bool):
+        return (NoiseConfig(),) if value else ()
+    return (value,) if isinstance(value, Mapping) else value
 
-    entropy: bool = True
-    noise: tuple[NoiseConfig, ...] = (NoiseConfig(),)
-    """One table ``{kind, levels}``, a list of them, or false."""
-    resilience: bool = True
-    focus: bool = True
-    stability: bool = True
+
+Noises = Annotated[tuple[NoiseConfig, ...], BeforeValidator(_one_or_many)]
+"""One table ``{kind, levels}``, a list of these, or false."""
+
+
+def _field_of(measure: Measure) -> Any:
+    return (Noises, (NoiseConfig(),)) if measure.has_levels else (bool, True)
+
+
+if TYPE_CHECKING:
+
+    class _Switches(Section):
+        def __getattr__(self, measure: str) -> Any: ...
+
+else:
+    _Switches = create_model(
+        "_Switches", __base__=Section, **{measure.name: _field_of(measure) for measure in MEASURES.values()}
+    )
+
+
+class MeasuresConfig(_Switches):
+    """The measures to take: one field for each row of MEASURES. A measure that is left out has its default, which is on."""
+
     similarity: tuple[Literal["ssim", "spearman", "pearson", "top_k_iou", "ssim_windowed"], ...] = Field(
         default=("ssim",), min_length=1
     )
-    """ssim is eq. 4; the others check that a conclusion does not depend on it."""
+    """Similarities of two maps. ssim is eq. 4; the others check that a conclusion does not depend on this choice."""
 
-    @field_validator("noise", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        if value is False:
-            return ()
-        if value is True:
-            return (NoiseConfig(),)
-        return (value,) if isinstance(value, Mapping) else value
+    @property
+    def chosen(self) -> tuple[Measure, ...]:
+        """The rows of the measures to take, in the order of the paper."""
+        return tuple(measure for measure in MEASURES.values() if self.settings_of(measure))
+
+    def settings_of(self, measure: Measure) -> bool | tuple[NoiseConfig, ...]:
+        """The field of one measure: true or false, or its corruptions."""
+        return getattr(self, measure.name)
 
     @field_validator("similarity", mode="before")
     @classmethod
@@ -143,48 +184,51 @@ class MeasuresConfig(Section):
 
 
 class SummaryConfig(Section):
-    """How tables are made from scores."""
+    """How scores become tables."""
 
     bootstrap: int = Field(default=1000, ge=0, le=100_000)
-    """Resamples behind the 95 % interval of each score; 0 leaves these intervals out. Those of differences need none."""
+    """Number of bootstrap resamples for the 95 % interval of each score; 0 leaves these intervals out. Intervals of
+    differences use no bootstrap."""
 
 
 class ReportConfig(Section):
-    """What the report shows."""
+    """Content of the report."""
 
     after_run: bool = True
-    """Whether `run`, `study` and `demo` end with it; `explain2me report` writes it at any time."""
+    """Whether `run`, `study` and `demo` write a report at their end; `explain2me report` writes one at any time."""
     images: int = Field(default=4, ge=1, le=50)
-    """Of each score, so many images with the lowest values, the highest, and the largest differences between detectors."""
+    """Number of images shown for each score: so many with the lowest values, so many with the highest, and so many with
+    the largest differences between detectors."""
     colormap: Literal["viridis", "cividis", "magma", "inferno", "plasma", "jet", "turbo"] = "viridis"
-    """Of maps; jet is the paper's rainbow, which misleads the eye and colour-blind readers."""
+    """Colour map of the salience maps. The paper uses jet, a rainbow, which misleads readers and most of all those who
+    are colour-blind."""
 
 
 class ComputeConfig(Section):
-    """Where and how the forward passes run."""
+    """The device of the forward passes, and the processes that run them."""
 
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: BatchSize = 32
-    """Images of a forward pass; ``"auto"``: found when the run begins, and that number ever after, since the last bits
-    depend on it."""
+    """Images of a forward pass. ``"auto"`` measures a fast size when the run begins; the run keeps this size, because the
+    last bits of the maps depend on it."""
     compile: bool = False
-    """torch.compile what comes before the layer that is explained. Costs a minute or more for each model and process, and
-    needs a C++ compiler on a CPU; changes the last bits, so it belongs to the run."""
+    """Compiles the part of the model before the explained layer with torch.compile. This takes a minute or more for each
+    model and process, and a C++ compiler on a CPU. It changes the last bits of the maps, so a run keeps this setting."""
     shard_size: int = Field(default=256, ge=1, le=65536)
     """Images per part file."""
     workers: int = Field(default=1, ge=1, le=1024)
-    """Processes; each takes whole shards."""
+    """Number of processes; each takes whole shards."""
     executor: Literal["local", "ray"] = "local"
-    """local: this process, or with workers > 1 processes of this machine; ray: a Ray cluster (extra ``ray``)."""
+    """local: this process, or with workers > 1 processes on this machine; ray: a Ray cluster (needs the extra ``ray``)."""
     ray_address: str | None = None
-    """ray: ``auto``, or ``ray://HOST:PORT`` of a cluster; None starts one on this machine."""
+    """ray: ``auto``, or ``ray://HOST:PORT`` of a cluster; None starts a cluster on this machine."""
     gpus_per_worker: float = Field(default=1.0, ge=0, le=64)
-    """ray: share of a GPU that each worker asks for, where the device is cuda, or auto and the driver has a GPU."""
+    """ray: share of a GPU that each worker requests, where the device is cuda, or auto on a driver with a GPU."""
     threads: int | None = Field(default=None, ge=1, le=1024)
-    """Threads of each process on a CPU. The last bits of a forward pass depend on it, so it belongs to the run: None
-    takes cores / workers when the run begins, and that number ever after."""
+    """Threads of each process on a CPU. None takes cores / workers when the run begins. The run keeps this number, because
+    the last bits of a forward pass depend on it."""
 
     @field_validator("device")
     @classmethod
@@ -193,15 +237,15 @@ class ComputeConfig(Section):
 
 
 class Config(Section):
-    """Everything that decides the numbers of a run."""
+    """All settings of a run."""
 
     name: Name
-    """Of the run or study; the default folder is runs/NAME."""
+    """Name of the run or study; the default folder is runs/NAME."""
     seed: int = Field(default=7, ge=0, lt=2**63)
-    """Of everything that is drawn: samples, noise, chance partners, resamples; training run i has seed + i."""
+    """Seed of all random numbers: samples, noise, chance partners, resamples. Training run i has seed + i."""
     data: DataConfig
     detectors: tuple[DetectorConfig, ...] = ()
-    """With a table [training] these are compared beside the detectors that are trained."""
+    """Compared with each other, and with the trained detectors where there is a table [training]."""
     training: TrainingConfig | None = None
     salience: SalienceConfig = SalienceConfig()
     measures: MeasuresConfig = MeasuresConfig()

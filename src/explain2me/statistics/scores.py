@@ -1,8 +1,9 @@
-"""THE TABLE of measures and their scores: one row a measure. Everything that names a measure is derived from it.
+"""THE TABLE of measures and their scores: one row a measure. Everything that names a measure reads this table.
 
-Config fields, conditions, score files, tables, figures, findings and the notebook read these rows. To add a measure,
-write one file in ``measures/`` and one row here. This module imports nothing, so that the config can be checked before
-PyTorch is there; functions are named as ``module:name`` and imported when they are called.
+Config fields, conditions, score files, tables, figures, findings and the notebook are derived from the rows. To add a
+measure, write one file in ``measures/`` and one row here. This module imports no other module of the library and no
+heavy package, so a config is checked before PyTorch is imported. A row names its function as ``module:name``;
+:meth:`Measure.load` imports it.
 """
 
 import pkgutil
@@ -13,18 +14,18 @@ from typing import Any, Literal, NamedTuple
 CLEAN = "clean"
 """Name of the condition without a perturbation."""
 VARIANTS = ("predicted", "fixed")
-"""The class that a map of a compared pair explains: the predicted one, or one held fixed."""
+"""Class that a map explains where two maps are compared: the predicted class, or one class for both maps."""
 
 
 class Score(NamedTuple):
     """One number of the tables by detector.
 
     Attributes:
-        key: short unique name, used for columns of scores by image.
-        label: in words; ``{condition}`` stands for the name of the condition.
-        condition: the condition that it is of; None for the mean over all conditions of the measure; ``"level"`` for
-            one condition for each level.
-        higher_is_better: the direction of the paper.
+        key: short unique name; names the column in tables with one row an image.
+        label: the score in words; ``{condition}`` stands for the name of the condition.
+        condition: name of the condition that is scored; None: the mean over all conditions of the measure; ``"level"``:
+            one score for each condition, where each condition is one level.
+        higher_is_better: the direction in the paper.
     """
 
     key: str
@@ -34,7 +35,7 @@ class Score(NamedTuple):
 
 
 class FigureRow(NamedTuple):
-    """A figure that a measure feeds: name of the drawing function, name of its file, title."""
+    """A figure of a measure: name of the function that draws it, name of its file, title."""
 
     draw: str
     file: str
@@ -43,24 +44,25 @@ class FigureRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of the paper's section 3.
+    """One measure of section 3 of the paper.
 
     Attributes:
         name: as in configs, score files and tables.
-        title: heading of its section.
-        question: that it answers, for people.
-        meaning: of its ends and its direction, for people.
-        of: ``map`` scores a single clean map, ``perturbation`` compares a perturbed map with the clean one, ``pairs``
-            compares the clean maps of each pair of training runs of a detector.
-        function: for ``map``: (maps (N, h, w), estimator) -> (N,); for ``perturbation``: (clean maps, perturbed maps,
-            condition kind, input size, similarity) -> (N,), or "" for the plain similarity; "" for ``pairs``.
-        variants: of a ``map`` measure, the estimators; of the others, the class that is explained.
-        perturbation: of a ``perturbation`` measure, a key of :data:`explain2me.run.conditions.PERTURBATIONS`.
-        groups: groups of its conditions that tables show beside their mean over all.
-        auroc: whether AUROC is also taken on its perturbed images.
+        title: heading of its section in the report.
+        question: the question that the measure answers, for people.
+        meaning: what its lowest and highest value mean and which direction is better, for people.
+        of: ``map``: scores a single clean map. ``perturbation``: compares a perturbed map with the clean map of the same
+            image. ``pairs``: compares the clean maps of each pair of training runs of a detector.
+        scores: the numbers that tables, figures and findings show.
+        function: ``module:name``. For ``map``: (maps (N, h, w), variant) -> (N,). For ``perturbation`` and ``pairs``:
+            (maps (N, h, w), other maps (N, h, w), kind of the condition, input size, similarity=name) -> (N,);
+            "" takes the plain similarity of the two maps.
+        variants: for ``map``: the estimators. For the others: :data:`VARIANTS`.
+        perturbation: for ``perturbation``: a key of :data:`explain2me.run.conditions.PERTURBATIONS`; else "".
+        groups: groups of conditions whose means the tables show beside the single conditions.
+        auroc: whether AUROC on its perturbed images is also reported source by source.
         low, high: range of its values.
-        scores: its numbers in tables, figures and findings.
-        figures: what is drawn of it, in the order of the page.
+        figures: the figures of the measure, in the order of the page.
     """
 
     name: str
@@ -80,18 +82,28 @@ class Measure:
 
     @property
     def compares(self) -> bool:
-        """Whether a value compares two maps, and so has a chance level and a split into kept and flipped decisions."""
+        """Whether a value compares two maps. Then it has a chance level, and a split into kept and flipped decisions."""
         return self.of != "map"
 
     @property
     def of_pairs(self) -> bool:
-        """Whether a value is of a pair of training runs instead of one run."""
+        """Whether a value is of a pair of training runs."""
         return self.of == "pairs"
 
     @property
+    def runs_per_value(self) -> int:
+        """Number of training runs that one value is computed from: 1, or 2 for ``pairs``."""
+        return 2 if self.of_pairs else 1
+
+    @property
     def has_levels(self) -> bool:
-        """Whether its config field is a list of levels instead of true or false."""
-        return any(score.condition == "level" for score in self.scores)
+        """Whether its config field lists kinds and levels of corruptions; else the field is true or false."""
+        return self.perturbation == "corruption"
+
+    @property
+    def has_mean_over_conditions(self) -> bool:
+        """Whether the tables show the mean over all its conditions."""
+        return any(score.condition is None for score in self.scores)
 
     def load(self) -> Callable[..., Any] | None:
         """Import its function; None where the plain similarity is taken."""
