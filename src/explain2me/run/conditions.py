@@ -1,16 +1,19 @@
-"""The perturbations that the chosen measures need, and how each is applied to a batch."""
+"""The conditions of a run: clean, and each perturbation at each level. Also perturbs batches of images."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from explain2me.config.schema import MeasuresConfig
 from explain2me.errors import ConfigError
-from explain2me.measures.focus import blur_both
+from explain2me.measures.focus import Blurred, blur_both
 from explain2me.measures.noise import NOISES
 from explain2me.measures.resilience import TRANSFORMS, shift_distance
+from explain2me.statistics import scores
+from explain2me.statistics.scores import Measure
 
 
 @dataclass(frozen=True)
@@ -18,51 +21,71 @@ class Condition:
     """``clean``, or one perturbation at one level.
 
     Attributes:
-        name: as in part files, e.g. ``salt_pepper@0.05``, ``shift_UR@16``, ``focus_salient``.
-        measure: the measure that compares it with the clean map.
-        kind: a key of NOISES or TRANSFORMS, or what the blur removes (``salient``, ``nonsalient``).
-        level: of a noise; None otherwise.
+        name: as in part files, e.g. ``salt_pepper@0.05``, ``shift_UR@16``.
+        measure: the measure that compares its maps with the clean maps; the first one where several do.
+        kind: of a corruption, a key of NOISES; of a transform, a key of TRANSFORMS; of a blur, the part of the image that
+            is blurred (``salient``, ``nonsalient``).
+        level: of a corruption; None otherwise.
         group: of a transform (``shifts``, ``flips``, ``rotations``); "" otherwise.
+        perturbation: a key of PERTURBATIONS; "" when clean.
     """
 
     name: str
-    measure: Literal["clean", "noise", "resilience", "focus"]
+    measure: str
     kind: str = ""
     level: float | None = None
     group: str = ""
+    perturbation: str = ""
 
 
-CLEAN = Condition("clean", "clean")
+CLEAN = Condition(scores.CLEAN, scores.CLEAN)
 
 
-FOCUS = (Condition("focus_salient", "focus", "salient"), Condition("focus_nonsalient", "focus", "nonsalient"))
+class CleanBatch(NamedTuple):
+    """``images`` uint8 (N, 3, H, W); their ``maps`` (N, h, w), which drive the blur; the ``seed`` of the run; ``ids`` of
+    the images, which decide the corruption together with the seed and the condition."""
+
+    images: Tensor
+    maps: Tensor
+    seed: int
+    ids: Sequence[str]
+
+
+class Perturbation(NamedTuple):
+    """One family of perturbations.
+
+    Attributes:
+        conditions: lists the conditions of a measure: (measure, its field of the config, (height, width)).
+        apply: yields each of some conditions of the family with the perturbed batch.
+        needs_live_map: whether an image is left out where its clean map is dead or flat.
+    """
+
+    conditions: Callable[[Measure, Any, tuple[int, int]], list[Condition]]
+    apply: Callable[[CleanBatch, Sequence[Condition]], Iterator[tuple[Condition, Tensor]]]
+    needs_live_map: bool = False
 
 
 def conditions_for(measures: MeasuresConfig, input_size: tuple[int, int]) -> tuple[Condition, ...]:
-    """Every condition of a run at one input size (height, width), the clean one first.
+    """Every condition of a run at one input size (height, width), each once, the clean one first.
 
     Raises:
-        ConfigError: rotations by 90 degrees of an input that is not square; the same noise and level twice.
+        ConfigError: rotations by 90 degrees of an input that is not square; the same corruption and level twice.
     """
-    height, width = input_size
-    conditions = [CLEAN]
-    for noise in measures.noise:
-        conditions += [
-            Condition(f"{noise.kind}@{level:.12g}", "noise", noise.kind, float(level)) for level in noise.levels
-        ]
-    names = [condition.name for condition in conditions]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"measures.noise: expected different conditions, got {twice[0]!r} twice; remove one")
-    if measures.resilience:
-        if height != width:
-            raise ConfigError(
-                f"measures.resilience turns images by 90 degrees and needs a square input, got {height}x{width}; "
-                f"set input_size of the detector to one number, or measures.resilience=false"
-            )
-        conditions += [_transform_condition(name, input_size) for name in TRANSFORMS]
-    if measures.focus:
-        conditions += FOCUS
-    return tuple(conditions)
+    conditions = {CLEAN.name: CLEAN}
+    for measure in measures.chosen:
+        for condition in conditions_of(measure, measures, input_size):
+            conditions.setdefault(condition.name, condition)
+    return tuple(conditions.values())
+
+
+def conditions_of(measure: Measure, measures: MeasuresConfig, input_size: tuple[int, int]) -> tuple[Condition, ...]:
+    """The conditions whose maps one measure scores; errors as in :func:`conditions_for`."""
+    if not measure.perturbation:
+        return (CLEAN,)
+    settings = measures.settings_of(measure)
+    if not settings:
+        return ()
+    return tuple(PERTURBATIONS[measure.perturbation].conditions(measure, settings, input_size))
 
 
 def perturb(
@@ -75,22 +98,70 @@ def perturb(
         conditions: as from :func:`conditions_for`.
         clean_maps: (N, h, w), drives the blur.
         seed: of the run.
-        ids: one a batch image; with the seed and the condition they decide the noise.
+        ids: one for each image; the seed, the id and the condition decide the corruption.
     """
-    wanted = {condition.kind: condition for condition in conditions if condition.measure == "focus"}
+    batch = CleanBatch(images, clean_maps, seed, ids)
+    for family, members in itertools.groupby(conditions, key=lambda condition: condition.perturbation):
+        if family:
+            yield from PERTURBATIONS[family].apply(batch, list(members))
+
+
+def _corruptions(measure: Measure, settings: Any, input_size: tuple[int, int]) -> list[Condition]:
+    conditions = [
+        Condition(
+            f"{noise.kind}@{level:.12g}", measure.name, noise.kind, float(level), perturbation=measure.perturbation
+        )
+        for noise in settings
+        for level in noise.levels
+    ]
+    names = [condition.name for condition in conditions]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"measures.{measure.name}: expected different conditions, got {twice[0]!r} twice; remove one")
+    return conditions
+
+
+def _corrupt(batch: CleanBatch, conditions: Sequence[Condition]) -> Iterator[tuple[Condition, Tensor]]:
     for condition in conditions:
-        if condition.measure == "noise":
-            yield condition, NOISES[condition.kind](images, condition.level, seed=seed, ids=ids)
-        elif condition.measure == "resilience":
-            yield condition, TRANSFORMS[condition.kind].apply(images)
-    if wanted:
-        both = blur_both(images, clean_maps)
-        for kind, blurred in zip(("salient", "nonsalient"), both, strict=True):
-            yield wanted[kind], blurred
+        yield condition, NOISES[condition.kind](batch.images, condition.level, seed=batch.seed, ids=batch.ids)
 
 
-def _transform_condition(name: str, input_size: tuple[int, int]) -> Condition:
-    group = TRANSFORMS[name].group
-    if group != "shifts":
-        return Condition(name, "resilience", name, group=group)
-    return Condition(f"{name}@{shift_distance(input_size[0])}", "resilience", name, group=group)
+def _transforms(measure: Measure, settings: Any, input_size: tuple[int, int]) -> list[Condition]:
+    height, width = input_size
+    if height != width:
+        raise ConfigError(
+            f"measures.{measure.name} turns images by 90 degrees and needs a square input, got {height}x{width}; "
+            f"set input_size of the detector to one number, or measures.{measure.name}=false"
+        )
+    conditions = []
+    for name, transform in TRANSFORMS.items():
+        full_name = f"{name}@{shift_distance(height)}" if transform.group == "shifts" else name
+        conditions.append(
+            Condition(full_name, measure.name, name, group=transform.group, perturbation=measure.perturbation)
+        )
+    return conditions
+
+
+def _transform(batch: CleanBatch, conditions: Sequence[Condition]) -> Iterator[tuple[Condition, Tensor]]:
+    for condition in conditions:
+        yield condition, TRANSFORMS[condition.kind].apply(batch.images)
+
+
+def _blurs(measure: Measure, settings: Any, input_size: tuple[int, int]) -> list[Condition]:
+    return [
+        Condition(f"{measure.name}_{part}", measure.name, part, perturbation=measure.perturbation)
+        for part in Blurred._fields
+    ]
+
+
+def _blur(batch: CleanBatch, conditions: Sequence[Condition]) -> Iterator[tuple[Condition, Tensor]]:
+    both = blur_both(batch.images, batch.maps)
+    for condition in conditions:
+        yield condition, getattr(both, condition.kind)
+
+
+PERTURBATIONS = {
+    "corruption": Perturbation(_corruptions, _corrupt),
+    "transform": Perturbation(_transforms, _transform),
+    "blur": Perturbation(_blurs, _blur, needs_live_map=True),
+}
+"""Every family of perturbations by its name. Rows of ``statistics/scores.py`` name a family, no family names a measure."""

@@ -1,4 +1,8 @@
-"""Stage 2: maps to scores, one row an image, measure, variant, similarity and condition. No model is touched."""
+"""Stage 2: maps to scores, one row for each image, measure, variant, similarity and condition. Loads no model.
+
+The rows of ``statistics/scores.py`` decide the work: :func:`score_part` scores single maps and perturbed maps,
+:func:`score_pair` compares the maps of two training runs.
+"""
 
 import functools
 import itertools
@@ -18,8 +22,8 @@ from explain2me.config.compare import digest
 from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
-from explain2me.measures import SIMILARITIES, entropy, is_dead, resilience, ssim_windowed
-from explain2me.run.conditions import Condition, conditions_for
+from explain2me.measures import SIMILARITIES, is_dead, ssim_windowed
+from explain2me.run.conditions import CLEAN, Condition, conditions_of
 from explain2me.run.events import log_event
 from explain2me.run.files import write_parquet
 from explain2me.run.folder import Run, open_run
@@ -29,21 +33,22 @@ from explain2me.run.plan import Shard, missing_of, plan
 from explain2me.run.record import Model
 from explain2me.run.schema import RESULTS_VERSION, SCORES
 from explain2me.statistics.chance import partners
+from explain2me.statistics.scores import VARIANTS, Measure
 from explain2me.workers import Engine, run_tasks
 from explain2me.workers.device import engine_of
 
-VARIANTS = ("predicted", "fixed")
-
-
 FILES_FOR_WORKERS = 16
-"""Score files for each worker from which on workers are worth their start."""
-What = dict[str, str | None]
-"""What rows are about: detector, run, other_run, measure, variant, similarity, condition."""
+"""Fewest missing score files for each worker that make starting workers worthwhile."""
+Labels = dict[str, str | None]
+"""Columns that are the same for many rows: detector, run, other_run, measure, variant, similarity, condition."""
 
 
 class Scores(NamedTuple):
-    """One measure of one part: ``value``, ``chance`` float64 (N,), ``valid``, ``dead`` bool (N,), ``kept`` int8 (N,):
-    1 kept, 0 flipped, -1 where there are no two predictions to compare."""
+    """Scores of one measure for the images of one part.
+
+    ``value`` and ``chance`` float64 (N,), ``valid`` and ``dead`` bool (N,), ``kept`` int8 (N,): 1 kept, 0 flipped, -1
+    where two predictions cannot be compared.
+    """
 
     value: np.ndarray
     chance: np.ndarray
@@ -53,16 +58,16 @@ class Scores(NamedTuple):
 
 
 Compare = Callable[[Tensor, Tensor], Tensor]
-"""(maps (N, h, w), maps (N, h, w)) -> (N,)"""
+"""Compares two maps of each image: (maps (N, h, w), other maps (N, h, w)) -> (N,)."""
 
 
 def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> None:
-    """Score every committed map of a run; score files that are there already are kept, those of other settings go.
+    """Score every committed map of a run. Keeps existing score files and deletes those of other settings.
 
     Args:
         run: with its maps.
-        config: of the run, possibly with other measuring settings.
-        on_done: called with the number of score files made and to make.
+        config: of the run; its measuring settings may differ.
+        on_done: called after each score file with the number of files done and the number in all.
 
     Raises:
         RunFolderError: a part file of maps is missing or damaged.
@@ -78,11 +83,11 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
     names = score_names(run, config)
     folder = run.folder / "scores"
     _remove_others(folder, set(names))
-    there = committed_in(folder)
-    todo = [name for name in names if name not in there]
+    committed = committed_in(folder)
+    todo = [name for name in names if name not in committed]
     work = functools.partial(_commit_scores, run.folder.resolve(), config)
     engine = engine_of(config)
-    if len(todo) < FILES_FOR_WORKERS * engine.workers:  # done before they were started
+    if len(todo) < FILES_FOR_WORKERS * engine.workers:  # this process ends before workers have started
         engine = Engine(threads=engine.threads)
     for i, _ in enumerate(run_tasks(work, todo, engine)):
         if on_done:
@@ -91,16 +96,16 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
 
 
 def score_names(run: Run, config: Config) -> list[str]:
-    """Of every score file that a run should have, in order."""
+    """Name of every score file that a run should have, in order."""
     return [name for name, _ in _jobs(run, config, plan(run))]
 
 
-def _remove_others(folder: Path, wanted: set[str]) -> None:
-    """Scores of other settings; a pack with any of them goes whole, since scores are cheap to make."""
-    for member in {member.pack for name, member in packed_in(folder).items() if name not in wanted}:
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Delete score files with other names; a pack that holds one of them is deleted whole, since scores are cheap."""
+    for member in {member.pack for name, member in packed_in(folder).items() if name not in names}:
         member.unlink(missing_ok=True)
     for path in table_files(folder):
-        if path.name not in wanted:
+        if path.name not in names:
             path.unlink(missing_ok=True)
 
 
@@ -111,14 +116,14 @@ def _commit_scores(folder: Path, config: Config, name: str) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _open_jobs(folder: Path, _: int, config: str) -> "tuple[dict[str, Job], MapReader]":
-    """Kept between the files that one process makes."""
+    """The jobs and the reader of one run, cached for the next file of this process."""
     run = open_run(folder)
     shards = plan(run)
     return dict(_jobs(run, parse_config(json.loads(config)), shards)), MapReader(run, shards)
 
 
 class MapReader:
-    """Reads part files, and the maps of single images from whichever part holds them; keeps the latest few parts."""
+    """Reads part files, and the maps of single images from any part; caches the latest few parts."""
 
     def __init__(self, run: Run, shards: Sequence[Shard]) -> None:
         self._folder = run.folder
@@ -134,98 +139,139 @@ class MapReader:
 
     def take(self, model: Model, images: np.ndarray) -> Part:
         """The maps of some images, in their order; NaN maps where an image is -1 or was quarantined."""
-        found = self.part(model, max(int(images.max(initial=0)), 0) // self._size)
-        shape = (len(found.conditions), len(images), *found.maps.shape[2:])
+        nearby = self.part(model, max(int(images.max(initial=0)), 0) // self._size)
+        shape = (len(nearby.conditions), len(images), *nearby.maps.shape[2:])
         result = Part(
             images,
-            found.conditions,
+            nearby.conditions,
             np.full(shape, np.nan, np.float32),
             np.full(shape, np.nan, np.float32),
             np.full(shape[:2], -1),
         )
         for number in sorted(set((images[images >= 0] // self._size).tolist())):
             part = self.part(model, number)
-            where = np.searchsorted(part.images, images)
-            where[where == len(part.images)] = 0
-            here = (part.images[where] == images) if len(part.images) else np.zeros(len(images), bool)
-            for ours, theirs in zip(result[2:], part[2:], strict=True):
-                ours[:, here] = theirs[:, where[here]]
+            position = np.searchsorted(part.images, images)
+            position[position == len(part.images)] = 0
+            here = (part.images[position] == images) if len(part.images) else np.zeros(len(images), bool)
+            for target, source in zip(result[2:], part[2:], strict=True):
+                target[:, here] = source[:, position[here]]
         return result
 
 
 def _partners(run: Run, shards: Sequence[Shard], model: Model) -> np.ndarray:
-    """Of each image under one model, for the chance level; reads the predictions of the clean images alone."""
+    """The partner of each image for the chance level of one model; reads only the predictions of the clean images."""
     predicted = np.full(len(run.image_table), -1)
     for shard in shards:
         if shard.model == model:
             table = read_parquet(shard.path(run.folder), ["image", "condition", "predicted"])
-            table = table.filter(pc.equal(table["condition"].cast(pa.string()), "clean"))
+            table = table.filter(pc.equal(table["condition"].cast(pa.string()), CLEAN.name))
             predicted[table["image"].to_numpy()] = table["predicted"].fill_null(-1).to_numpy()
     return partners(run.image_table, predicted, seed=run.config.seed)
 
 
 def score_part(
-    part: Part, partner: Part | None, conditions: Sequence[Condition], config: Config, input_size: tuple[int, int]
-) -> Iterator[tuple[What, Scores]]:
-    """Score one part of one model: entropy of the clean maps, and each perturbed map against the clean one.
+    part: Part, partner: Part | None, config: Config, input_size: tuple[int, int]
+) -> Iterator[tuple[Labels, Scores]]:
+    """Score one part of one model: its clean maps, and each perturbed map against the clean map of the same image.
 
     Args:
         part: all conditions of some images.
-        partner: the same of another image for each, for the chance level; None leaves it out.
-        conditions: of the run.
-        config: says which measures and similarities.
+        partner: all conditions of another image for each of them, for the chance level; None leaves it out.
+        config: of the run, with the measures and similarities to take.
         input_size: (height, width) of the model in pixels.
 
     Yields:
-        What the rows are (measure, variant, similarity, condition), and their values.
+        Measure, variant, similarity and condition, and the scores.
     """
-    clean = torch.from_numpy(part.maps[part.of("clean")])
-    if config.measures.entropy:
-        unknown = np.full(len(clean), -1, np.int8)
-        for estimator in ("spatial", "intensity"):
-            value = entropy(clean.double(), estimator=estimator).numpy()
-            what: What = {"measure": "entropy", "variant": estimator, "similarity": None, "condition": "clean"}
-            yield what, Scores(value, np.full(len(value), np.nan), ~np.isnan(value), is_dead(clean).numpy(), unknown)
-    for condition, name, variant in itertools.product(conditions[1:], config.measures.similarity, VARIANTS):
-        compare = _comparison(condition, name, input_size)
-        index = part.of(condition.name)
-        perturbed = torch.from_numpy((part.maps if variant == "predicted" else part.fixed)[index])
-        other = None
-        if partner is not None:
-            other = torch.from_numpy((partner.maps if variant == "predicted" else partner.fixed)[index])
-        kept = _kept(part.predicted[index], part.predicted[part.of("clean")])
-        what = {"measure": condition.measure, "variant": variant, "similarity": name, "condition": condition.name}
-        yield what, _compare(compare, clean, perturbed, other, kept)
+    for measure in config.measures.chosen:
+        if measure.of == "map":
+            yield from _score_clean(measure, part)
+        elif measure.of == "perturbation":
+            yield from _score_perturbed(measure, part, partner, config, input_size)
 
 
 def score_pair(
-    a: Part, b: Part, b_partner: Part, config: Config, input_size: tuple[int, int], *, labelled: bool
-) -> Iterator[tuple[What, Scores]]:
-    """Score the agreement of two runs of a detector on their clean maps (section 3.5)."""
-    kept = _kept(a.predicted[a.of("clean")], b.predicted[b.of("clean")])
-    for name, variant in itertools.product(config.measures.similarity, VARIANTS if labelled else VARIANTS[:1]):
-        ours, theirs, others = (
-            torch.from_numpy((part.maps if variant == "predicted" else part.fixed)[part.of("clean")])
-            for part in (a, b, b_partner)
-        )
-        what: What = {"measure": "stability", "variant": variant, "similarity": name, "condition": "clean"}
-        yield what, _compare(_similarity(name, input_size), ours, theirs, others, kept)
+    measure: Measure, a: Part, b: Part, b_partner: Part, config: Config, input_size: tuple[int, int], *, labelled: bool
+) -> Iterator[tuple[Labels, Scores]]:
+    """Compare the clean maps of two training runs of a detector by a measure of pairs (section 3.5).
+
+    Args:
+        measure: a row with ``of_pairs``.
+        a: all conditions of some images, of one run.
+        b: the same of the other run.
+        b_partner: of the other run, another image for each, for the chance level.
+        config: with the similarities to take.
+        input_size: (height, width) of the model in pixels.
+        labelled: whether the images have labels; without labels there are no maps for the true class.
+
+    Yields:
+        Measure, variant, similarity and condition, and the scores.
+    """
+    kept = _kept(a.predicted[a.of(CLEAN.name)], b.predicted[b.of(CLEAN.name)])
+    variants = measure.variants if labelled else measure.variants[:1]
+    for similarity, variant in itertools.product(config.measures.similarity, variants):
+        compare = _comparison(measure, CLEAN, similarity, input_size)
+        maps, other_maps, chance_maps = (_maps(part, variant, CLEAN) for part in (a, b, b_partner))
+        yield _labels(measure, variant, similarity, CLEAN), _compare(compare, maps, other_maps, chance_maps, kept)
+
+
+def _score_clean(measure: Measure, part: Part) -> Iterator[tuple[Labels, Scores]]:
+    """Score the clean maps by each estimator of a measure of single maps."""
+    function = measure.load()
+    assert function is not None
+    clean = _maps(part, VARIANTS[0], CLEAN)
+    no_chance, no_decision = np.full(len(clean), np.nan), np.full(len(clean), -1, np.int8)
+    for estimator in measure.variants:
+        value = function(clean.double(), estimator).numpy()
+        scores = Scores(value, no_chance, ~np.isnan(value), is_dead(clean).numpy(), no_decision)
+        yield _labels(measure, estimator, None, CLEAN), scores
+
+
+def _score_perturbed(
+    measure: Measure, part: Part, partner: Part | None, config: Config, input_size: tuple[int, int]
+) -> Iterator[tuple[Labels, Scores]]:
+    """Compare the maps under each condition of a measure with the clean maps."""
+    clean = _maps(part, VARIANTS[0], CLEAN)
+    for condition in conditions_of(measure, config.measures, input_size):
+        kept = _kept(part.predicted[part.of(condition.name)], part.predicted[part.of(CLEAN.name)])
+        for similarity, variant in itertools.product(config.measures.similarity, measure.variants):
+            compare = _comparison(measure, condition, similarity, input_size)
+            perturbed = _maps(part, variant, condition)
+            chance_maps = None if partner is None else _maps(partner, variant, condition)
+            scores = _compare(compare, clean, perturbed, chance_maps, kept)
+            yield _labels(measure, variant, similarity, condition), scores
+
+
+def _labels(measure: Measure, variant: str, similarity: str | None, condition: Condition) -> Labels:
+    return {"measure": measure.name, "variant": variant, "similarity": similarity, "condition": condition.name}
+
+
+def _maps(part: Part, variant: str, condition: Condition) -> Tensor:
+    """Maps (N, h, w) under one condition, for the predicted or for the fixed class."""
+    return torch.from_numpy((part.maps if variant == VARIANTS[0] else part.fixed)[part.of(condition.name)])
 
 
 def _kept(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether two predictions of each image agree: 1, 0, or -1 where one is missing."""
     return np.where((a < 0) | (b < 0), -1, a == b).astype(np.int8)
 
 
-def _compare(compare: Compare, clean: Tensor, perturbed: Tensor, other: Tensor | None, kept: np.ndarray) -> Scores:
-    value = compare(clean.double(), perturbed.double()).numpy()
-    chance = np.full(len(value), np.nan) if other is None else compare(clean.double(), other.double()).numpy()
-    return Scores(value, chance, ~np.isnan(value), (is_dead(clean) | is_dead(perturbed)).numpy(), kept)
+def _compare(
+    compare: Compare, maps: Tensor, other_maps: Tensor, chance_maps: Tensor | None, kept: np.ndarray
+) -> Scores:
+    value = compare(maps.double(), other_maps.double()).numpy()
+    chance = np.full(len(value), np.nan)
+    if chance_maps is not None:
+        chance = compare(maps.double(), chance_maps.double()).numpy()
+    return Scores(value, chance, ~np.isnan(value), (is_dead(maps) | is_dead(other_maps)).numpy(), kept)
 
 
-def _comparison(condition: Condition, name: str, input_size: tuple[int, int]) -> Compare:
-    if condition.measure != "resilience":
-        return _similarity(name, input_size)
-    return lambda clean, perturbed: resilience(clean, perturbed, condition.kind, input_size, similarity=name)
+def _comparison(measure: Measure, condition: Condition, similarity: str, input_size: tuple[int, int]) -> Compare:
+    """The function of a measure with all arguments but the maps, or the plain similarity."""
+    function = measure.load()
+    if function is None:
+        return _similarity(similarity, input_size)
+    return lambda maps, other_maps: function(maps, other_maps, condition.kind, input_size, similarity=similarity)
 
 
 def _similarity(name: str, input_size: tuple[int, int]) -> Compare:
@@ -235,63 +281,62 @@ def _similarity(name: str, input_size: tuple[int, int]) -> Compare:
 
 
 Job = Callable[[MapReader], pa.Table]
+"""Makes the table of one score file."""
 
 
 def _jobs(run: Run, config: Config, shards: Sequence[Shard]) -> Iterator[tuple[str, Job]]:
-    """Name of each score file that the run should have, and how it is made."""
+    """Name of each score file that the run should have, and the function that makes its table."""
     keys = {(shard.model.name, shard.part): shard.key for shard in shards}
     settings = [RESULTS_VERSION, config.measures.model_dump(mode="json"), run.config.seed]
     for shard in shards:
         key = digest([settings, shard.key])
-        yield (
-            f"{shard.model.name}-part-{shard.part:05d}-{key}.parquet",
-            functools.partial(_score_shard, run, config, shard),
-        )
-    if not config.measures.stability:
-        return
-    for detector in run.config.detectors:
+        name = f"{shard.model.name}-part-{shard.part:05d}-{key}.parquet"
+        yield name, functools.partial(_score_shard, config, shard)
+    pair_measures = [measure for measure in config.measures.chosen if measure.of_pairs]
+    for measure, detector in itertools.product(pair_measures, run.config.detectors):
         models = run.models_of(detector.name)
         for part in sorted({part for name, part in keys if name == models[0].name}):
             key = digest([settings, [keys[model.name, part] for model in models]])
-            name = f"{detector.name}__stability-part-{part:05d}-{key}.parquet"
-            yield name, functools.partial(_score_stability, run, config, models, part)
+            name = f"{detector.name}__{measure.name}-part-{part:05d}-{key}.parquet"
+            yield name, functools.partial(_score_pairs, run, config, measure, models, part)
 
 
-def _score_shard(run: Run, config: Config, shard: Shard, reader: MapReader) -> pa.Table:
+def _score_shard(config: Config, shard: Shard, reader: MapReader) -> pa.Table:
     part = reader.part(shard.model, shard.part)
     partner = reader.take(shard.model, reader.partners(shard.model)[part.images])
-    conditions = conditions_for(run.config.measures, shard.model.input_size)
-    names: What = {"detector": shard.model.detector, "run": shard.model.run, "other_run": None}
+    names: Labels = {"detector": shard.model.detector, "run": shard.model.run, "other_run": None}
     return _rows(
-        (part.images, names | what, scores)
-        for what, scores in score_part(part, partner, conditions, config, shard.model.input_size)
+        (part.images, names | labels, scores)
+        for labels, scores in score_part(part, partner, config, shard.model.input_size)
     )
 
 
-def _score_stability(run: Run, config: Config, models: Sequence[Model], number: int, reader: MapReader) -> pa.Table:
+def _score_pairs(
+    run: Run, config: Config, measure: Measure, models: Sequence[Model], number: int, reader: MapReader
+) -> pa.Table:
     labelled = run.image_table["label"].null_count < len(run.image_table)
     tables = []
     for a, b in itertools.combinations(models, 2):
-        ours = reader.part(a, number)
-        theirs = reader.take(b, ours.images)
-        partner = reader.take(b, reader.partners(b)[ours.images])
-        names: What = {"detector": a.detector, "run": a.run, "other_run": b.run}
+        part = reader.part(a, number)
+        other = reader.take(b, part.images)
+        partner = reader.take(b, reader.partners(b)[part.images])
+        names: Labels = {"detector": a.detector, "run": a.run, "other_run": b.run}
         tables += [
-            (ours.images, names | what, scores)
-            for what, scores in score_pair(ours, theirs, partner, config, a.input_size, labelled=labelled)
+            (part.images, names | labels, scores)
+            for labels, scores in score_pair(measure, part, other, partner, config, a.input_size, labelled=labelled)
         ]
     return _rows(iter(tables))
 
 
-def _rows(groups: Iterator[tuple[np.ndarray, What, Scores]]) -> pa.Table:
-    """One table of all rows; words are dictionary-encoded by hand, since there are thousands of rows a word."""
+def _rows(groups: Iterator[tuple[np.ndarray, Labels, Scores]]) -> pa.Table:
+    """One table of all rows. Words are dictionary-encoded by hand, because thousands of rows share a word."""
     parts = list(groups)
     if not parts:
         return SCORES.empty_table()
     counts = [len(images) for images, _, _ in parts]
     columns: dict[str, Any] = {}
     for name in ("detector", "run", "other_run", "measure", "variant", "similarity", "condition"):
-        words = [what[name] for _, what, _ in parts]
+        words = [labels[name] for _, labels, _ in parts]
         known = sorted({word for word in words if word is not None})
         codes = np.repeat([known.index(word) if word is not None else 0 for word in words], counts)
         null = np.repeat([word is None for word in words], counts)

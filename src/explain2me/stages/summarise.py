@@ -1,8 +1,8 @@
-"""Stage 3: scores to tables. The columns are listed in docs/design.md; AUROC beside them."""
+"""Stage 3: scores and logits to the tables of summary/. docs/design.md lists the columns."""
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from explain2me.stages.precision import PRECISION_COLUMNS, precision_rows
 from explain2me.statistics.bootstrap import image_weights, interval, pair_weights, run_weights
 from explain2me.statistics.cells import (
     Cell,
+    Quantity,
     Selection,
     cells_of,
     drop_nan,
@@ -42,6 +43,7 @@ from explain2me.statistics.performance import (
     performance_rows,
     predictions_of,
 )
+from explain2me.statistics.scores import MEASURES
 
 MEASURE_COLUMNS = (
     "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_values", "num_images", "num_runs",
@@ -53,10 +55,12 @@ MEASURE_COLUMNS = (
 MATRIX_COLUMNS = ("detector", "variant", "similarity", "run", "other_run", "mean", "n")
 
 
-WORDS = {
+TEXT_COLUMNS = {
     "detector", "other_detector", "run", "other_run", "measure", "variant", "similarity", "condition", "label", "source", "score",
     "positives", "negatives", "stage", "kind",
 }  # fmt: skip
+"""Columns of words; columns named ``n`` or ``num_...`` hold integers, all others floats."""
+Rows = list[dict[str, Any]]
 
 
 def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> None:
@@ -64,8 +68,8 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
 
     Args:
         run: with its scores.
-        config: of the run, possibly with another number of resamples.
-        on_done: called with the number of steps done and to do.
+        config: of the run; the number of resamples may differ.
+        on_done: called after each step with the number of steps done and the number in all.
 
     Raises:
         RunFolderError: there are no scores.
@@ -74,52 +78,82 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
     if not any((run.folder / "scores").glob("*.parquet")):
         raise RunFolderError(f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first")
     names = [detector.name for detector in run.config.detectors]
-    stretches = stretches_of(run.image_table)
-    held = {name: list(quantities_of(run, name)) for name in names}
-    every = dict.fromkeys(itertools.chain(*held.values()))
+    quantities = {name: list(quantities_of(run, name)) for name in names}
     steps = itertools.count(1)
-    measures: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    matrices: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    differences: list[dict[str, Any]] = []
-    performance: list[dict[str, Any]] = []
-    aurocs: dict[str, dict[AurocKey, Estimate]] = {}
-    for quantity in every:
-        compared: dict[str, list[Compared]] = {}
-        for name in (name for name in names if quantity in held[name]):
-            cells = list(cells_of(run, name, quantity))
-            measures[name] += summarise_cells(run, name, cells, config)
-            matrices[name] += _matrix_rows(run, name, cells)
-            compared[name] = [compared_by(cell, len(run.models_of(name)), stretches) for cell in cells]
-        differences += difference_rows(compared, quantity, stretches)
+    num_steps = len(dict.fromkeys(itertools.chain(*quantities.values()))) + len(names)
+
+    def step() -> None:
         if on_done:
-            on_done(next(steps), len(every) + len(names))
-    for name in names:
-        predictions = predictions_of(run, name)
-        performance += performance_rows(run, name, predictions, config)
-        aurocs[name] = auroc_estimates(run, predictions, config)
-        if on_done:
-            on_done(next(steps), len(every) + len(names))
-    differences += auroc_difference_rows(aurocs, stretches)
-    _write(run, "measures", itertools.chain(*measures.values()), MEASURE_COLUMNS)
-    _write(run, "differences", differences, DIFFERENCE_COLUMNS)
+            on_done(next(steps), num_steps)
+
+    measures, matrices, differences = _summarise_scores(run, quantities, config, step)
+    performance, auroc_differences = _summarise_predictions(run, names, config, step)
+    _write(run, "measures", measures, MEASURE_COLUMNS)
+    _write(run, "differences", differences + auroc_differences, DIFFERENCE_COLUMNS)
     _write(run, "performance", performance, PERFORMANCE_COLUMNS)
-    _write(run, "stability_matrix", itertools.chain(*matrices.values()), MATRIX_COLUMNS)
+    for measure, rows in matrices.items():
+        _write(run, f"{measure}_matrix", rows, MATRIX_COLUMNS)
     _write(run, "precision", list(precision_rows(run, config)), PRECISION_COLUMNS)
     _write(run, "quarantine", _quarantine_rows(run), ("stage", "kind", "num_images"))
     log_event(run.folder, (0, 1), "summarise", "done", seconds=round(time.monotonic() - started, 3))
 
 
-def summarise_cells(run: Run, detector: str, cells: Sequence[Cell], config: Config) -> list[dict[str, Any]]:
-    """One row of summary/measures a cell and selection of images."""
+def _summarise_scores(
+    run: Run, quantities: Mapping[str, Sequence[Quantity]], config: Config, on_step: Callable[[], None]
+) -> tuple[Rows, dict[str, Rows], Rows]:
+    """Rows of summary/measures, of the matrices by measure, and of summary/differences.
+
+    The arrays of one quantity are in memory at a time.
+
+    Args:
+        run: with its scores.
+        quantities: by detector.
+        config: with the number of resamples.
+        on_step: called after each quantity.
+    """
     stretches = stretches_of(run.image_table)
-    chosen = selections(stretches)
+    measures: dict[str, Rows] = {name: [] for name in quantities}
+    matrices: dict[str, dict[str, Rows]] = {
+        measure.name: {name: [] for name in quantities} for measure in MEASURES.values() if measure.of_pairs
+    }
+    differences: Rows = []
+    for quantity in dict.fromkeys(itertools.chain(*quantities.values())):
+        compared: dict[str, list[Compared]] = {}
+        for name in (name for name in quantities if quantity in quantities[name]):
+            cells = list(cells_of(run, name, quantity))
+            measures[name] += summarise_cells(run, name, cells, config)
+            if quantity.measure in matrices:
+                matrices[quantity.measure][name] += _matrix_rows(run, name, cells)
+            compared[name] = [compared_by(cell, len(run.models_of(name)), stretches) for cell in cells]
+        differences += difference_rows(compared, quantity, stretches)
+        on_step()
+    by_measure = {measure: list(itertools.chain(*rows.values())) for measure, rows in matrices.items()}
+    return list(itertools.chain(*measures.values())), by_measure, differences
+
+
+def _summarise_predictions(
+    run: Run, names: Sequence[str], config: Config, on_step: Callable[[], None]
+) -> tuple[Rows, Rows]:
+    """Rows of summary/performance, and of summary/differences for AUROC; ``on_step`` is called after each detector."""
+    performance: Rows = []
+    aurocs: dict[str, dict[AurocKey, Estimate]] = {}
+    for name in names:
+        predictions = predictions_of(run, name)
+        performance += performance_rows(run, name, predictions, config)
+        aurocs[name] = auroc_estimates(run, predictions, config)
+        on_step()
+    return performance, list(auroc_difference_rows(aurocs, stretches_of(run.image_table)))
+
+
+def summarise_cells(run: Run, detector: str, cells: Sequence[Cell], config: Config) -> Rows:
+    """Rows of summary/measures: one for each cell and selection of images."""
+    stretches = stretches_of(run.image_table)
     boot = _bootstrap(run, detector, cells, stretches, config)
     rows = []
-    for index, cell in enumerate(cells):
-        for selection in chosen:
-            images = np.concatenate([np.arange(stretches[i].start, stretches[i].stop) for i in selection.stretches])
-            what = {"detector": detector, "num_runs": len(run.models_of(detector)), **_names(cell, selection)}
-            rows.append(what | _point(cell, images) | boot(index, selection))
+    for (index, cell), selection in itertools.product(enumerate(cells), selections(stretches)):
+        images = np.concatenate([np.arange(stretches[i].start, stretches[i].stop) for i in selection.stretches])
+        labels = {"detector": detector, "num_runs": len(run.models_of(detector)), **_names(cell, selection)}
+        rows.append(labels | _point(cell, images) | boot(index, selection))
     return rows
 
 
@@ -129,11 +163,11 @@ def _names(cell: Cell, selection: Selection) -> dict[str, Any]:
 
 
 def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
-    """Estimates of one cell over some images: each image and unit weighs the same, however many conditions it has.
+    """Point estimates of one cell over some images.
 
-    ``mean`` and ``std`` are over ``n`` values, one for each image and unit, averaged over the conditions of the cell (the
-    transforms of a group). ``num_values`` and every other count, the shares, and the means of kept and flipped pairs are
-    over the single values, since one image may keep its class under one transform and not under another.
+    ``mean`` and ``std`` are over ``n`` values: one for each image and unit, the mean over the conditions of the cell. So
+    each image and unit has the same weight. All counts but ``n``, the shares, and the means of kept and flipped pairs are
+    over single values, because an image may keep its class under one condition and lose it under another.
     """
     value, chance, present = cell.value[..., images], cell.chance[..., images], cell.present[..., images]
     valid = ~np.isnan(value)
@@ -170,7 +204,11 @@ def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
 def _bootstrap(
     run: Run, detector: str, cells: Sequence[Cell], stretches: Sequence[Stretch], config: Config
 ) -> Callable[[int, Selection], dict[str, float]]:
-    """Sum every cell under every resample; returns the intervals of a cell and a selection of images."""
+    """Sum every cell under every resample.
+
+    Returns:
+        A function from (index of a cell, selection of images) to the limits of its intervals.
+    """
     resamples, seed = config.summary.bootstrap, run.config.seed
     num_runs = len(run.models_of(detector))
     values = [[mean_over_conditions(array) for array in (cell.value, cell.chance)] for cell in cells]
@@ -187,7 +225,7 @@ def _bootstrap(
                 total[1, index, rows] = drawn @ (~np.isnan(part)).T.astype(np.float64)
 
     def intervals(index: int, selection: Selection) -> dict[str, float]:
-        weigh = pair_weights if cells[index].measure == "stability" else run_weights
+        weigh = pair_weights if MEASURES[cells[index].measure].of_pairs else run_weights
         units = weigh(num_runs, seed=seed, resamples=resamples)
         with np.errstate(invalid="ignore", divide="ignore"):
             means = [np.divide(*(total[:, list(selection.stretches)].sum(1) * units).sum(2)) for total in sums[index]]
@@ -199,16 +237,14 @@ def _bootstrap(
 
 
 def _matrix_rows(run: Run, detector: str, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """The R x R matrix of mean agreement, symmetric, without its diagonal of ones."""
+    """The R x R matrix of mean similarities of the runs: symmetric, without the diagonal, which is 1."""
     names = [model.run for model in run.models_of(detector)]
     for cell in cells:
-        if cell.measure != "stability":
-            continue
         for unit, (a, b) in enumerate(itertools.combinations(names, 2)):
             value = drop_nan(cell.value[unit])
-            what = {"detector": detector, "variant": cell.variant, "similarity": cell.similarity}
+            labels = {"detector": detector, "variant": cell.variant, "similarity": cell.similarity}
             for first, second in ((a, b), (b, a)):
-                yield what | {"run": first, "other_run": second, "mean": mean_of(value), "n": len(value)}
+                yield labels | {"run": first, "other_run": second, "mean": mean_of(value), "n": len(value)}
 
 
 def _quarantine_rows(run: Run) -> list[dict[str, Any]]:
@@ -218,19 +254,19 @@ def _quarantine_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _write(run: Run, name: str, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
-    """summary/<name>.parquet and .csv from one frame."""
+    """Write summary/<name>.parquet and .csv from the same rows."""
     frame = pd.DataFrame(list(rows), columns=list(columns))
     for column in columns:
         if _type_of(column) == pa.int64():
-            frame[column] = frame[column].astype("Int64")  # a null must not make floats of the counts beside it
+            frame[column] = frame[column].astype("Int64")  # else a null turns the other counts into floats
     folder = run.folder / "summary"
     schema = pa.schema([(column, _type_of(column)) for column in columns])
     write_parquet(
         pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None),
         folder / f"{name}.parquet",
     )
-    words = [column for column in columns if _type_of(column) == pa.string()]
-    frame[words] = frame[words].map(_safe_cell)
+    texts = [column for column in columns if _type_of(column) == pa.string()]
+    frame[texts] = frame[texts].map(_safe_cell)
     with atomic_path(folder / f"{name}.csv") as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
@@ -238,9 +274,9 @@ def _write(run: Run, name: str, rows: Iterable[dict[str, Any]], columns: Sequenc
 def _type_of(column: str) -> pa.DataType:
     if column == "n" or column.startswith("num_"):
         return pa.int64()
-    return pa.string() if column in WORDS else pa.float64()
+    return pa.string() if column in TEXT_COLUMNS else pa.float64()
 
 
 def _safe_cell(cell: Any) -> Any:
-    """Spreadsheets run cells that begin with these: an apostrophe in front makes them text."""
+    """The cell with an apostrophe in front where a spreadsheet would run it as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else cell

@@ -1,1 +1,1 @@
-"""From scores to numbers with intervals: means, differences, chance levels, AUROC."""
+"""Scores to tables: means, differences, chance levels and AUROC, with intervals."""

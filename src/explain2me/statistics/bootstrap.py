@@ -1,4 +1,4 @@
-"""Percentile bootstrap: images are resampled within their source, training runs as clusters."""
+"""Percentile bootstrap. It resamples images within their source, and training runs as clusters."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,21 @@ from explain2me.config.compare import digest
 from explain2me.run.folder import Stretch
 
 BLOCK = 200_000
-"""Resampling weights held at once."""
+"""Number of resampling weights in memory at a time."""
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; NaN where it is not defined."""
+    """Limits of a 95 % interval; NaN where it is not defined."""
 
     low: float
     high: float
 
 
 def image_weights(stretches: Sequence[Stretch], *, seed: int, resamples: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield how often each image is drawn, some resamples at a time: (slice of resamples, float64 (b, N)).
+    """Yield the resampling weights of the images, block by block: (slice of resamples, float64 (b, N)).
 
-    The draws of a stretch depend on the seed and on its label and source alone, so that every measure and detector sees
-    the same resamples, and differences between detectors can be read as paired.
+    A weight counts how often an image is drawn. The draws of a stretch depend on the seed and on its label and source
+    alone. So every measure and detector has the same resamples, and differences between detectors are paired.
     """
     generators = [_generator(seed, "images", stretch.label, stretch.source) for stretch in stretches]
     step = max(1, BLOCK // max(stretch.stop for stretch in stretches))
@@ -39,7 +39,7 @@ def image_weights(stretches: Sequence[Stretch], *, seed: int, resamples: int) ->
 
 
 def run_weights(num_runs: int, *, seed: int, resamples: int) -> np.ndarray:
-    """How often each run is drawn: (resamples, num_runs); all ones where there is one run."""
+    """Resampling weights of the runs (resamples, num_runs): how often each is drawn. All ones for a single run."""
     if num_runs == 1:
         return np.ones((resamples, 1))
     drawn = _generator(seed, "runs", num_runs).integers(0, num_runs, size=(resamples, num_runs))
@@ -47,9 +47,10 @@ def run_weights(num_runs: int, *, seed: int, resamples: int) -> np.ndarray:
 
 
 def pair_weights(num_runs: int, *, seed: int, resamples: int) -> np.ndarray:
-    """Weights of the pairs (0, 1), (0, 2), ..., each the product of the weights of both runs: (resamples, pairs).
+    """Resampling weights of the pairs (0, 1), (0, 2), ... of runs: (resamples, pairs).
 
-    All ones where there is one pair: two runs cannot say how much a third would differ.
+    The weight of a pair is the product of the weights of its runs. All ones for a single pair: two runs do not show how
+    much a third run would differ.
     """
     pairs = list(itertools.combinations(range(num_runs), 2))
     if len(pairs) == 1:
@@ -59,7 +60,7 @@ def pair_weights(num_runs: int, *, seed: int, resamples: int) -> np.ndarray:
 
 
 def interval(estimates: np.ndarray) -> Interval:
-    """2.5th and 97.5th percentile of the resampled estimates that are defined."""
+    """The 2.5th and the 97.5th percentile of the resampled estimates that are defined."""
     defined = estimates[np.isfinite(estimates)]
     if not len(defined):
         return Interval(float("nan"), float("nan"))
@@ -68,7 +69,7 @@ def interval(estimates: np.ndarray) -> Interval:
 
 
 def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve for each row of weights; a tie counts one half. NaN where a class has no weight.
+    """Area under the ROC curve for each row of weights. A tie counts one half. NaN where a class has no weight.
 
     Args:
         scores: (N,), higher means more positive.
@@ -88,5 +89,5 @@ def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
         return (by_value[0] * below).sum(1) / total
 
 
-def _generator(seed: int, *what: object) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=int(digest([seed, "bootstrap", *what]), 16)))
+def _generator(seed: int, *purpose: object) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=int(digest([seed, "bootstrap", *purpose]), 16)))

@@ -1,4 +1,4 @@
-"""The scores of a run as arrays, one cell for each number of the tables: units x conditions x images."""
+"""Arrangement of the scores of a run as arrays, units x conditions x images: one cell for each number of the tables."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,33 +8,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from explain2me.run.conditions import conditions_for
+from explain2me.run.conditions import conditions_of
 from explain2me.run.folder import Run, Stretch
 from explain2me.run.record import Model
 from explain2me.run.schema import ALL
+from explain2me.statistics.scores import MEASURES, Measure
 
-MEASURES = ("entropy", "noise", "resilience", "focus", "stability")
-
-
-GROUPS = ("shifts", "flips", "rotations", ALL)
+FEW_CELLS = 25
+"""A map of fewer cells is called coarse; the maps of the paper have 7 x 7 cells."""
+LARGE_DEAD_SHARE = 0.05
+"""With a larger share of dead maps, the means of two detectors are of different images."""
 
 
 class Quantity(NamedTuple):
-    """What a number is, but for its condition."""
+    """Measure, variant and similarity of a score."""
 
     measure: str
     variant: str
     similarity: str | None
 
 
-FEW_CELLS = 25
-"""Maps of fewer cells than that are called coarse; the paper's have 7 x 7."""
-LARGE_DEAD_SHARE = 0.05
-"""From this share of dead maps on the means of detectors are of too different images to compare."""
-
-
 class Cell(NamedTuple):
-    """All values of one number: units (runs, or pairs of runs) x conditions x images, NaN where not valid."""
+    """All values of one score: units (runs, or pairs of runs) x conditions x images; NaN where a value is not valid."""
 
     measure: str
     variant: str
@@ -48,7 +43,7 @@ class Cell(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Some stretches of images: one source, all of a label, or everything."""
+    """The stretches of images of one source, of one label, or of the whole run."""
 
     label: str
     source: str
@@ -56,39 +51,41 @@ class Selection(NamedTuple):
 
 
 def quantities_of(run: Run, detector: str) -> Iterator[Quantity]:
-    """What a detector has scores of, in the order of the tables."""
+    """The quantities with scores of a detector, in the order of the tables."""
     dataset = run.scores_dataset()
-    for measure in MEASURES:
-        wanted = (ds.field("detector") == detector) & (ds.field("measure") == measure)
-        table = dataset.to_table(["variant", "similarity"], filter=wanted).group_by(["variant", "similarity"])
-        found = [Quantity(measure, row["variant"], row["similarity"]) for row in table.aggregate([]).to_pylist()]
-        yield from sorted(found, key=lambda quantity: (quantity.similarity or "", quantity.variant))
+    for name in MEASURES:
+        rows = (ds.field("detector") == detector) & (ds.field("measure") == name)
+        table = dataset.to_table(["variant", "similarity"], filter=rows).group_by(["variant", "similarity"])
+        quantities = [Quantity(name, row["variant"], row["similarity"]) for row in table.aggregate([]).to_pylist()]
+        yield from sorted(quantities, key=lambda quantity: (quantity.similarity or "", quantity.variant))
 
 
 def cells_of(run: Run, detector: str, quantity: Quantity) -> Iterator[Cell]:
-    """A cell a condition, and for resilience one a group of transforms."""
+    """One cell for each condition, then one for each group of conditions of the measure."""
     similarity = ds.field("similarity")
     same = similarity.is_null() if quantity.similarity is None else similarity == quantity.similarity
-    wanted = (ds.field("detector") == detector) & (ds.field("measure") == quantity.measure)
-    rows = run.scores_dataset().to_batches(filter=wanted & (ds.field("variant") == quantity.variant) & same)
-    return _dense(run, run.models_of(detector), quantity, rows)
+    same &= (ds.field("measure") == quantity.measure) & (ds.field("variant") == quantity.variant)
+    batches = run.scores_dataset().to_batches(filter=same & (ds.field("detector") == detector))
+    return _cells(run, run.models_of(detector), quantity, batches)
 
 
-def units_of(measure: str, num_runs: int) -> list[tuple[int, ...]]:
-    """What is scored, by the positions of the runs: each run, or for stability each pair of runs."""
-    return list(itertools.combinations(range(num_runs), 2 if measure == "stability" else 1))
+def units_of(measure: Measure, num_runs: int) -> list[tuple[int, ...]]:
+    """The units of a measure, each the positions of its runs: every run, or every pair of runs."""
+    return list(itertools.combinations(range(num_runs), measure.runs_per_value))
 
 
 def selections(stretches: Sequence[Stretch]) -> list[Selection]:
-    """Each source (of each label), each label, and everything."""
-    found = [Selection(s.label or ALL, s.source, (i,)) for i, s in enumerate(stretches)]
-    for label in sorted({s.label for s in stretches if s.label is not None}):
-        found.append(Selection(label, ALL, tuple(i for i, s in enumerate(stretches) if s.label == label)))
-    return [*found, Selection(ALL, ALL, tuple(range(len(stretches))))]
+    """Each source (of each label), each label, and all images."""
+    of_sources = [Selection(s.label or ALL, s.source, (i,)) for i, s in enumerate(stretches)]
+    labels = sorted({s.label for s in stretches if s.label is not None})
+    of_labels = [
+        Selection(label, ALL, tuple(i for i, s in enumerate(stretches) if s.label == label)) for label in labels
+    ]
+    return [*of_sources, *of_labels, Selection(ALL, ALL, tuple(range(len(stretches))))]
 
 
 def mean_over_conditions(array: np.ndarray) -> np.ndarray:
-    """(U, C, N) -> (U, N): mean over the conditions that are defined; NaN where none is."""
+    """(U, C, N) -> (U, N): mean of the values that are defined; NaN where none is."""
     if array.shape[1] == 1:
         return array[:, 0]
     defined = ~np.isnan(array)
@@ -96,43 +93,46 @@ def mean_over_conditions(array: np.ndarray) -> np.ndarray:
         return np.where(defined, array, 0).sum(1) / defined.sum(1)
 
 
+def _cells(run: Run, models: Sequence[Model], quantity: Quantity, batches: Iterable[pa.RecordBatch]) -> Iterator[Cell]:
+    measure = MEASURES[quantity.measure]
+    conditions = conditions_of(measure, run.config.measures, models[0].input_size)
+    names = [condition.name for condition in conditions]
+    value, chance, present, dead, kept = _dense(run, models, measure, names, batches)
+    picks = [(name, [i]) for i, name in enumerate(names)]
+    picks += [(group, [i for i, c in enumerate(conditions) if c.group == group]) for group in measure.groups]
+    if measure.has_mean_over_conditions:
+        picks.append((ALL, list(range(len(names)))))
+    for name, some in picks:
+        known = kept[:, some] if (kept >= 0).any() else None
+        yield Cell(*quantity, name, value[:, some], chance[:, some], present[:, some], dead[:, some], known)
+
+
 def _dense(
-    run: Run,
-    models: Sequence[Model],
-    quantity: Quantity,
-    batches: Iterable[pa.RecordBatch],
-) -> Iterator[Cell]:
-    """Long rows to arrays: one cell a condition, and for resilience one a group of transforms."""
+    run: Run, models: Sequence[Model], measure: Measure, conditions: Sequence[str], batches: Iterable[pa.RecordBatch]
+) -> tuple[np.ndarray, ...]:
+    """The columns value, chance, present, dead and kept of the score files as arrays (U, C, N)."""
     names = [model.run for model in models]
-    units = units_of(quantity.measure, len(names))
-    conditions = [c for c in conditions_for(run.config.measures, models[0].input_size) if c.measure == quantity.measure]
-    labels = [condition.name for condition in conditions] or ["clean"]
-    shape = (len(units), len(labels), len(run.image_table))
+    units = units_of(measure, len(names))
+    shape = (len(units), len(conditions), len(run.image_table))
     value, chance = np.full(shape, np.nan), np.full(shape, np.nan)
     present, dead, kept = np.zeros(shape, bool), np.zeros(shape, bool), np.full(shape, -1, np.int8)
     unit_of = np.zeros((len(names), len(names) + 1), dtype=np.int64)
     for number, (first, *other) in enumerate(units):
-        unit_of[first, other or [-1]] = number  # the last column, -1, is for no other run
+        unit_of[first, other or [-1]] = number  # the last column, -1, stands for no other run
     for batch in batches:
         unit = unit_of[_codes(batch, "run", names), _codes(batch, "other_run", names)]
-        where = (unit, _codes(batch, "condition", labels), batch["image"].to_numpy())
-        value[where] = batch["value"].to_numpy(zero_copy_only=False)
-        chance[where] = batch["chance"].to_numpy(zero_copy_only=False)
-        present[where], dead[where] = True, batch["dead"].to_numpy(zero_copy_only=False)
-        kept[where] = batch["kept"].cast(pa.int8()).fill_null(-1).to_numpy()
-    picks = [(label, [i]) for i, label in enumerate(labels)]
-    if quantity.measure == "resilience":
-        groups = [condition.group for condition in conditions]
-        picks += [(group, [i for i, g in enumerate(groups) if group in (ALL, g)]) for group in GROUPS]
-    for label, some in picks:
-        known = kept[:, some] if (kept >= 0).any() else None
-        yield Cell(*quantity, label, value[:, some], chance[:, some], present[:, some], dead[:, some], known)
+        place = (unit, _codes(batch, "condition", conditions), batch["image"].to_numpy())
+        value[place] = batch["value"].to_numpy(zero_copy_only=False)
+        chance[place] = batch["chance"].to_numpy(zero_copy_only=False)
+        present[place], dead[place] = True, batch["dead"].to_numpy(zero_copy_only=False)
+        kept[place] = batch["kept"].cast(pa.int8()).fill_null(-1).to_numpy()
+    return value, chance, present, dead, kept
 
 
 def _codes(batch: pa.RecordBatch, name: str, words: Sequence[str]) -> np.ndarray:
     """Position in ``words`` of each row of a dictionary column; -1 for null."""
     column = batch[name]
-    # the dictionary also holds words of rows that were filtered out
+    # the dictionary also holds words of rows that the filter removed
     positions = np.array([words.index(word) if word in words else -1 for word in column.dictionary.to_pylist()] or [-1])
     codes = column.indices.fill_null(-1).to_numpy()
     return np.where(codes < 0, -1, positions[codes])
@@ -144,5 +144,5 @@ def drop_nan(values: np.ndarray) -> np.ndarray:
 
 
 def mean_of(values: np.ndarray) -> float:
-    """Their mean; NaN where there is none."""
+    """The mean of some values; NaN of no values."""
     return float(np.mean(values)) if len(values) else float("nan")

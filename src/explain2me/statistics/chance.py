@@ -1,4 +1,4 @@
-"""The chance level: which other image stands beside each one, and the score above it."""
+"""The chance level: the partner of each image, and the score corrected for chance."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from explain2me.run.folder import stretches_of
 
 
 def partners(images: pa.Table, predicted: np.ndarray, *, seed: int) -> np.ndarray:
-    """For each image another one for the chance level: (N,), -1 where there is none.
+    """The partner of each image for the chance level: (N,), -1 where there is none.
 
-    Of the same source, label, and class that the model predicts for the clean image: a map of another class answers
-    another question, so that a model with one fixed map for each class would seem to look at the image. Each group is
-    rotated by a seeded distance, which is a permutation without fixed points.
+    A partner has the same source, the same label, and the same predicted class of the clean image. A map of another
+    class answers another question: with such partners, a model with one constant map for each class would score above
+    chance. Each group of images is rotated by a seeded distance, so no image is its own partner.
 
     Args:
         images: images.parquet.
@@ -23,16 +23,16 @@ def partners(images: pa.Table, predicted: np.ndarray, *, seed: int) -> np.ndarra
     """
     result = np.full(len(images), -1, dtype=np.int64)
     for label, source, start, stop in stretches_of(images):
-        for wanted in np.unique(predicted[start:stop]):
-            group = start + np.flatnonzero(predicted[start:stop] == wanted)
-            if wanted >= 0 and len(group) > 1:
+        for predicted_class in np.unique(predicted[start:stop]):
+            group = start + np.flatnonzero(predicted[start:stop] == predicted_class)
+            if predicted_class >= 0 and len(group) > 1:
                 distance = 1 + int(digest([seed, "chance", label, source]), 16) % (len(group) - 1)
                 result[group] = np.roll(group, -distance)
     return result
 
 
 def corrected(value: Any, chance: Any) -> Any:
-    """(S - chance) / (1 - chance); NaN where chance is 1."""
+    """The score corrected for chance: (score - chance) / (1 - chance). NaN where chance is 1."""
     with np.errstate(invalid="ignore", divide="ignore"):
         result = (np.asarray(value) - chance) / (1 - np.asarray(chance))
     result = np.where(np.isfinite(result), result, np.nan)

@@ -1,4 +1,4 @@
-"""Rows of summary/differences: each pair of detectors in each number of the tables, and in AUROC."""
+"""Rows of summary/differences: each pair of detectors, compared in each score of the tables and in AUROC."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from explain2me.run.folder import Stretch
 from explain2me.statistics.cells import Cell, Quantity, mean_over_conditions, selections, units_of
 from explain2me.statistics.estimates import Estimate, Totals, above_chance, difference, estimate, totals
 from explain2me.statistics.performance import AurocKey
+from explain2me.statistics.scores import CLEAN, MEASURES
 
 DIFFERENCE_COLUMNS = (
     "detector", "other_detector", "measure", "variant", "similarity", "condition", "label", "source", "num_images", "num_runs",
@@ -19,7 +20,7 @@ DIFFERENCE_COLUMNS = (
 
 
 class Compared(NamedTuple):
-    """Of a cell of one detector what its differences from others need; there is no chance level of entropy."""
+    """Totals of one cell of one detector; ``chance`` is None for a measure of single maps."""
 
     condition: str
     value: Totals
@@ -27,37 +28,38 @@ class Compared(NamedTuple):
 
 
 def compared_by(cell: Cell, num_runs: int, stretches: Sequence[Stretch]) -> Compared:
-    """Sums over runs, which are all that is kept of a cell while other detectors are read."""
-    units = units_of(cell.measure, num_runs)
+    """Totals of a cell. They take little memory, so the totals of all detectors are kept and their cells are not."""
+    measure = MEASURES[cell.measure]
+    units = units_of(measure, num_runs)
     value = totals(mean_over_conditions(cell.value), units, stretches)
-    chance = None if cell.measure == "entropy" else totals(mean_over_conditions(cell.chance), units, stretches)
+    chance = totals(mean_over_conditions(cell.chance), units, stretches) if measure.compares else None
     return Compared(cell.condition, value, chance)
 
 
 def difference_rows(
     compared: Mapping[str, Sequence[Compared]], quantity: Quantity, stretches: Sequence[Stretch]
 ) -> Iterator[dict[str, Any]]:
-    """Each pair of detectors, condition and selection of images; ``difference`` is of the first less the other.
+    """One row for each pair of detectors, condition and selection of images; ``difference`` is first minus other.
 
     Args:
-        compared: by detector, each with the same conditions (shifts are named by pixels, which may differ).
-        quantity: of all of them.
+        compared: by detector, each with the same conditions. The names of shifts hold pixels, which may differ.
+        quantity: of all cells.
         stretches: of the images.
     """
-    for of_each in zip(*compared.values(), strict=True):
+    for by_detector in zip(*compared.values(), strict=True):
         for selection in selections(stretches):
             sizes = [stretches[i].stop - stretches[i].start for i in selection.stretches]
-            values = [estimate(each.value, selection.stretches) for each in of_each]
+            values = [estimate(each.value, selection.stretches) for each in by_detector]
             corrected = [
                 each.chance and above_chance(value, estimate(each.chance, selection.stretches))
-                for value, each in zip(values, of_each, strict=True)
+                for value, each in zip(values, by_detector, strict=True)
             ]
             for (a, name), (b, other) in itertools.combinations(enumerate(compared), 2):
                 yield {
                     "detector": name,
                     "other_detector": other,
                     **quantity._asdict(),
-                    "condition": of_each[a].condition,
+                    "condition": by_detector[a].condition,
                     "label": selection.label,
                     "source": selection.source,
                     "num_images": _num_of_both(values[a], values[b]),
@@ -69,7 +71,7 @@ def difference_rows(
 def auroc_difference_rows(
     aurocs: Mapping[str, Mapping[AurocKey, Estimate]], stretches: Sequence[Stretch]
 ) -> Iterator[dict[str, Any]]:
-    """Each pair of detectors in the AUROC of all clean images, and of each source against all of the other class."""
+    """One row for each pair of detectors: AUROC of all clean images, and of each source against the other class."""
     sizes = [stretch.stop - stretch.start for stretch in stretches]
     for name, other in itertools.combinations(aurocs, 2):
         for key, ours in aurocs[name].items():
@@ -79,7 +81,7 @@ def auroc_difference_rows(
                 "other_detector": other,
                 "measure": "auroc",
                 "variant": score,
-                "condition": "clean",
+                "condition": CLEAN,
                 "label": label,
                 "source": source,
                 "num_images": _num_of_both(ours, aurocs[other][key]),
@@ -88,36 +90,38 @@ def auroc_difference_rows(
 
 
 def _num_of_both(a: Estimate, b: Estimate) -> int:
-    """Images that have a value of both."""
+    """Number of images that have a value in both estimates."""
     return int((~np.isnan(a.images) & ~np.isnan(b.images)).sum())
 
 
 def without_runs(row: Mapping[str, Any]) -> list[str]:
-    """The detectors of a difference of whose other trainings nothing is known: those of one run, or one pair of runs.
+    """The detectors of a row of differences whose variance between training runs is unknown.
 
-    The interval of such a difference is over images alone.
+    These have a single run, or a single pair of runs. The interval of such a difference covers other images, and no
+    other training runs.
     """
-    enough = 3 if row["measure"] == "stability" else 2
+    measure = MEASURES.get(row["measure"])  # None for AUROC
+    enough = 1 + (measure.runs_per_value if measure else 1)
     counts = ((row["detector"], row["num_runs"]), (row["other_detector"], row["num_other_runs"]))
     return [name for name, count in counts if count < enough]
 
 
 def _numbers(a: Estimate, b: Estimate, sizes: Sequence[int]) -> dict[str, float]:
-    found = difference(a, b, sizes)
+    result = difference(a, b, sizes)
     return {
         "num_runs": a.num_runs,
         "num_other_runs": b.num_runs,
-        "difference": found.value,
-        "std_error": found.std_error,
-        "df": found.df,
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "p": found.p,
+        "difference": result.value,
+        "std_error": result.std_error,
+        "df": result.df,
+        "ci_low": result.low,
+        "ci_high": result.high,
+        "p": result.p,
     }
 
 
 def _above_chance(a: Estimate | None, b: Estimate | None, sizes: Sequence[int]) -> dict[str, float]:
     if a is None or b is None:
         return {}
-    found = difference(a, b, sizes)
-    return {"corrected": found.value, "corrected_low": found.low, "corrected_high": found.high}
+    result = difference(a, b, sizes)
+    return {"corrected": result.value, "corrected_low": result.low, "corrected_high": result.high}

@@ -1,10 +1,10 @@
-"""By how much two detectors differ in a mean score, with an interval: over other images and over other training runs.
+"""The difference of two detectors in a mean score, with an interval over other images and other training runs.
 
-Both detectors are measured on the same images, so these are paired; their training runs are independent. The variances over
-the images of each source and over the runs of each detector add up, and the interval is Student's t with as many degrees of
-freedom as they have together (Satterthwaite). It is that of Welch where only runs vary, and that of a paired t-test where
-only the images of one source do; where each image has runs of its own liking it is somewhat wide, since that part is counted
-with both.
+Both detectors are measured on the same images, so the images are paired; the training runs of the two detectors are
+independent. The variances over the images of each source and over the runs of each detector add up. The interval is
+Student's t with the degrees of freedom of Satterthwaite. It equals the interval of Welch's test where only runs vary, and
+of the paired t-test where only the images of one source vary. It is too wide where images and runs interact, because
+both variances then hold that interaction.
 """
 
 import math
@@ -17,18 +17,18 @@ from scipy import stats
 from explain2me.run.folder import Stretch
 
 ROUNDING = 1e-12
-"""A difference no larger is none."""
+"""A difference of at most this size is rounding, so it counts as none."""
 
 
 class Estimate(NamedTuple):
-    """A mean over images and training runs, and what its error follows from.
+    """A mean over images and training runs, and the terms of its variance.
 
     Attributes:
         mean: NaN where there is no value.
-        images: (N,) influence of each image on the mean, NaN where it has no value; they sum up to 0.
-        runs: jackknife pseudo-values, one a run that has values; none where there is one such run, or one pair, which says
-            nothing of others.
-        num_runs: runs that have values.
+        images: (N,) influence of each image on the mean; NaN where it has no value. The influences add up to 0.
+        runs: jackknife pseudo-values, one for each run with values. Empty for a single run, or a single pair of runs: it
+            does not show how much other runs would differ.
+        num_runs: number of runs with values.
     """
 
     mean: float
@@ -38,9 +38,10 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Of two means: its value and standard error, degrees of freedom, 95 % interval, and p of none (two-sided).
+    """A difference of two means: value, standard error, degrees of freedom, 95 % interval, two-sided p.
 
-    NaN where it is not defined. Where nothing varies, as in AUROCs of exactly 1, ``df`` is infinite and the interval has no width.
+    NaN where it is not defined. Where nothing varies, as in AUROCs of exactly 1, ``df`` is infinite and the interval has
+    no width.
     """
 
     value: float
@@ -52,13 +53,13 @@ class Difference(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Sums of the values of a score, which is all that its estimates over any sources need.
+    """Sums of the values of a score. Estimates over any sources need no more than these.
 
     Attributes:
-        sums, counts: (N,) of each image over the units (runs, or pairs of runs).
-        by_unit: (2, U, S) sums and counts of each unit over the images of each stretch.
-        units: of each unit the runs that it is of.
-        stretches: S of them, all N images.
+        sums, counts: (N,) sum and number of the values of each image over the units (runs, or pairs of runs).
+        by_unit: (2, U, S) sum and number of the values of each unit over the images of each stretch.
+        units: the runs of each unit.
+        stretches: the S stretches of the N images.
     """
 
     sums: np.ndarray
@@ -69,31 +70,31 @@ class Totals(NamedTuple):
 
 
 def totals(values: np.ndarray, units: Sequence[Sequence[int]], stretches: Sequence[Stretch]) -> Totals:
-    """Of values (U, N), NaN where there is none."""
+    """The totals of values (U, N), NaN where there is no value."""
     defined = ~np.isnan(values)
     known = np.where(defined, values, 0.0)
     by_unit = [[side[:, s.start : s.stop].sum(1, dtype=np.float64) for s in stretches] for side in (known, defined)]
     return Totals(known.sum(0), defined.sum(0, dtype=np.int32), np.array(by_unit).swapaxes(1, 2), units, stretches)
 
 
-def estimate(found: Totals, chosen: Sequence[int]) -> Estimate:
-    """The mean of all values of the chosen stretches, by their positions; each value weighs the same.
+def estimate(score: Totals, chosen: Sequence[int]) -> Estimate:
+    """The mean of all values of the chosen stretches, given by their positions; each value has the same weight.
 
     >>> two_runs = totals(np.array([[0.1, 0.3], [0.5, 0.7]]), [[0], [1]], [Stretch(None, "a", 0, 2)])
-    >>> found = estimate(two_runs, [0])
-    >>> round(found.mean, 3), found.images.round(3), found.runs.round(3)
+    >>> mean = estimate(two_runs, [0])
+    >>> round(mean.mean, 3), mean.images.round(3), mean.runs.round(3)
     (0.4, array([-0.05,  0.05]), array([0.2, 0.6]))
     """
-    parts = [slice(found.stretches[i].start, found.stretches[i].stop) for i in chosen]
-    sums, counts = (np.concatenate([side[part] for part in parts]) for side in (found.sums, found.counts))
-    of_units = found.by_unit[:, :, list(chosen)].sum(2)  # 2, U
+    parts = [slice(score.stretches[i].start, score.stretches[i].stop) for i in chosen]
+    sums, counts = (np.concatenate([side[part] for part in parts]) for side in (score.sums, score.counts))
+    of_units = score.by_unit[:, :, list(chosen)].sum(2)  # 2, U
     if not counts.any():
         return Estimate(math.nan, np.full(len(sums), math.nan), np.empty(0), 0)
     mean = float(np.divide(*of_units.sum(1)))
     images = np.where(counts > 0, sums - counts * mean, math.nan) / counts.sum()
     known = of_units[1] > 0
-    names = sorted({run for unit, has in zip(found.units, known, strict=True) if has for run in unit})
-    others = np.array([[run not in unit for unit in found.units] for run in names]) & known
+    names = sorted({run for unit, has in zip(score.units, known, strict=True) if has for run in unit})
+    others = np.array([[run not in unit for unit in score.units] for run in names]) & known
     if not others.any(1).all():
         return Estimate(mean, images, np.empty(0), len(names))
     without = np.array([np.divide(*of_units[:, kept].sum(1)) for kept in others])
@@ -101,10 +102,12 @@ def estimate(found: Totals, chosen: Sequence[int]) -> Estimate:
 
 
 def auroc_estimate(scores: np.ndarray, positive: np.ndarray) -> Estimate:
-    """Mean area under the ROC curve over the runs that have one; a tie counts one half. Influences: DeLong et al. 1988.
+    """Mean area under the ROC curve over the runs where it is defined. A tie counts one half.
+
+    The influences of the images are those of DeLong et al. 1988.
 
     Args:
-        scores: (R, N), higher means more positive; NaN where an image has none in this run, which leaves it out there.
+        scores: (R, N), higher means more positive; NaN leaves an image out of a run.
         positive: bool (N,).
 
     >>> auroc_estimate(np.array([[0.1, 0.4, 0.4]]), np.array([False, False, True])).mean
@@ -132,9 +135,9 @@ def auroc_estimate(scores: np.ndarray, positive: np.ndarray) -> Estimate:
 
 
 def above_chance(value: Estimate, chance: Estimate) -> Estimate:
-    """(value - chance) / (1 - chance): 1 is perfect, 0 no better than chance; NaN where chance is 1.
+    """(value - chance) / (1 - chance): 1 is perfect, 0 is no better than chance. NaN where chance is 1.
 
-    The images are taken as independent, though one is the partner of another in its chance level.
+    The variance takes the images as independent, although the chance level of an image depends on its partner.
     """
     rest = 1 - chance.mean or math.nan
     images = _sum(value.images / rest, chance.images * (value.mean - 1) / rest**2)
@@ -147,17 +150,17 @@ def above_chance(value: Estimate, chance: Estimate) -> Estimate:
 
 
 def difference(a: Estimate, b: Estimate, sizes: Sequence[int]) -> Difference:
-    """Of the means, ``a`` less ``b``.
+    """The difference of two means, ``a`` minus ``b``.
 
     Args:
-        a: of one detector.
-        b: of another, over the same images.
-        sizes: of the sources, in the order of the images, which are drawn within them.
+        a: estimate of one detector.
+        b: estimate of another detector over the same images.
+        sizes: number of images of each source, in the order of the images.
     """
     value = a.mean - b.mean
     of_sources = np.split(_sum(a.images, -b.images), np.cumsum(sizes)[:-1])
     known = [each[~np.isnan(each)] for each in of_sources]
-    # variance and degrees of freedom of each part; the bootstrap always draws a source of one image as it is, too
+    # variance and degrees of freedom of each part; a source of one image adds none, as in the bootstrap
     parts = [(len(each) * each.var(ddof=1), len(each) - 1) for each in known if len(each) > 1]
     parts += [(each.runs.var(ddof=1) / len(each.runs), len(each.runs) - 1) for each in (a, b) if len(each.runs)]
     variance = float(sum(part for part, _ in parts))
@@ -172,5 +175,5 @@ def difference(a: Estimate, b: Estimate, sizes: Sequence[int]) -> Difference:
 
 
 def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """NaN only where both are."""
+    """Sum of two arrays, where NaN counts as 0; NaN where both are NaN."""
     return np.where(np.isnan(a) & np.isnan(b), math.nan, np.nan_to_num(a) + np.nan_to_num(b))

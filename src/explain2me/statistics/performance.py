@@ -1,8 +1,9 @@
-"""AUROC and accuracy of every run, under every condition, from the logits beside the maps.
+"""AUROC and accuracy of every run under every condition, from the logits in the part files of maps.
 
-An image without finite logits, under the condition or clean, is left out and counted as invalid: a dead or flat clean map
-drives no blur, and so its image drops out of the blurred conditions. Therefore each row also has ``auroc_clean``, the
-AUROC of the clean images over the very images that the row uses: compare ``auroc`` with it, not with the row `clean`.
+An image counts only where its logits are finite, both clean and under the condition; otherwise it is counted as invalid.
+A dead or flat clean map drives no blur, so its image is invalid under the blurred conditions. Each row therefore also has
+``auroc_clean``, the AUROC of the clean images over the same images: compare ``auroc`` with it, and not with the row of
+the clean condition, which has more images.
 """
 
 import itertools
@@ -17,16 +18,16 @@ from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score
 
 from explain2me.config.schema import Config
+from explain2me.run.conditions import conditions_of
 from explain2me.run.folder import Run, Stretch, stretches_of
 from explain2me.run.packs import read_parquet
 from explain2me.run.schema import ALL
 from explain2me.statistics.bootstrap import image_weights, interval, run_weights, weighted_auroc
 from explain2me.statistics.estimates import Estimate, auroc_estimate
+from explain2me.statistics.scores import CLEAN
 
 SCORES = ("softmax", "released")
-"""softmax: log probability of the positive class. released: its logit alone, as the authors' scripts rank."""
-BY_SOURCE = ("clean", "focus_salient", "focus_nonsalient")
-"""Conditions whose AUROC is also given source by source."""
+"""softmax: log probability of the positive class. released: the logit of the positive class, as in the authors' scripts."""
 AurocKey = tuple[str, str, str]
 """Score, label and source."""
 PERFORMANCE_COLUMNS = (
@@ -36,7 +37,7 @@ PERFORMANCE_COLUMNS = (
 
 
 class Contrast(NamedTuple):
-    """Images of an AUROC: a source or all of the positives, against a source or all of the negatives."""
+    """Images of one AUROC: the positives of one or all sources against the negatives of one or all sources."""
 
     positives: str
     negatives: str
@@ -44,8 +45,8 @@ class Contrast(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What the runs of a detector said: ``logits`` (R, C, N, K), NaN unless all are finite; ``predicted`` (R, C, N), -1
-    where they are not. The first condition is the clean one."""
+    """Outputs of all runs of a detector: ``logits`` (R, C, N, K), NaN unless all K are finite; ``predicted`` class
+    (R, C, N), -1 where the logits are not finite. The first condition is the clean one."""
 
     conditions: tuple[str, ...]
     logits: np.ndarray
@@ -53,16 +54,16 @@ class Predictions(NamedTuple):
 
 
 def predictions_of(run: Run, detector: str) -> Predictions:
-    """Of all runs of a detector."""
+    """The predictions of all runs of a detector."""
     return read_predictions(len(run.image_table), [run.part_paths(model) for model in run.models_of(detector)])
 
 
 def performance_rows(run: Run, detector: str, predictions: Predictions, config: Config) -> list[dict[str, Any]]:
-    """Rows of summary/performance for one detector: each run, and as run ``all`` the mean over those that have an AUROC; none
-    without labels or predictions.
+    """Rows of summary/performance for one detector: one for each run, and one named ``all``.
 
-    The interval resamples images within source, and for ``all`` the runs too. Counts are of images; those of ``all`` are of
-    the run that has the fewest.
+    The row ``all`` holds the mean over the runs with an AUROC. Its interval resamples images within source and runs;
+    the interval of a run resamples images. Counts are of images; ``all`` has the counts of the run with the fewest
+    images. There are no rows without labels or predictions.
     """
     images = run.image_table
     labels = images["label"].to_pylist()
@@ -70,54 +71,64 @@ def performance_rows(run: Run, detector: str, predictions: Predictions, config: 
     if positive.all() or not positive.any():
         return []
     truth = np.array([run.classes.index(label) for label in labels])
-    models = run.models_of(detector)
+    names = [model.run for model in run.models_of(detector)]
     stretches = stretches_of(images)
     contrasts = list(_contrasts(stretches, positive, config.data.positive))
+    by_source = _conditions_by_source(run, detector)
     rows: list[dict[str, Any]] = []
-    for (c, condition), name in itertools.product(enumerate(predictions.conditions), SCORES):
-        scores, clean = _scores(predictions, c, run.classes.index(config.data.positive), name)
-        for contrast in contrasts if condition in BY_SOURCE else contrasts[:1]:
-            what = {"detector": detector, "condition": condition, "score": name}
-            what |= {"positives": contrast.positives, "negatives": contrast.negatives}
+    for (c, condition), score in itertools.product(enumerate(predictions.conditions), SCORES):
+        scores, clean = _scores(predictions, c, run.classes.index(config.data.positive), score)
+        for contrast in contrasts if condition in by_source else contrasts[:1]:
+            row_labels = {"detector": detector, "condition": condition, "score": score}
+            row_labels |= {"positives": contrast.positives, "negatives": contrast.negatives}
             numbers = [
                 _counts(predictions, m, c, contrast, positive, truth)
                 | {"auroc": _auroc(scores[m], contrast, positive), "auroc_clean": _auroc(clean[m], contrast, positive)}
-                for m in range(len(models))
+                for m in range(len(names))
             ]
             resampled = _resampled(scores, contrast, positive, stretches, run.config.seed, config.summary.bootstrap)
-            rows += _rows(what, [model.run for model in models], numbers, resampled, run.config.seed)
+            rows += _rows(row_labels, names, numbers, resampled, run.config.seed)
     return rows
 
 
-def auroc_estimates(run: Run, predictions: Predictions, config: Config) -> dict[AurocKey, Estimate]:
-    """AUROC of the clean images by (score, label, source): of all, and of each source against all of the other class.
+def _conditions_by_source(run: Run, detector: str) -> set[str]:
+    """The conditions whose AUROC is also given source by source: clean, and those of the measures with ``auroc``."""
+    measures, size = run.config.measures, run.models_of(detector)[0].input_size
+    conditions = [conditions_of(measure, measures, size) for measure in measures.chosen if measure.auroc]
+    return {CLEAN, *(condition.name for condition in itertools.chain(*conditions))}
 
-    None without labels.
+
+def auroc_estimates(run: Run, predictions: Predictions, config: Config) -> dict[AurocKey, Estimate]:
+    """AUROC of the clean images by (score, label, source): all images, and each source against the other class.
+
+    Empty without labels.
     """
     positive = np.array([label == config.data.positive for label in run.image_table["label"].to_pylist()])
     if positive.all() or not positive.any():
         return {}
     stretches = stretches_of(run.image_table)
     keys = [(ALL, ALL), *((stretch.label or ALL, stretch.source) for stretch in stretches)]
-    found = {}
+    estimates = {}
     for name in SCORES:
         if predictions.conditions:
             scores, _ = _scores(predictions, 0, run.classes.index(config.data.positive), name)
-        else:  # all of its images are in the quarantine
+        else:  # all images of the detector are in the quarantine
             scores = np.full(predictions.predicted.shape[::2], np.nan)
         for key, contrast in zip(keys, _contrasts(stretches, positive, config.data.positive), strict=True):
-            found[name, *key] = auroc_estimate(np.where(contrast.inside, scores, np.nan), positive)
-    return found
+            estimates[name, *key] = auroc_estimate(np.where(contrast.inside, scores, np.nan), positive)
+    return estimates
 
 
 def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray, config: Config) -> np.ndarray:
-    """AUROC (softmax) over some images under each condition: (C,); NaN where a label is missing.
+    """AUROC (softmax) of a sample of images under each condition: (C,); NaN where a class has no image.
+
+    Empty without labels.
 
     Args:
-        run: whose images they are.
+        run: with the images.
         paths: part files of one model.
         sample: rows of images.parquet.
-        config: says which label is positive.
+        config: with the positive label.
     """
     positive = np.array([label == config.data.positive for label in run.image_table["label"].to_pylist()])
     if positive.all() or not positive.any():
@@ -130,7 +141,7 @@ def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray, config: C
 
 
 def from_to(counts: Sequence[int]) -> str:
-    """Images of each run in a word: ``7``, or ``3 to 53`` where they differ.
+    """The range of some counts: ``7``, or ``3 to 53`` where they differ.
 
     >>> from_to([53, 3, 7])
     '3 to 53'
@@ -140,7 +151,9 @@ def from_to(counts: Sequence[int]) -> str:
 
 
 def ranking_score(logits: np.ndarray, positive: int, score: str) -> np.ndarray:
-    """Rank images for the ROC curve: logits (..., K) -> (...), higher means more positive. One logit ranks by itself.
+    """The score that ranks images for the ROC curve: logits (..., K) -> (...), higher means more positive.
+
+    A model with a single logit ranks by this logit, whatever the score.
 
     >>> ranking_score(np.array([[2.0, 1.0], [5.0, 4.5]]), 1, "softmax").round(3)
     array([-1.313, -0.974])
@@ -151,24 +164,24 @@ def ranking_score(logits: np.ndarray, positive: int, score: str) -> np.ndarray:
 
 
 def _scores(predictions: Predictions, c: int, positive: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (R, N) under condition ``c`` and clean, NaN where either is not there: both over the same images."""
+    """Scores (R, N) under condition ``c`` and of the clean images, both NaN where one of them is missing."""
     both = _used(predictions, c)
     perturbed, clean = (ranking_score(predictions.logits[:, i], positive, name) for i in (c, 0))
     return np.where(both, perturbed, np.nan), np.where(both, clean, np.nan)
 
 
 def _used(predictions: Predictions, c: int) -> np.ndarray:
-    """Images with finite logits under condition ``c`` and clean: bool (R, N)."""
+    """Whether an image has finite logits under condition ``c`` and clean: bool (R, N)."""
     return (predictions.predicted[:, c] >= 0) & (predictions.predicted[:, 0] >= 0)
 
 
 def read_predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predictions:
-    """Read logits and predictions alone, part by part; ``paths`` holds the part files of each run."""
+    """Read the logits and predictions of part files; ``paths`` holds the part files of each run."""
     conditions: list[str] = []
     logits, predicted = np.empty((len(paths), 0, num_images, 1)), np.empty((len(paths), 0, num_images), np.int64)
     for m, path in ((m, path) for m, parts in enumerate(paths) for path in parts):
         table = read_parquet(path, ["image", "condition", "logits", "predicted"])
-        if not len(table):  # all of its images are in the quarantine
+        if not len(table):  # all images of the part are in the quarantine
             continue
         words = table["condition"].combine_chunks()
         names = words.dictionary.to_pylist()
@@ -178,12 +191,12 @@ def read_predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predic
             width = pc.max(pc.list_value_length(table["logits"])).as_py() or 1
             logits = np.full((len(paths), len(conditions), num_images, width), np.nan)
             predicted = np.full((len(paths), len(conditions), num_images), -1)
-        where = np.array([conditions.index(name) for name in names])[words.indices.to_numpy()]
+        condition = np.array([conditions.index(name) for name in names])[words.indices.to_numpy()]
         image = table["image"].to_numpy()
         known = table["logits"].is_valid().to_numpy()
         flat = table["logits"].combine_chunks().drop_null().flatten().to_numpy()
-        logits[m, where[known], image[known]] = flat.reshape(-1, logits.shape[-1])
-        predicted[m, where, image] = table["predicted"].fill_null(-1).to_numpy()
+        logits[m, condition[known], image[known]] = flat.reshape(-1, logits.shape[-1])
+        predicted[m, condition, image] = table["predicted"].fill_null(-1).to_numpy()
     finite = np.isfinite(np.abs(logits).max(-1))
     return Predictions(tuple(conditions), np.where(finite[..., None], logits, np.nan), np.where(finite, predicted, -1))
 
@@ -234,22 +247,22 @@ def _counts(
 
 
 def _rows(
-    what: dict[str, Any], names: Sequence[str], numbers: Sequence[dict[str, Any]], resampled: np.ndarray, seed: int
+    labels: dict[str, Any], names: Sequence[str], numbers: Sequence[dict[str, Any]], resampled: np.ndarray, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """One row a run, and one for their mean; ``numbers`` and ``resampled`` (B, R) are of each run."""
+    """One row for each run, and one for the mean; ``numbers`` and ``resampled`` (B, R) are by run."""
     for m, name in enumerate(names):
         low, high = interval(resampled[:, m])
-        yield what | numbers[m] | {"run": name, "std": float("nan"), "ci_low": low, "ci_high": high}
+        yield labels | numbers[m] | {"run": name, "std": float("nan"), "ci_low": low, "ci_high": high}
     has = [m for m, number in enumerate(numbers) if not math.isnan(number["auroc"])] or list(range(len(numbers)))
     weights = run_weights(len(has), seed=seed, resamples=len(resampled))
     low, high = interval((resampled[:, has] * weights).sum(1) / np.maximum(weights.sum(1), 1))
     chosen = [numbers[m] for m in has]
-    fewest = min(chosen, key=lambda number: number["n"])  # a sum over runs would read as so many images
+    fewest = min(chosen, key=lambda number: number["n"])  # a sum over runs would count images twice
     columns = ("auroc", "auroc_clean", "accuracy", "kept_share")
     means = {column: float(np.mean([number[column] for number in chosen])) for column in columns}
     aurocs = np.array([number["auroc"] for number in chosen])
     std = float(aurocs.std(ddof=1)) if len(aurocs) > 1 else float("nan")
-    yield what | fewest | means | {"run": ALL, "std": std, "ci_low": low, "ci_high": high}
+    yield labels | fewest | means | {"run": ALL, "std": std, "ci_low": low, "ci_high": high}
 
 
 def _auroc(score: np.ndarray, contrast: Contrast, positive: np.ndarray) -> float:
