@@ -1,4 +1,7 @@
-"""``compute.batch_size = "auto"``: found once, then part of the run, so that no result depends on who goes on with it."""
+"""``compute.batch_size = "auto"``: measure a fast batch size when a run begins.
+
+The run keeps this size, so its results do not depend on the machine that resumes it.
+"""
 
 import functools
 import time
@@ -9,51 +12,54 @@ import torch
 from explain2me.config.schema import Config, DetectorConfig
 from explain2me.detectors.load import Detector
 from explain2me.errors import ConfigError
-from explain2me.salience.gradcam import GradCAM
+from explain2me.salience.gradcam import choose_predicted
+from explain2me.salience.methods import METHODS, Explainer
 
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
-
-
 GAIN = 1.05
-"""A size that is not so much faster than the best before it, twice in a row, ends the search."""
+"""The search ends after two sizes in a row that are not faster than the best smaller size by this factor."""
 
 
 def find_batch_size(config: Config, load: Callable[[DetectorConfig], Detector]) -> int:
-    """The smallest batch that is about as fast as any, for the slowest to gain among the detectors of a config.
+    """The smallest batch size that is about as fast as any larger one, for the slowest architecture of a config.
 
-    Each architecture explains blank images in growing batches on the device and at the precision of the run; on a GPU
-    half of the largest batch that fits is the most.
+    Each architecture explains blank images in growing batches, on the device and at the precision of the run. On a GPU
+    the size is at most half of the largest batch that fits into memory.
 
     Args:
         config: of the run.
-        load: a detector of the config, on the CPU.
+        load: loads a detector of the config on the CPU.
 
     Raises:
         ConfigError: not even the smallest batch fits into memory.
     """
-    found: dict[tuple[str, object], int] = {}
-    for wanted in config.detectors:
-        key = wanted.architecture, wanted.input_size
-        if key not in found:
-            detector = load(wanted)
-            detector.model.to(config.compute.device).to(memory_format=torch.channels_last)
-            blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8, device=config.compute.device)
-            with (
-                GradCAM(detector.model, layer=wanted.layer) as cam,
-                torch.autocast(blank.device.type, torch.bfloat16, enabled=config.compute.precision == "bfloat16"),
-            ):
-                explain = functools.partial(_explain, detector, cam, blank)
-                found[key] = fastest(explain, [size for size in SIZES if size <= config.compute.shard_size] or [1])
-    if not all(found.values()):
+    sizes: dict[tuple[str, object], int] = {}
+    for settings in config.detectors:
+        key = settings.architecture, settings.input_size
+        if key not in sizes:
+            sizes[key] = _size_for(config, settings, load(settings))
+    too_large = [architecture for (architecture, _), size in sizes.items() if not size]
+    if too_large:
         raise ConfigError(
-            f"compute.batch_size = 'auto': not even {SIZES[0]} images of {next(k for k, v in found.items() if not v)[0]} fit into "
+            f"compute.batch_size = 'auto': not even {SIZES[0]} images of {too_large[0]} fit into "
             f"the memory of {config.compute.device}; set a smaller number, or device = 'cpu'"
         )
-    return min(found.values())
+    return min(sizes.values())
 
 
-def _explain(detector: Detector, cam: GradCAM, blank: torch.Tensor, count: int) -> None:
-    cam(detector.preprocess(blank.expand(count, -1, -1, -1)))
+def _size_for(config: Config, settings: DetectorConfig, detector: Detector) -> int:
+    detector.model.to(config.compute.device).to(memory_format=torch.channels_last)
+    blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8, device=config.compute.device)
+    with (
+        METHODS[config.salience.method].load()(detector.model, settings.layer) as explainer,
+        torch.autocast(blank.device.type, torch.bfloat16, enabled=config.compute.precision == "bfloat16"),
+    ):
+        explain = functools.partial(_explain, detector, explainer, blank)
+        return fastest(explain, [size for size in SIZES if size <= config.compute.shard_size] or [1])
+
+
+def _explain(detector: Detector, explainer: Explainer, blank: torch.Tensor, count: int) -> None:
+    explainer.explain(detector.preprocess(blank.expand(count, -1, -1, -1)), choose_predicted)
     if blank.device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -61,12 +67,12 @@ def _explain(detector: Detector, cam: GradCAM, blank: torch.Tensor, count: int) 
 def fastest(
     explain: Callable[[int], None], sizes: Sequence[int], *, clock: Callable[[], float] = time.perf_counter
 ) -> int:
-    """The smallest of growing sizes that is nearly as fast an image as the best; 0 where none fits into memory.
+    """The smallest size whose time for an image is nearly that of the best size; 0 where no size fits into memory.
 
     Args:
-        explain: explains so many images.
-        sizes: to try.
-        clock: seconds.
+        explain: explains a batch of the given size.
+        sizes: to try, in growing order.
+        clock: returns seconds.
     """
     rates: dict[int, float] = {}
     idle = 0
@@ -86,7 +92,7 @@ def fastest(
             break
     if not rates:
         return 0
-    if full and len(rates) > 1:  # what else lies in memory varies
+    if full and len(rates) > 1:  # other processes use a varying part of the memory
         rates.pop(max(rates))
     best = max(rates.values())
     return min(size for size, rate in rates.items() if rate * GAIN >= best)

@@ -1,6 +1,6 @@
-"""torch.compile for the part of a model that comes before the tensor that is explained.
+"""torch.compile for the part of a model before the explained tensor.
 
-What lies behind the cut stays as it is: neither hooks nor the cut are seen inside compiled code.
+The part behind the explained tensor is not compiled: hooks and cuts do not work in compiled code.
 """
 
 import contextlib
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from explain2me.errors import LayerError
-from explain2me.salience.gradcam import GradCAM
+from explain2me.salience.gradcam import GradCAM, choose_predicted
 from explain2me.salience.grids import Grid
 from explain2me.salience.layers import ModuleTensor
+from explain2me.salience.methods import Explainer
 
 TOLERANCE = 0.05
 """Largest difference of a map, as a share of its maximum, between the model as it was and compiled."""
 
 
 class Compiled(nn.Module):
-    """A part of a model, compiled; function modes, with which the cut is found, do not reach into it."""
+    """A compiled part of a model. Function modes, which find the cut, do not reach into it."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -30,67 +31,78 @@ class Compiled(nn.Module):
         def run(*args: Any, **kwargs: Any) -> Any:  # a module would be compiled to a module
             return part(*args, **kwargs)
 
-        # PyTorch compiles a code object eight times at most: each part has its own
+        # PyTorch compiles a code object at most eight times, so each part has its own code object
         own = FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
         self._run = torch.compile(own, dynamic=False)
 
     def __getattr__(self, name: str) -> Any:
-        """Of the part where it is not our own: models read attributes of their parts (timm's ViTs ``grid_size``)."""
+        """The attribute of the part: models read attributes of their parts (timm's ViTs ``grid_size``)."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("part"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the part."""
+        """Run the compiled part."""
         with torch._C.DisableTorchFunction():
             return self._run(*args, **kwargs)
 
 
-def compile_before(model: nn.Module, images: Tensor, layer: str = "auto") -> int:
-    """Compile, in place, the largest parts of a model that are over when the explained tensor is reached.
+def compile_before(
+    model: nn.Module,
+    images: Tensor,
+    layer: str = "auto",
+    *,
+    make_explainer: Callable[[nn.Module, str], Explainer] = GradCAM,
+) -> int:
+    """Compile, in place, the largest parts of a model that end before the explained tensor.
 
     Args:
         model: in evaluation mode.
-        images: preprocessed images (N, 3, H, W); batches of other sizes are compiled again.
+        images: preprocessed images (N, 3, H, W); other batch sizes are compiled again.
         layer: as for :class:`GradCAM`.
+        make_explainer: explains the model before and after; the maps must stay the same.
 
     Returns:
-        How many parts were compiled.
+        Number of compiled parts.
 
     Raises:
-        LayerError: there is no compiler, or the compiled model gives another map or explains another tensor.
+        LayerError: there is no compiler, or the compiled model gives other maps or explains another tensor.
     """
     before = {name for name, _ in model.named_modules()} - _unfinished(model, images, layer)
-    with GradCAM(model, layer) as cam:
-        maps, logits = cam(images)
-        found = cam.layer
-    parts = _largest(model, "", before)
-    for name in parts:
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, Compiled(model.get_submodule(name)))
+    with make_explainer(model, layer) as explainer:
+        maps, logits = explainer.explain(images, choose_predicted)
+        explained = explainer.layer
+    parts = _compile_parts(model, before)
+    classes = choose_predicted(logits)
     try:
-        with GradCAM(model, layer) as cam:
-            compiled_maps, compiled_logits = cam(images, logits.argmax(1) if logits.shape[1] > 1 else None)
+        with make_explainer(model, layer) as explainer:
+            compiled_maps, compiled_logits = explainer.explain(images, lambda _: classes)
     except Exception as error:
         raise LayerError(
-            f"{type(model).__name__} cannot be compiled before {found} ({' '.join(str(error).split())[:300]}); set "
+            f"{type(model).__name__} cannot be compiled before {explained} ({' '.join(str(error).split())[:300]}); set "
             f"compute.compile = false; on a CPU a C++ compiler is needed"
         ) from error
-    scale = maps.abs().max().clamp_min(1e-12)
-    if (
-        cam.layer != found
-        or float((maps - compiled_maps).abs().max() / scale) > TOLERANCE
-        or not torch.allclose(logits, compiled_logits, rtol=TOLERANCE, atol=TOLERANCE * float(logits.abs().max()))
-    ):
+    same_maps = float((maps - compiled_maps).abs().max() / maps.abs().max().clamp_min(1e-12)) <= TOLERANCE
+    same_logits = torch.allclose(logits, compiled_logits, rtol=TOLERANCE, atol=TOLERANCE * float(logits.abs().max()))
+    if explainer.layer != explained or not same_maps or not same_logits:
         raise LayerError(
             f"{type(model).__name__} compiled gives other maps than before; set compute.compile = false, and report it"
         )
     return len(parts)
 
 
+def _compile_parts(model: nn.Module, before: set[str]) -> list[str]:
+    """Replace the largest parts that end before the cut by compiled ones; gives their names."""
+    parts = _largest(model, "", before)
+    for name in parts:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, Compiled(model.get_submodule(name)))
+    return parts
+
+
 class _Tap:
-    """Keeps the names of the modules that are not over when the tensor is reached."""
+    """Collects the names of the modules that are still running at the explained tensor."""
 
     def __init__(self) -> None:
         self.running: set[str] = set()
@@ -104,6 +116,7 @@ class _Tap:
 
 
 def _unfinished(model: nn.Module, images: Tensor, layer: str) -> set[str]:
+    """Names of the modules that end after the explained tensor."""
     tap = _Tap()
 
     def enter(name: str) -> Callable[..., None]:
@@ -125,17 +138,17 @@ def _unfinished(model: nn.Module, images: Tensor, layer: str) -> set[str]:
                 hooks.callback(module.register_forward_hook(leave(name)).remove)
             place.run(model, images, tap)
     if layer == "auto" and isinstance(place, ModuleTensor):
-        tap.unfinished.add(place.name)  # wrapped, it would be found under another name
+        tap.unfinished.add(place.name)  # once compiled, the search would find it under another name
     return tap.unfinished
 
 
 def _largest(module: nn.Module, prefix: str, before: set[str]) -> list[str]:
-    """Names of the largest modules with weights that are over before the cut."""
-    found: list[str] = []
+    """Names of the largest modules with weights that end before the cut."""
+    names: list[str] = []
     for name, child in module.named_children():
         full = f"{prefix}{name}"
         if not any(True for _ in child.parameters()):
             continue
-        container = isinstance(child, nn.ModuleList | nn.ModuleDict)  # is never called itself
-        found += [full] if full in before and not container else _largest(child, f"{full}.", before)
-    return found
+        container = isinstance(child, nn.ModuleList | nn.ModuleDict)  # has no call of its own
+        names += [full] if full in before and not container else _largest(child, f"{full}.", before)
+    return names

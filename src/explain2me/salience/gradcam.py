@@ -59,6 +59,16 @@ def predicted_classes(logits: Float[Tensor, "N num_logits"]) -> Int[Tensor, " N"
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
+def choose_predicted(logits: Float[Tensor, "N num_logits"]) -> Int[Tensor, "N 1"]:
+    """The predicted class of each image as the one class to explain: the ``choose`` of an explainer.
+
+    >>> choose_predicted(torch.tensor([[0.1, 2.0], [3.0, -1.0]]))
+    tensor([[1],
+            [0]])
+    """
+    return predicted_classes(logits)[:, None]
+
+
 class GradCAM:
     """``with GradCAM(model) as cam: maps, logits = cam(images)``: salience maps of a classifier.
 
@@ -128,7 +138,7 @@ class GradCAM:
             LayerError: the layer is not reached, or has no spatial map, or the logits do not depend on it.
         """
         if classes is None:
-            maps, logits = self.explain(images, lambda logits: predicted_classes(logits)[:, None])
+            maps, logits = self.explain(images, choose_predicted)
             return GradCAMResult(maps[:, 0], logits)
         _check_classes(classes, images)
         maps, logits = self.explain(images, lambda _: classes.reshape(len(classes), -1))

@@ -1,12 +1,40 @@
 """THE TABLE of salience methods: one row a method. Config and stage 1 read these rows.
 
-To add a method, write one file in ``salience/`` (or none, for a library's) and one row here. This module imports
-nothing, so that the config can be checked before PyTorch is there.
+To add a method, write one file in ``salience/`` (or none, for a library's method) and one row here. This module imports
+no other module of the library and no heavy package, so a config is checked before PyTorch is imported.
 """
 
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Explainer(Protocol):
+    """A context manager made from (model, layer); it explains images inside its block.
+
+    ``layer`` names the explained layer once :meth:`explain` has returned.
+    """
+
+    layer: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def explain(self, images: "Tensor", choose: "Callable[[Tensor], Tensor]") -> "tuple[Tensor, Tensor]":
+        """Maps (N, K, h, w) >= 0 of preprocessed images (N, 3, H, W), and logits (N, num_logits).
+
+        Args:
+            images: preprocessed.
+            choose: logits -> classes (N, K) to explain.
+        """
 
 
 @dataclass(frozen=True)
@@ -16,11 +44,10 @@ class Method:
     Attributes:
         name: as in configs.
         label: for people.
-        explainer: ``module:name`` of a context manager made from (model, layer); inside its block
-            ``explain(images, choose)`` returns maps (N, K, h, w) >= 0 and logits, from one forward pass.
+        explainer: ``module:name`` of an :class:`Explainer`.
         passes: forward passes for an image.
         tells_classes_apart: whether the map depends on the class that is explained.
-        source: where it was published.
+        source: where the method was published.
     """
 
     name: str
@@ -30,7 +57,7 @@ class Method:
     tells_classes_apart: bool
     source: str
 
-    def load(self) -> Any:
+    def load(self) -> "Callable[[nn.Module, str], Explainer]":
         """Import the explainer."""
         return pkgutil.resolve_name(self.explainer)
 
@@ -41,4 +68,4 @@ METHODS: dict[str, Method] = {
         Method("gradcam", "Grad-CAM", "explain2me.salience.gradcam:GradCAM", 1, True, "Selvaraju et al. 2017"),
     )
 }
-"""Every method by its name; the first is the default."""
+"""Every method by its name; the first one is the default."""

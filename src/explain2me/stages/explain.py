@@ -22,6 +22,7 @@ from explain2me.run.packs import read_parquet
 from explain2me.run.plan import Shard, missing_of, plan, refuse_unplanned, share_of
 from explain2me.run.record import Model
 from explain2me.run.schema import QUARANTINE
+from explain2me.salience.gradcam import choose_predicted
 from explain2me.stages.begin import prepare
 from explain2me.stages.shard import explain_rows, largest_batch, load_explainer, open_warm
 from explain2me.workers import Engine, report_progress, run_tasks
@@ -189,9 +190,10 @@ def _refuse_lost(shard: Shard, refused: Sequence[Mapping[str, object]]) -> None:
 
 def _warm_up(run: Run, model: Model) -> None:
     """All that a worker does before it sees an image."""
-    detector, cam = load_explainer(run, model)
+    detector, explainer = load_explainer(run, model)
     size = (largest_batch(run), 3, *detector.input_size)
-    cam(detector.preprocess(torch.zeros(size, dtype=torch.uint8, device=run.config.compute.device)))
+    blank = torch.zeros(size, dtype=torch.uint8, device=run.config.compute.device)
+    explainer.explain(detector.preprocess(blank), choose_predicted)
 
 
 def _commit_precision(run: Run, shard: Shard) -> None:

@@ -1,4 +1,7 @@
-"""One shard: its images decoded, perturbed and explained, as rows of a part file."""
+"""One shard: decode, perturb and explain its images; the results are the rows of a part file.
+
+Read :func:`explain_batches` first: it is the loop of stage 1.
+"""
 
 import contextlib
 import functools
@@ -19,19 +22,20 @@ from explain2me.errors import CheckpointError
 from explain2me.images.batches import batches
 from explain2me.images.listing import image_root, resolve
 from explain2me.measures import is_dead, is_flat
-from explain2me.run.conditions import CLEAN, Condition, conditions_for, perturb
+from explain2me.run.conditions import CLEAN, PERTURBATIONS, Condition, conditions_for, perturb
 from explain2me.run.folder import Run, open_run
 from explain2me.run.record import Model
 from explain2me.run.schema import SCHEMA_VERSION, maps_schema
 from explain2me.salience.compiling import compile_before
-from explain2me.salience.gradcam import GradCAM, predicted_classes
+from explain2me.salience.gradcam import predicted_classes
+from explain2me.salience.methods import METHODS, Explainer
 
 
 class Batch(NamedTuple):
-    """Clean images; a file that cannot be read keeps its place as a black image, so that the others do not move.
+    """Clean images. A file that cannot be read is a black image here, so the batch borders do not depend on it.
 
     ``rows`` (N,) of images.parquet, ``pixels`` uint8 (N, 3, H, W), ``ids`` N strings, ``labels`` int64 (N,) with -1 for
-    none, ``usable`` bool (N,).
+    no label, ``usable`` bool (N,).
     """
 
     rows: Tensor
@@ -42,10 +46,10 @@ class Batch(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """A batch under one condition: maps for two classes from one forward pass.
+    """Results of a batch under one condition: maps for two classes from one forward pass.
 
-    ``maps`` (N, h, w) for the class that salience.target names, ``fixed`` (N, h, w) for the class of variant `fixed`,
-    ``classes`` int64 (N, 2) these two, ``logits`` (N, C), ``valid`` bool (N,): the condition could be applied.
+    ``maps`` (N, h, w) for the class that salience.target names, ``fixed`` (N, h, w) for the class of the variant `fixed`,
+    ``classes`` int64 (N, 2) of both, ``logits`` (N, C), ``valid`` bool (N,): whether the condition could be applied.
     """
 
     maps: Tensor
@@ -56,7 +60,7 @@ class Explained(NamedTuple):
 
 
 Explain = Callable[[Tensor, Tensor, Tensor | None], Explained]
-"""(images uint8 (N, 3, H, W), labels (N,), classes of the clean maps (N,) or None when these are the clean images)."""
+"""(images uint8 (N, 3, H, W), labels (N,), classes of the clean maps (N,), or None for clean images) -> Explained."""
 
 
 def explain_batches(
@@ -69,11 +73,12 @@ def explain_batches(
         live = ~(is_dead(clean.maps) | is_flat(clean.maps))
         for condition, pixels in perturb(batch.pixels, conditions, clean_maps=clean.maps, seed=seed, ids=batch.ids):
             result = explain(pixels, batch.labels, clean.classes[:, 0])
-            yield condition, batch, result._replace(valid=live) if condition.measure == "focus" else result
+            needs_map = PERTURBATIONS[condition.perturbation].needs_live_map
+            yield condition, batch, result._replace(valid=live) if needs_map else result
 
 
 def open_warm(folder: Path) -> Run:
-    """The run, kept open between the shards of one process; run.json is replaced whole, so its times tell it apart."""
+    """The run, cached between the shards of one process; opened again when run.json has another modification time."""
     return _open_once(folder.resolve(), (folder / "run.json").stat().st_mtime_ns)
 
 
@@ -83,10 +88,14 @@ def _open_once(folder: Path, _: int) -> Run:
 
 
 @functools.lru_cache(maxsize=1)
-def load_explainer(run: Run, model: Model) -> tuple[Detector, GradCAM]:
-    """The model on its device, warm between the shards of one process, and opened to be explained: nobody else has it."""
-    wanted = next(detector for detector in run.config.detectors if detector.name == model.detector)
-    detector = load_model(wanted, model.checkpoint, model.seed, len(run.classes))
+def load_explainer(run: Run, model: Model) -> tuple[Detector, Explainer]:
+    """The model on its device and its explainer inside its block, cached between the shards of one process.
+
+    The block is never left: no other code uses this model.
+    """
+    settings = next(detector for detector in run.config.detectors if detector.name == model.detector)
+    make_explainer = METHODS[run.config.salience.method].load()
+    detector = load_model(settings, model.checkpoint, model.seed, len(run.classes))
     if detector.weights_sha256 != model.weights_sha256:
         raise CheckpointError(f"{model.checkpoint} has changed since the run began; put it back, or start a new run")
     detector.model.to(run.config.compute.device).to(memory_format=torch.channels_last)
@@ -99,12 +108,12 @@ def load_explainer(run: Run, model: Model) -> tuple[Detector, GradCAM]:
             images.device.type, torch.bfloat16, enabled=run.config.compute.precision == "bfloat16"
         )
         with exact_convolutions(images), autocast:
-            compile_before(detector.model, images, wanted.layer)
-    return detector, GradCAM(detector.model, layer=wanted.layer).__enter__()
+            compile_before(detector.model, images, settings.layer, make_explainer=make_explainer)
+    return detector, make_explainer(detector.model, settings.layer).__enter__()
 
 
 def largest_batch(run: Run) -> int:
-    """The largest batch of a run."""
+    """Number of images in the largest batch of a run."""
     return min(int(run.config.compute.batch_size), run.config.compute.shard_size)
 
 
@@ -117,30 +126,47 @@ def explain_rows(
     crashing: Collection[int],
     on_batch: Callable[[int, float], None] | None = None,
 ) -> tuple[pa.Table, list[dict[str, object]]]:
-    """Explain some images of one model under every condition: rows of a part file, and the images that failed."""
+    """Explain some images of one model under every condition.
+
+    Args:
+        run: with the images.
+        model: of the run.
+        rows: of images.parquet.
+        precision: ``float32`` or ``bfloat16``.
+        crashing: rows to leave out, because their images crash the decoder.
+        on_batch: called with the number of images of each batch and its seconds.
+
+    Returns:
+        The rows of a part file, and the images that failed, as rows of the quarantine.
+    """
     started = time.monotonic()
-    detector, cam = load_explainer(run, model)
+    detector, explainer = load_explainer(run, model)
     conditions = conditions_for(run.config.measures, detector.input_size)
     refused: list[dict[str, object]] = []
     results: dict[Condition, list[tuple[Batch, Explained]]] = {condition: [] for condition in conditions}
-    explain: Explain = functools.partial(_explain, detector, cam, run, precision)
+    explain: Explain = functools.partial(_explain, detector, explainer, run, precision)
     if run.config.compute.compile:
         explain = functools.partial(_padded, explain, largest_batch(run))
-    for condition, batch, result in explain_batches(
-        _read(run, model, detector, rows, refused, crashing), explain, conditions, seed=run.config.seed
-    ):
+    clean_batches = _read(run, model, detector, rows, refused, crashing)
+    for condition, batch, result in explain_batches(clean_batches, explain, conditions, seed=run.config.seed):
         kept = result._replace(valid=result.valid.cpu() & batch.usable)
         if condition == conditions[-1] and on_batch:
             now = time.monotonic()
             on_batch(len(batch.rows), now - started)
             started = now
-        # a slice would keep all pixels alive
+        # an empty slice would keep all pixels in memory
         results[condition].append((batch._replace(pixels=batch.pixels.new_empty(0)), kept))
     return _table(model, results), refused
 
 
 def _explain(
-    detector: Detector, cam: GradCAM, run: Run, precision: str, images: Tensor, labels: Tensor, clean: Tensor | None
+    detector: Detector,
+    explainer: Explainer,
+    run: Run,
+    precision: str,
+    images: Tensor,
+    labels: Tensor,
+    clean: Tensor | None,
 ) -> Explained:
     target = run.config.salience.target
     classes = torch.empty(0)
@@ -149,25 +175,25 @@ def _explain(
         nonlocal classes
         predicted = predicted_classes(logits)
         if target == "predicted":
-            wanted = predicted
+            explained = predicted
         elif target == "true":
-            wanted = labels.to(predicted)
+            explained = labels.to(predicted)
         else:
-            wanted = torch.full_like(predicted, run.classes.index(target))
-        fixed = clean if clean is not None else torch.where(labels.to(predicted) < 0, wanted, labels.to(predicted))
-        classes = torch.stack([wanted, fixed], dim=1)
+            explained = torch.full_like(predicted, run.classes.index(target))
+        fixed = clean if clean is not None else torch.where(labels.to(predicted) < 0, explained, labels.to(predicted))
+        classes = torch.stack([explained, fixed], dim=1)
         return classes
 
     with (
         exact_convolutions(images),
         torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
-        maps, logits = cam.explain(detector.preprocess(images), choose)
+        maps, logits = explainer.explain(detector.preprocess(images), choose)
     return Explained(maps[:, 0], maps[:, 1], classes, logits, torch.ones(len(images), dtype=torch.bool))
 
 
 def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: Tensor | None) -> Explained:
-    """A smaller last batch filled up and cut again: compiled code is made for one size."""
+    """Explain a batch filled up to one size: compiled code is for one size. The filler is cut off again."""
     count = len(images)
     filler = [0] * max(size - count, 0)
     result = explain(
@@ -179,7 +205,7 @@ def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: 
 
 
 def exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
-    """On CUDA: no TF32 in the name of float32, and the same algorithm each time."""
+    """On CUDA: full float32 instead of TF32, and deterministic algorithms."""
     if images.device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
@@ -193,15 +219,14 @@ def _read(
     refused: list[dict[str, object]],
     crashing: Collection[int],
 ) -> Iterator[Batch]:
-    """Decode the images of a shard ahead of the model; what fails is added to ``refused``."""
+    """Decode the images of a shard ahead of the model; appends the failures to ``refused``."""
     data, compute = run.config.data, run.config.compute
     table = run.image_table.take(list(rows))
     ids, paths = table["image_id"].to_pylist(), table["path"].to_pylist()
-    classes = {label: i for i, label in enumerate(run.classes)}
-    labels = torch.tensor([classes.get(label, -1) for label in table["label"].to_pylist()])
+    labels = _class_indices(run, table)
     root = image_root(Path(data.manifest))
     files = [resolve(root, path) for path in paths]
-    assert compute.batch_size != "auto"  # found before run.json was written
+    assert compute.batch_size != "auto"  # a number since the run began
     for batch in batches(
         files,
         size=detector.input_size,
@@ -216,10 +241,10 @@ def _read(
         pixels = batch.images
         for position, error in batch.failures:
             usable[position - start] = False
-            if error.kind == "crash":  # in the quarantine since it was found
+            if error.kind == "crash":  # in the quarantine already
                 continue
-            where = {"image": rows[position], "image_id": ids[position], "path": paths[position], "model": model.name}
-            refused.append(where | {"stage": "explain", "kind": error.kind, "message": error.message})
+            image = {"image": rows[position], "image_id": ids[position], "path": paths[position], "model": model.name}
+            refused.append(image | {"stage": "explain", "kind": error.kind, "message": error.message})
         if batch.failures:
             pixels = torch.zeros(len(usable), 3, *detector.input_size, dtype=torch.uint8)
             pixels[usable] = batch.images
@@ -228,8 +253,14 @@ def _read(
         yield Batch(torch.tensor(rows[span]), pixels, ids[span], labels[span], usable)
 
 
+def _class_indices(run: Run, images: pa.Table) -> Tensor:
+    """The class of each image as an index of the logits, int64 (N,); -1 without a label."""
+    classes = {label: i for i, label in enumerate(run.classes)}
+    return torch.tensor([classes.get(label, -1) for label in images["label"].to_pylist()])
+
+
 def _table(model: Model, results: dict[Condition, list[tuple[Batch, Explained]]]) -> pa.Table:
-    """Rows by condition, then image; images that could not be read are left out."""
+    """Rows ordered by condition, then image, without the images that could not be read."""
     columns: dict[str, list[Any]] = {name: [] for name in ("image", "condition", "valid", "logits", "predicted")}
     maps: list[np.ndarray] = []
     fixed: list[np.ndarray] = []
