@@ -22,7 +22,7 @@ ShardOf = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Do the I-th (from 0) of N shares; N machines work in one folder."),
 ]
-Sets = Annotated[list[str] | None, set_option("measures.noise.levels=[0,0.1]")]
+Sets = Annotated[list[str] | None, set_option("compute.batch_size=16")]
 VerifyHashes = Annotated[
     bool, typer.Option("--verify-hashes", help="Insist on a sha256 in the manifest for every image, and compare it.")
 ]

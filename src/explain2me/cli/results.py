@@ -26,8 +26,7 @@ def measure(
 
     opened = open_run(run)
     config = _override(opened, "measure", sets or [])
-    if config.measures.stability:
-        _refuse_single_runs(opened)
+    _refuse_single_runs(opened, config)
     console = make_console()
     measure_scores(opened, config, console)
     console.print(
@@ -100,17 +99,14 @@ def _changed(before: object, after: object, key: str = "") -> "Iterator[str]":
         yield key
 
 
-def _refuse_single_runs(run: "Run") -> None:
-    """Stability compares runs; the config may have been changed since the run began."""
-    from explain2me.errors import ConfigError
+def _refuse_single_runs(run: "Run", config: "Config") -> None:
+    """Refuse measures of pairs of training runs that ``--set`` has turned on and the detectors are too few runs for."""
+    from explain2me.stages.check import refuse_single_runs
 
     for detector in run.config.detectors:
-        count = len(run.models_of(detector.name))
-        if count < 2:
-            raise ConfigError(
-                f"measures.stability compares training runs and needs at least 2 of each detector, {detector.name!r} has "
-                f"{count}; start a new run with more checkpoints, or set measures.stability = false"
-            )
+        num_runs = len(run.models_of(detector.name))
+        count = f"{detector.name!r} has {num_runs}"
+        refuse_single_runs(config.measures, num_runs, count=count, remedy="start a new run with more checkpoints")
 
 
 def measure_scores(run: "Run", config: "Config", console: "Console") -> None:

@@ -15,7 +15,7 @@ from explain2me.config.schema import Config, DetectorConfig
 from explain2me.config.training import TrainingConfig
 from explain2me.detectors.architectures import settings_of_weights
 from explain2me.errors import ConfigError, DivergedError, RunFolderError
-from explain2me.stages.check import check
+from explain2me.stages.check import check, refuse_single_runs
 from explain2me.stages.refusals import other_than_run
 from explain2me.train.data import Splits, needs_human_maps, read_human_maps, read_splits, training_classes
 from explain2me.train.trainer import (
@@ -157,17 +157,14 @@ def check_human_maps(trainings: Sequence[Training]) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Find what no comparison can do; reads no data.
+    """Check the settings that no comparison can work with. Reads no data.
 
     Raises:
-        ConfigError: too few runs to compare.
+        ConfigError: too few training runs to compare.
     """
     assert config.training is not None
-    if config.measures.stability and config.training.runs < 2:
-        raise ConfigError(
-            f"measures.stability compares training runs and needs at least 2 of each detector, got training.runs = "
-            f"{config.training.runs}; raise it, or set measures.stability = false"
-        )
+    runs = config.training.runs
+    refuse_single_runs(config.measures, runs, count=f"got training.runs = {runs}", remedy="raise it")
 
 
 def check_devices(config: Config) -> None:
