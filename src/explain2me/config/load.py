@@ -1,4 +1,4 @@
-"""Read a TOML file, apply ``--set``, and check it."""
+"""Read a config from a TOML file, apply ``--set``, and check it."""
 
 import glob
 import json
@@ -21,22 +21,29 @@ MAX_BYTES = 2**20
 MAX_DEPTH = 20
 MAX_VALUES = 100_000
 MAX_CHARACTERS = 2000
-"""Of a name or a text; longer paths do not work everywhere."""
-LONG_KEY = re.compile(  # possessive, and only where a name begins: its time grows with the text alone
+"""Longest name or text; longer paths do not work on every system."""
+LONG_KEY = re.compile(  # possessive quantifiers, so its time is linear in the length of the text
     rf"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')(?:[ \t]*+\.[ \t]*+(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')){{{MAX_DEPTH},}}+"""
 )
 
 
 def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
-    """Read a TOML file, apply ``--set`` overrides, make its paths absolute, and check it.
+    """Read a TOML file, apply ``--set`` overrides, check the config, and make its paths absolute.
 
     Args:
         path: the TOML file.
-        sets: overrides such as ``measures.noise.levels=[0,0.1]``; the right side is TOML, or else a plain string.
+        sets: overrides such as ``measures.noise.levels=[0,0.1]``; the right side is TOML or a plain string.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a key or value is wrong; the message names the key.
     """
+    tree = _read_tree(path)
+    _apply_sets(tree, sets)
+    return _absolute(parse_config(tree), path.resolve().parent)
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    """Read a TOML file of limited size."""
     where = f"config {str(path)!r}"
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -53,22 +60,20 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where} cannot be read as UTF-8 text: {error}") from None
     try:
-        tree = _parse_toml(text)
+        return _parse_toml(text)
     except (ValueError, RecursionError) as error:  # ValueError: not TOML, or a number of thousands of digits
         raise ConfigError(f"{where} is not valid TOML: {shorten(str(error))}") from None
-    _apply_sets(tree, sets)
-    return _absolute(parse_config(tree), path.resolve().parent)
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    """As tomllib, which takes minutes and all memory for a key of 100,000 names."""
+    """Parse TOML; refuses long keys, because tomllib needs minutes and all memory for a key of 100,000 names."""
     if LONG_KEY.search(text):
         raise ValueError(f"a key of more than {MAX_DEPTH} names; no field is so deep")
     return tomllib.loads(text)
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
-    """Check a parsed config; the mistakes become one line of a ConfigError."""
+    """Check a parsed config. A ConfigError holds its mistakes in one line."""
     _check_tree(tree)
     try:
         return Config.model_validate(_tuples(tree))
@@ -76,14 +81,16 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         mistakes = [
             plain_mistake(dict(mistake)) for mistake in error.errors() if mistake["loc"][-1:] != ("literal['auto']",)
         ]
-        inner = [mistake for mistake in mistakes if mistake["type"] != "too_short"]  # follows from a wrong item
+        inner = [
+            mistake for mistake in mistakes if mistake["type"] != "too_short"
+        ]  # a wrong item makes a list too short
         lines = list(dict.fromkeys(explain_mistake(mistake) for mistake in inner or mistakes))
         more = f"; and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
         raise ConfigError("config: " + "; ".join(lines[:MOST_MISTAKES]) + more) from None
 
 
 def _check_tree(tree: Mapping[str, Any]) -> None:
-    """Refuse what no field can mean and what those who read on cannot take: depth, size, NUL and endless numbers."""
+    """Refuse trees that are too deep or too large, and NUL characters and huge numbers, which later code cannot read."""
     level: list[tuple[str, Any]] = [("", tree)]
     count = 0
     for _ in range(MAX_DEPTH):
@@ -119,7 +126,7 @@ def _check_value(where: str, value: Any) -> None:
 
 
 def override(config: Config, sets: Sequence[str]) -> Config:
-    """The same config with ``--set`` overrides applied; paths in it are kept as they are."""
+    """The config with ``--set`` overrides applied. Paths stay as they are."""
     if not sets:
         return config
     tree = json.loads(config.model_dump_json())
@@ -128,7 +135,7 @@ def override(config: Config, sets: Sequence[str]) -> Config:
 
 
 def _tuples(tree: Any) -> Any:
-    """TOML arrays of scalars to tuples: the models are strict and frozen."""
+    """Turn arrays of TOML into tuples: the models are strict and frozen."""
     if isinstance(tree, Mapping):
         return {key: _tuples(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -148,11 +155,12 @@ def _apply_sets(tree: dict[str, Any], sets: Sequence[str]) -> None:
 
 
 def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
+    """Set a value in a tree of dicts and lists; ``item`` is the override, for errors."""
     for i, key in enumerate(keys[:-1]):
         if isinstance(node, list):
             if (index := _index(key, node)) is not None:
                 node = node[index]
-            elif len(node) == 1 and isinstance(node[0], dict):  # measures.noise.levels when there is one kind of noise
+            elif len(node) == 1 and isinstance(node[0], dict):  # the index 0 may be left out of a list of one table
                 _set(node[0], keys[i:], value, item)
                 return
             else:
@@ -184,12 +192,12 @@ def _parse_value(text: str, item: str) -> Any:
 
 
 def _index(key: str, node: Sequence[Any]) -> int | None:
-    """The place in a list that a part of a key names."""
+    """The index of a list that a part of a key names; None for any other text."""
     return int(key) if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(node) else None
 
 
 def _absolute(config: Config, folder: Path) -> Config:
-    """Paths in the TOML file are relative to it; a run folder must not depend on where it was started from."""
+    """The config with absolute paths: paths are relative to the TOML file, and must not depend on the current folder."""
     data = config.data.model_copy(update={"manifest": str(folder / config.data.manifest)})
     detectors = []
     for detector in config.detectors:
@@ -206,7 +214,7 @@ def _absolute(config: Config, folder: Path) -> Config:
 
 
 def _below(folder: Path, pattern: str) -> str:
-    """A path or pattern below a folder, whose own name is no pattern."""
+    """A path or pattern below a folder; the name of the folder itself is never a pattern."""
     path = folder / pattern
     exists = os.path.exists(path)  # noqa: PTH110 - False for a name that no file can have
     return str(path) if exists or Path(pattern).is_absolute() else str(Path(glob.escape(str(folder))) / pattern)

@@ -1,4 +1,4 @@
-"""The table [training] of a config: strategies, optimiser, augmentation."""
+"""The table [training] of a config, with its strategies, optimiser and augmentation."""
 
 import itertools
 import re
@@ -11,19 +11,19 @@ from explain2me.text import shorten
 
 
 class StrategyConfig(Section):
-    """What a training minimises, and where its human maps come from."""
+    """The loss of a training, and the source of its human maps."""
 
     name: Name
     loss: Literal["cross-entropy", "cyborg"] = "cross-entropy"
     alpha: float = Field(default=0.5, ge=0, le=1)
-    """cyborg: weight of cross-entropy; the rest weighs the difference to the human map."""
+    """cyborg: weight of the cross-entropy; 1 - alpha is the weight of the difference to the human map."""
     cam_class: Literal["predicted", "true"] = "predicted"
-    """The class whose activation map is guided: the predicted one as released with CYBORG, or the true one."""
+    """Class of the guided activation map: the predicted class, as in the released code of CYBORG, or the true class."""
     entropy_weight: float = Field(default=0.0, ge=0, le=1000)
-    """Weight of the entropy of that map, with either loss; 0 leaves it out."""
+    """Weight of the entropy of that map in either loss; 0 leaves it out."""
     salience: str = "manifest"
-    """cyborg: ``manifest`` (its column salience, a map or a table of fixations for each image), or ``mean-of:FOLDER``,
-    one average map for all images; relative to the TOML file."""
+    """cyborg: ``manifest``, whose column salience names a map or a table of fixations for each image; or
+    ``mean-of:FOLDER``, one average map for all images, relative to the TOML file."""
 
     @model_validator(mode="after")
     def _salience_is_known(self) -> Self:
@@ -47,12 +47,12 @@ class StrategyConfig(Section):
 
     @property
     def guided(self) -> bool:
-        """Whether training reads class activation maps."""
+        """Whether the loss depends on class activation maps."""
         return (self.loss == "cyborg" and self.alpha < 1) or self.entropy_weight > 0
 
 
 class OptimizerConfig(Section):
-    """The optimiser and its learning rate; the defaults are those released with the paper."""
+    """The optimiser and its learning rate. The defaults are those of the released code of the paper."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.005, gt=0, allow_inf_nan=False)
@@ -60,77 +60,78 @@ class OptimizerConfig(Section):
     """sgd only."""
     weight_decay: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
     schedule: Literal["step", "cosine", "constant"] = "step"
-    """step: times step_factor every step_epochs epochs; cosine: down to 0 after the last epoch."""
+    """Of the learning rate. step: multiplied by step_factor every step_epochs epochs; cosine: falls to 0 after the last
+    epoch."""
     step_epochs: int = Field(default=12, ge=1)
     step_factor: float = Field(default=0.1, gt=0, le=1)
     warmup_epochs: int = Field(default=0, ge=0)
-    """Epochs over which the learning rate rises linearly."""
+    """Number of first epochs in which the learning rate rises linearly."""
     gradient_clip: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; None does not clip."""
 
 
 class AugmentationConfig(Section):
-    """What is done to an image, and to its human map with it, each time it is seen in training."""
+    """Random changes of an image, and of its human map, each time training reads them."""
 
     flip: bool = False
-    """Mirrored half of the time."""
+    """Mirrors with probability one half."""
     crop: float = Field(default=1.0, gt=0, le=1)
-    """The smallest share of the area that a random crop keeps (aspect 3:4 to 4:3), resized to the input size; 1: none."""
+    """Smallest share of the area that a random crop keeps (aspect 3:4 to 4:3), resized to the input size; 1: no crop."""
     shift: float = Field(default=0.0, ge=0, le=0.5)
-    """The largest shift as a fraction of the side, edges repeated."""
+    """Largest shift as a fraction of the side; the edge pixels are repeated."""
 
 
 class TrainingConfig(Section):
-    """Detectors to train: every architecture with every strategy, ``runs`` times each. Defaults: the paper's, but for
-    ``pretrained``, which downloads."""
+    """Detectors to train: every architecture with every strategy, ``runs`` times each. The defaults are those of the paper,
+    except ``pretrained``, which downloads weights."""
 
     architectures: tuple[str, ...] = Field(min_length=1)
     """``timm:NAME`` or ``torchvision:NAME``."""
     strategies: tuple[StrategyConfig, ...] = Field(default=(StrategyConfig(name="cross-entropy"),), min_length=1)
     runs: int = Field(default=10, ge=1, le=1000)
-    """Independently trained copies of each detector; run i of all strategies starts from the same weights."""
+    """Number of training runs of each detector. Run i starts from the same weights in every strategy."""
     manifest: str | None = None
-    """Images to train on and to validate with, in any form of data.manifest; None: data.manifest. Relative to the TOML
-    file."""
+    """Images for training and validation, in any form of data.manifest; None: data.manifest. Relative to the TOML file."""
     split: str | None = None
-    """Rows to train on; None: every row."""
+    """Split for training; None: every row."""
     validation_split: str | None = None
-    """Rows to validate with. Without it and validation_share the last epoch is the best one."""
+    """Split for validation. Without it and without validation_share, the last epoch counts as the best one."""
     validation_share: float = Field(default=0.0, ge=0, lt=1)
-    """Instead of validation_split: the share of each label and source that is held out of the rows to train on."""
+    """Instead of validation_split: share of each label and source that is held out of the training rows."""
     sample: Sample = None
-    """Images of each source to train on, drawn as for data.sample."""
+    """Number of training images of each source, as in data.sample."""
     pretrained: bool | str = False
-    """Start from the library's weights (downloaded by timm or torchvision) instead of random ones: true, its default ones,
-    or a name that torchvision gives some, such as ``IMAGENET1K_V1``."""
+    """Starts from pretrained weights of timm or torchvision, which download them: true takes the default weights, a name
+    takes weights of torchvision, such as ``IMAGENET1K_V1``. false starts from random weights."""
     input_size: Side | tuple[Side, Side] | None = None
-    """Height and width in pixels; None takes the model's own."""
+    """Height and width in pixels; None takes those of the model."""
     epochs: int = Field(default=50, ge=1, le=100_000)
     batch_size: int = Field(default=20, ge=1, le=65536)
-    """Images of a step; of each device where ``devices`` share a training."""
+    """Images of a step on each device."""
     optimizer: OptimizerConfig = OptimizerConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     class_balance: Literal["none", "weights", "sampling"] = "none"
-    """weights: of the loss, by the inverse share of a class; sampling: classes drawn alike, with replacement."""
+    """weights: the loss weighs a class by the inverse of its share; sampling: classes are drawn with equal probability, with
+    replacement."""
     monitor: Literal["accuracy", "auroc", "loss"] = "accuracy"
-    """What makes an epoch the best, on the validation split."""
+    """The best epoch has the best value of this on the validation split."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after so many epochs without a better one."""
+    """Training stops after this many epochs without a better one; None: never."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which weights a study evaluates."""
+    """Epoch whose weights a study compares."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: mixed, as Lightning's bf16-mixed. float32 on CUDA is PyTorch's: its convolutions are in TF32 there."""
+    """bfloat16: mixed precision, Lightning's bf16-mixed. float32: PyTorch's default, with TF32 convolutions on CUDA."""
     device: str = "auto"
-    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; of the trainings, as compute.device is of the comparison."""
+    """Device of the trainings: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``. compute.device is that of the comparison."""
     devices: int = Field(default=1, ge=1, le=1024)
-    """Devices that share one training (Lightning's data parallel strategy); batch_size is that of each."""
+    """Number of devices that share one training (Lightning's data parallel strategy)."""
     workers: int = Field(default=1, ge=1, le=1024)
-    """Trainings at a time, each in a process of its own."""
+    """Number of trainings at a time, each in its own process."""
     loaders: int = Field(default=0, ge=0, le=256)
-    """Processes of each training that read images to train on, and as many for those to validate with; 0 reads in its own.
-    Each of them keeps up to 2 GiB of images decoded, and as much of human maps."""
+    """Number of processes of each training that read its training images, and the same number for its validation images; 0
+    reads them in the training process. Each process caches up to 2 GiB of decoded images and 2 GiB of human maps."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Beside the CSV file that is always written; each must be installed.
+    """Loggers beside the CSV file, which is always written. Each must be installed.
 
     W&B and MLflow read their own environment variables; MLflow writes to ``mlflow.db`` in the output folder where
     ``MLFLOW_TRACKING_URI`` is not set.
