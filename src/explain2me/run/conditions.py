@@ -12,7 +12,7 @@ from explain2me.errors import ConfigError
 from explain2me.measures.focus import Blurred, blur_both
 from explain2me.measures.noise import NOISES
 from explain2me.measures.resilience import TRANSFORMS, shift_distance
-from explain2me.statistics import scores
+from explain2me.statistics.scores import CLEAN as CLEAN_NAME
 from explain2me.statistics.scores import Measure
 
 
@@ -38,7 +38,7 @@ class Condition:
     perturbation: str = ""
 
 
-CLEAN = Condition(scores.CLEAN, scores.CLEAN)
+CLEAN = Condition(CLEAN_NAME, CLEAN_NAME)
 
 
 class CleanBatch(NamedTuple):
