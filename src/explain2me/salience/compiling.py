@@ -18,7 +18,7 @@ from explain2me.salience.layers import ModuleTensor
 from explain2me.salience.methods import Explainer
 
 TOLERANCE = 0.05
-"""Largest difference of a map, as a share of its maximum, between the model as it was and compiled."""
+"""Largest difference of a map before and after compiling, as a share of its maximum; for logits, relative and absolute."""
 
 
 class Compiled(nn.Module):
@@ -83,13 +83,18 @@ def compile_before(
             f"{type(model).__name__} cannot be compiled before {explained} ({' '.join(str(error).split())[:300]}); set "
             f"compute.compile = false; on a CPU a C++ compiler is needed"
         ) from error
-    same_maps = float((maps - compiled_maps).abs().max() / maps.abs().max().clamp_min(1e-12)) <= TOLERANCE
-    same_logits = torch.allclose(logits, compiled_logits, rtol=TOLERANCE, atol=TOLERANCE * float(logits.abs().max()))
-    if explainer.layer != explained or not same_maps or not same_logits:
+    if explainer.layer != explained or not _same(maps, compiled_maps, logits, compiled_logits):
         raise LayerError(
             f"{type(model).__name__} compiled gives other maps than before; set compute.compile = false, and report it"
         )
     return len(parts)
+
+
+def _same(maps: Tensor, compiled_maps: Tensor, logits: Tensor, compiled_logits: Tensor) -> bool:
+    """Whether maps and logits differ by no more than rounding."""
+    difference = float((maps - compiled_maps).abs().max() / maps.abs().max().clamp_min(1e-12))
+    largest = float(logits.abs().max())
+    return difference <= TOLERANCE and torch.allclose(logits, compiled_logits, rtol=TOLERANCE, atol=TOLERANCE * largest)
 
 
 def _compile_parts(model: nn.Module, before: set[str]) -> list[str]:
