@@ -1,122 +1,125 @@
 """A model card of each detector in the format of the Hugging Face Hub, with the measures as metadata."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from explain2me.report.findings import TAGS, Finding, auroc_rows
+from explain2me.report.findings import TAGS, Finding
+from explain2me.report.formats import UNKNOWN, count, interval, is_known, number, share
 from explain2me.report.material import Material
-from explain2me.report.tables import interval, number, share, training_in_words
-from explain2me.run.schema import ALL
+from explain2me.report.sheets import training_in_words
+from explain2me.report.tables import AUROC, Tables
 from explain2me.text import printable_line
+
+COLUMNS = ("measure", "better", "value", "95 % interval", "chance", "same class held fixed", "n", "dead")
+MOST_TEXT = 2000
+NOTHING = "Nothing stands out."
 
 
 def model_card(material: Material, detector: str, findings: Sequence[Finding]) -> str:
     """The card as Markdown with YAML metadata; every value from the data is quoted as JSON, which YAML reads."""
-    metrics = list(_metrics(material, detector))
-    wanted = next(d for d in material.run.config.detectors if d.name == detector)
-    name = printable_line(detector)
-    head = {
-        "library_name": wanted.architecture.partition(":")[0],
-        "pipeline_tag": "image-classification",
-        "tags": ["explainability", "salience", "explain2me"],
-        "model-index": [
-            {
-                "name": name,
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {"name": printable_line(material.run.config.name), "type": "image-folder"},
-                        "metrics": [
-                            {"type": kind, "name": title, "value": round(value, 6)} for kind, title, value in metrics
-                        ],
-                    }
-                ],
-            }
-        ],
-    }
-    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
-    runs = material.run.models_of(detector)
-    lines += [f"# {_markdown(name)}", ""]
-    lines += [f"An image classifier ({_markdown(wanted.architecture)}), {len(runs)} training run(s), classes in the order of the "
-              f"logits: {', '.join(_markdown(printable_line(c)) for c in material.run.classes)}.", ""]  # fmt: skip
-    lines += [
-        "## Where it looks",
-        "",
-        "| measure | better | value | 95 % interval | chance | same class held fixed | n | dead |",
-        "|---|---|---|---|---|---|---|---|",
+    tables = material.tables
+    texts = [_text(finding) for finding in findings if detector in finding.detectors] or [NOTHING]
+    trainings = tables.trained(detector)
+    sections = [
+        ("Where it looks", _table(tables, detector)),
+        ("What to know", [f"- {text}" for text in texts]),
+        (
+            "Training",
+            [f"- {title}: {_markdown(text)}" for title, text in training_in_words(trainings)] if trainings else [],
+        ),
+        ("Data and weights", _data(tables, detector)),
     ]
-    lines += ["| " + " | ".join(line) + " |" for line in _rows(material, detector)]
-    said = [finding.text for finding in findings if detector in finding.detectors]
-    lines += [
-        "",
-        "## What to know",
-        "",
-        *(f"- {_markdown(printable_line(text, most=2000))}" for text in said or ["Nothing stands out."]),
-    ]
-    told = material.trained(detector)
-    if told:
-        lines += ["", "## Training", ""]
-        lines += [f"- {title}: {_markdown(text)}" for title, text in training_in_words(told)]
-    lines += ["", "## Data and weights", ""]
-    counts = [f"{_markdown(printable_line(s.source))} ({s.stop - s.start})" for s in material.stretches]
-    lines += [f"Measured on {len(material.run.image_table)} images: {', '.join(counts)}.", ""]
-    lines += [f"- run {_markdown(printable_line(model.run))}: sha256 `{model.weights_sha256}`" for model in runs]
-    lines += ["", "Measures: *Explain To Me* (arXiv 2303.11969), by explain2me "
-              f"{material.run.record.get('versions', {}).get('explain2me', '')}.", ""]  # fmt: skip
-    return "\n".join(lines)
+    lines = [*_head(tables, detector), f"# {_markdown(printable_line(detector))}", "", _about(tables, detector), ""]
+    for title, body in sections:
+        lines += [f"## {title}", "", *body, ""] if body else []
+    version = tables.run.record.get("versions", {}).get("explain2me", "")
+    return "\n".join([*lines, f"Measures: *Explain To Me* (arXiv 2303.11969), by explain2me {version}.", ""])
 
 
 def findings_list(findings: Sequence[Finding]) -> str:
-    """What the numbers say, as Markdown, most decisive first."""
-    lines = [
-        f"- **{TAGS[finding.kind]}**: {_markdown(printable_line(finding.text, most=2000))}" for finding in findings
+    """What the numbers say, as Markdown, the most decisive first."""
+    lines = [f"- **{TAGS[finding.kind]}**: {_text(finding)}" for finding in findings]
+    return "\n".join(["# What the numbers say", "", *(lines or [NOTHING]), ""])
+
+
+def _head(tables: Tables, detector: str) -> list[str]:
+    """Metadata between two lines of dashes."""
+    metrics = [
+        {"type": kind, "name": title, "value": round(value, 6)} for kind, title, value in _metrics(tables, detector)
     ]
-    return "\n".join(["# What the numbers say", "", *(lines or ["Nothing stands out."]), ""])
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": printable_line(tables.run.config.name), "type": "image-folder"},
+        "metrics": metrics,
+    }
+    head = {
+        "library_name": _architecture(tables, detector).partition(":")[0],
+        "pipeline_tag": "image-classification",
+        "tags": ["explainability", "salience", "explain2me"],
+        "model-index": [{"name": printable_line(detector), "results": [result]}],
+    }
+    return ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
 
 
-def _rows(material: Material, detector: str) -> list[tuple[str, ...]]:
-    """A line of the table for AUROC and each measure."""
-    lines: list[tuple[str, ...]] = []
-    found = auroc_rows(material).get(detector)
-    if found:
-        limits = interval(found["ci_low"], found["ci_high"])
-        lines.append(("AUROC", "higher", number(found["auroc"]), limits, "0.500", "-", str(found["n"]), "-"))
-    for score in material.columns:
-        row = material.totals(score.measure, score.variant, score.condition or ALL).get(detector)
-        fixed = material.totals(score.measure, "fixed", score.condition or ALL).get(detector)
+def _about(tables: Tables, detector: str) -> str:
+    classes = ", ".join(_markdown(printable_line(name)) for name in tables.run.classes)
+    return (
+        f"An image classifier ({_markdown(_architecture(tables, detector))}), {len(tables.run.models_of(detector))} training run(s), "
+        f"classes in the order of the logits: {classes}."
+    )
+
+
+def _architecture(tables: Tables, detector: str) -> str:
+    return next(each.architecture for each in tables.run.config.detectors if each.name == detector)
+
+
+def _table(tables: Tables, detector: str) -> list[str]:
+    """A line for AUROC and each measure."""
+    rows: list[tuple[str, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
+    auroc = tables.aurocs().get(detector)
+    if auroc:
+        limits = interval(auroc["ci_low"], auroc["ci_high"])
+        rows.append(
+            (AUROC.name, AUROC.better, number(auroc["auroc"]), limits, number(0.5), UNKNOWN, count(auroc["n"]), UNKNOWN)
+        )
+    for score in tables.columns:
+        row, fixed = tables.totals(score).get(detector), tables.totals(score, "fixed").get(detector)
         if row:
-            better = "higher" if score.higher_is_better else "lower"
-            held = number(fixed["mean"]) if fixed else "-"
-            limits = interval(row["ci_low"], row["ci_high"])
-            lines.append(
+            rows.append(
                 (
-                    score.name,
-                    better,
-                    number(row["mean"]),
-                    limits,
-                    number(row["chance"]),
-                    held,
-                    str(row["n"]),
-                    share(row["dead_share"]),
+                    score.name, score.better, number(row["mean"]), interval(row["ci_low"], row["ci_high"]), number(row["chance"]),
+                    number(fixed["mean"]) if fixed else UNKNOWN, count(row["n"]), share(row["dead_share"]),
                 )
-            )
-    return lines
+            )  # fmt: skip
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _metrics(material: Material, detector: str) -> list[tuple[str, str, float]]:
+def _metrics(tables: Tables, detector: str) -> Iterator[tuple[str, str, float]]:
     """(type, title, value) of AUROC and of each measure."""
-    found: list[tuple[str, str, float]] = []
-    row: dict[str, Any] | None = auroc_rows(material).get(detector)
+    row: dict[str, Any] | None = tables.aurocs().get(detector)
     if row:
-        found.append(("roc_auc", "AUROC", row["auroc"]))
-    for score in material.columns:
-        row = material.totals(score.measure, score.variant, score.condition or ALL).get(detector)
-        if row and number(row["mean"]) != "-":
-            found.append((f"explain2me_{score.key}", score.name, row["mean"]))
-            if number(row["corrected"]) != "-":
-                found.append((f"explain2me_{score.key}_corrected", f"{score.name}, above chance", row["corrected"]))
-    return found
+        yield "roc_auc", AUROC.name, row["auroc"]
+    for score in tables.columns:
+        row = tables.totals(score).get(detector)
+        if row and is_known(row["mean"]):
+            yield f"explain2me_{score.key}", score.name, row["mean"]
+            if is_known(row["corrected"]):
+                yield f"explain2me_{score.key}_corrected", f"{score.name}, above chance", row["corrected"]
+
+
+def _data(tables: Tables, detector: str) -> list[str]:
+    sources = [f"{_markdown(printable_line(s.source))} ({s.stop - s.start})" for s in tables.stretches]
+    models = tables.run.models_of(detector)
+    return [
+        f"Measured on {len(tables.run.image_table)} images: {', '.join(sources)}.",
+        "",
+        *(f"- run {_markdown(printable_line(model.run))}: sha256 `{model.weights_sha256}`" for model in models),
+    ]
+
+
+def _text(finding: Finding) -> str:
+    return _markdown(printable_line(finding.text, most=MOST_TEXT))
 
 
 def _markdown(text: str) -> str:

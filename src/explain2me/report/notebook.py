@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from explain2me.report import Plots
+from explain2me.report.write import Plots
 from explain2me.run.folder import Run
+from explain2me.run.schema import ALL
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -22,7 +23,7 @@ def style(table: pa.Table) -> "Styler":
     """Rows of a summary table over all images as a styled frame: three decimals, bars behind numbers in [0, 1]."""
     frame = table.to_pandas()
     if {"label", "source"} <= set(frame):
-        frame = frame[(frame.label == "all") & (frame.source == "all")].drop(columns=["label", "source"])
+        frame = frame[(frame.label == ALL) & (frame.source == ALL)].drop(columns=["label", "source"])
     styled = frame.style.format(precision=3, na_rep="-", escape="html").hide(axis="index")
     shown = [name for name in BARS if name in frame]
     return styled.bar(subset=shown, vmin=0, vmax=1, color="#cfe3f5", width=90) if len(frame) and shown else styled
@@ -36,8 +37,8 @@ class OpenRun(Run):
 
     def summary(self, table: str = "measures") -> pa.Table:
         """A summary table; names as of :meth:`Run.summary`."""
-        found = super().summary(table)
-        return found.replace_schema_metadata({**(found.schema.metadata or {}), SUMMARY: table})
+        rows = super().summary(table)
+        return rows.replace_schema_metadata({**(rows.schema.metadata or {}), SUMMARY: table})
 
     @functools.cached_property
     def plot(self) -> Plots:
@@ -46,7 +47,7 @@ class OpenRun(Run):
 
 
 def as_html(table: pa.Table) -> str | None:
-    """What a notebook shows of a table: summaries styled, None (as text) for others."""
+    """A summary table as a notebook shows it, styled; None for other tables, which are shown as text."""
     return style(table).to_html() if SUMMARY in (table.schema.metadata or {}) else None
 
 

@@ -19,12 +19,13 @@ from PIL import Image
 
 from explain2me.config.schema import Config
 from explain2me.report.cards import findings_list, model_card
-from explain2me.report.figures import DRAWS, all_figures
+from explain2me.report.export import to_csv, to_latex
+from explain2me.report.figures import all_figures, draws
 from explain2me.report.figures.drawing import STYLE, Drawn
 from explain2me.report.findings import Finding, findings
 from explain2me.report.material import Material, gather
-from explain2me.report.page import render
-from explain2me.report.tables import sheets, to_csv, to_latex
+from explain2me.report.page.render import render
+from explain2me.report.sheets import sheets
 from explain2me.run.events import log_event
 from explain2me.run.files import atomic_path
 from explain2me.run.folder import Run
@@ -51,7 +52,7 @@ def write_report(
         run: with its summary.
         config: of the run, possibly with another table [report].
         on_done: called with the number of figures drawn and to draw.
-        on_findings: called at the end with what the numbers say, most decisive first.
+        on_findings: called at the end with what the numbers say, the most decisive first.
 
     Returns:
         ``report/index.html``.
@@ -63,37 +64,45 @@ def write_report(
     folder = run.folder / "report"
     material = gather(run, images_per_measure=config.report.images)
     colormap = matplotlib.colormaps[config.report.colormap]
-    drawn: dict[str, list[tuple[Drawn, str]]] = {}
-    wanted = all_figures(material)
-    with matplotlib.rc_context(STYLE):
-        for number, (section, draw) in enumerate(wanted, start=1):
-            found = draw(material, colormap)
-            if found is not None:
-                drawn.setdefault(section, []).append((found, _save(found, folder / "figures")))
-            if on_done:
-                on_done(number, len(wanted))
-    tables, said = list(sheets(material)), findings(material)
-    texts = {f"tables/{sheet.name}.csv": to_csv(sheet) for _, sheet in tables}
-    texts |= {f"tables/{sheet.name}.tex": to_latex(sheet) for _, sheet in tables}
-    texts |= {f"model-cards/{name}/model-card.md": model_card(material, name, said) for name in material.detectors}
-    texts[FINDINGS] = findings_list(said)
+    tables, sentences = list(sheets(material.tables)), findings(material)
+    figures = _draw_all(material, colormap, folder / "figures", on_done)
+    texts = {f"tables/{sheet.name}.csv": to_csv(sheet) for sheet in tables}
+    texts |= {f"tables/{sheet.name}.tex": to_latex(sheet) for sheet in tables}
+    for name in material.tables.detectors:
+        texts[f"model-cards/{name}/model-card.md"] = model_card(material, name, sentences)
+    texts[FINDINGS] = findings_list(sentences)
     for name, text in texts.items():
         _write(folder / name, text)
-    figures = [each.name for found in drawn.values() for each, _ in found]
-    _remove_others(folder, {*texts, *(f"figures/{name}.{kind}" for name in figures for kind in KINDS)})
+    names = [drawn.name for of_section in figures.values() for drawn, _ in of_section]
+    _remove_others(folder, {*texts, *(f"figures/{name}.{kind}" for name in names for kind in KINDS)})
     page = folder / "index.html"
-    _write(page, render(material, drawn, tables, said, colormap))
+    _write(page, render(material, figures, tables, sentences, colormap))
     log_event(run.folder, (0, 1), "report", "done", seconds=round(time.monotonic() - started, 3))
     if on_findings:
-        on_findings(said)
+        on_findings(sentences)
     return page
+
+
+def _draw_all(
+    material: Material, colormap: Colormap, folder: Path, on_done: Callable[[int, int], None] | None
+) -> dict[str, list[tuple[Drawn, str]]]:
+    """Draw and save every figure; returns those of each section of the page, each with its picture as a data URI."""
+    figures: dict[str, list[tuple[Drawn, str]]] = {}
+    draws_by_section = all_figures(material)
+    with matplotlib.rc_context(STYLE):
+        for number, (section, draw) in enumerate(draws_by_section, start=1):
+            drawn = draw(material, colormap)
+            if drawn is not None:
+                figures.setdefault(section, []).append((drawn, _save(drawn, folder)))
+            if on_done:
+                on_done(number, len(draws_by_section))
+    return figures
 
 
 class Plots:
     """Figures of a run for notebooks: ``run.plot.radar()``, ``run.plot.roc()`` and so on return matplotlib figures.
 
-    Methods: radar, roc, noise_curve, chance_bars, mean_maps, scatter, stability_matrices, samples, and the galleries
-    entropy_gallery, noise_gallery, transform_gallery, focus_gallery, runs_gallery.
+    ``dir(run.plot)`` lists them.
     """
 
     def __init__(self, run: Run) -> None:
@@ -104,26 +113,26 @@ class Plots:
         return gather(self._run, images_per_measure=self._run.config.report.images)
 
     def __getattr__(self, name: str) -> Callable[[], Figure]:
-        if name not in DRAWS:
-            raise AttributeError(f"no figure {name!r}; there are {', '.join(DRAWS)}")
-        draw = DRAWS[name]
+        by_name = draws()
+        if name not in by_name:
+            raise AttributeError(f"no figure {name!r}; there are {', '.join(by_name)}")
 
         def draw_it() -> Figure:
             colormap: Colormap = matplotlib.colormaps[self._run.config.report.colormap]
             with matplotlib.rc_context(STYLE):
-                found = draw(self._material, colormap)
-            if found is None:
+                drawn = by_name[name](self._material, colormap)
+            if drawn is None:
                 raise ValueError(f"{name}: this run has no data for it (the measure is off, or there are no labels)")
-            return found.figure
+            return drawn.figure
 
         return draw_it
 
     def __dir__(self) -> list[str]:
-        return list(DRAWS)
+        return list(draws())
 
 
 def _remove_others(folder: Path, written: set[str]) -> None:
-    """Remove what an earlier report wrote and this one did not: a measure that is off now, a source that is gone."""
+    """Remove files of an earlier report that this one does not have, such as those of a measure that is now off."""
     with contextlib.suppress(FileNotFoundError):
         for name in (folder / WRITTEN).read_text(encoding="utf-8").splitlines():
             if name not in written and ".." not in Path(name).parts and not Path(name).is_absolute():
@@ -137,17 +146,17 @@ def _save(drawn: Drawn, folder: Path) -> str:
     figure.dpi = DOTS_PER_INCH
     figure.draw_without_rendering()  # lays it out once; savefig would do it again for each format, and draw it twice
     figure.set_layout_engine("none")
-    found: dict[str, bytes] = {}
+    data: dict[str, bytes] = {}
     for kind, write in KINDS.items():
         stream = io.BytesIO()
         write(figure, stream)
-        found[kind] = stream.getvalue()
+        data[kind] = stream.getvalue()
         with atomic_path(folder / f"{drawn.name}.{kind}") as temporary:
-            temporary.write_bytes(found[kind])
-    if len(found["svg"]) <= MOST_SVG_BYTES:
-        return _uri("image/svg+xml", found["svg"])
+            temporary.write_bytes(data[kind])
+    if len(data["svg"]) <= MOST_SVG_BYTES:
+        return _uri("image/svg+xml", data["svg"])
     stream = io.BytesIO()
-    Image.open(io.BytesIO(found["png"])).convert("RGB").save(stream, "WEBP", quality=72, method=4)
+    Image.open(io.BytesIO(data["png"])).convert("RGB").save(stream, "WEBP", quality=72, method=4)
     return _uri("image/webp", stream.getvalue())
 
 

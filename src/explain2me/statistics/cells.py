@@ -28,6 +28,10 @@ class Quantity(NamedTuple):
     similarity: str | None
 
 
+FEW_CELLS = 25
+"""Maps of fewer cells than that are called coarse; the paper's have 7 x 7."""
+
+
 class Cell(NamedTuple):
     """All values of one score: units (runs, or pairs of runs) x conditions x images; NaN where a value is not valid."""
 

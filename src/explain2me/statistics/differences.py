@@ -94,18 +94,6 @@ def _num_of_both(a: Estimate, b: Estimate) -> int:
     return int((~np.isnan(a.images) & ~np.isnan(b.images)).sum())
 
 
-def without_runs(row: Mapping[str, Any]) -> list[str]:
-    """The detectors of a row of differences whose variance between training runs is unknown.
-
-    These have a single run, or a single pair of runs. The interval of such a difference covers other images, and no
-    other training runs.
-    """
-    measure = MEASURES.get(row["measure"])  # None for AUROC
-    enough = 1 + (measure.runs_per_value if measure else 1)
-    counts = ((row["detector"], row["num_runs"]), (row["other_detector"], row["num_other_runs"]))
-    return [name for name, count in counts if count < enough]
-
-
 def _numbers(a: Estimate, b: Estimate, sizes: Sequence[int]) -> dict[str, float]:
     result = difference(a, b, sizes)
     return {

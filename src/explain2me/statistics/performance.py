@@ -140,16 +140,6 @@ def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray, config: C
     return np.array([_auroc(score, inside, positive) for score in scores])
 
 
-def from_to(counts: Sequence[int]) -> str:
-    """The range of some counts: ``7``, or ``3 to 53`` where they differ.
-
-    >>> from_to([53, 3, 7])
-    '3 to 53'
-    """
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
-
-
 def ranking_score(logits: np.ndarray, positive: int, score: str) -> np.ndarray:
     """The score that ranks images for the ROC curve: logits (..., K) -> (...), higher means more positive.
 

@@ -21,25 +21,30 @@ class Score(NamedTuple):
     """One number of the tables by detector.
 
     Attributes:
-        key: short unique name; names the column in tables with one row an image.
-        label: the score in words; ``{condition}`` stands for the name of the condition.
-        condition: name of the condition that is scored; None: the mean over all conditions of the measure; ``"level"``:
-            one score for each condition, where each condition is one level.
-        higher_is_better: the direction in the paper.
+        key: short unique name, used for columns of scores by image.
+        label: in words; ``{condition}`` stands for the name of the condition.
+        condition: the condition that it is of; None for the mean over all conditions of the measure; ``"level"`` for
+            one condition for each level.
+        higher_is_better: the direction of the paper.
+        preferred: of a score of levels, the condition that text and figures use where a run has it.
+        words: its condition, in words, where that is fixed.
     """
 
     key: str
     label: str
     condition: str | None
     higher_is_better: bool
+    preferred: str = ""
+    words: str = ""
 
 
 class FigureRow(NamedTuple):
-    """A figure of a measure: name of the function that draws it, name of its file, title."""
+    """A figure of a measure: name of the drawing function, name of its file, title, and its name in ``run.plot``."""
 
     draw: str
     file: str
     title: str
+    plot: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,10 @@ class Measure:
         groups: groups of conditions whose means the tables show beside the single conditions.
         auroc: whether AUROC on its perturbed images is also reported source by source.
         low, high: range of its values.
-        figures: the figures of the measure, in the order of the page.
+        scores: its numbers in tables, figures and findings.
+        figures: what is drawn of it, in the order of the page.
+        by_map: how the clean map changes an image, as a participle (``blurred``), so that each detector sees another image; ""
+            where the perturbation does not depend on the map.
     """
 
     name: str
@@ -79,6 +87,7 @@ class Measure:
     low: float = -1.0
     high: float = 1.0
     figures: tuple[FigureRow, ...] = ()
+    by_map: str = ""
 
     @property
     def compares(self) -> bool:
@@ -124,7 +133,7 @@ MEASURES: dict[str, Measure] = {
             variants=("spatial", "intensity"),
             low=0.0,
             scores=(Score("entropy", "entropy", CLEAN, higher_is_better=False),),
-            figures=(FigureRow("extremes", "fig2-entropy", "Focused and spread maps"),),
+            figures=(FigureRow("extremes", "fig2-entropy", "Focused and spread maps", "entropy_gallery"),),
         ),
         Measure(
             name="noise",
@@ -133,10 +142,12 @@ MEASURES: dict[str, Measure] = {
             meaning="1: the map did not change. Higher is better, and only as far as it is above the chance level.",
             of="perturbation",
             perturbation="corruption",
-            scores=(Score("noise", "noise ({condition})", "level", higher_is_better=True),),
+            scores=(
+                Score("noise", "noise ({condition})", "level", higher_is_better=True, preferred="salt_pepper@0.05"),
+            ),
             figures=(
-                FigureRow("level_curve", "fig4-noise", "Similarity of maps against the level of noise"),
-                FigureRow("perturbed", "fig3-noise", "What noise does to a map"),
+                FigureRow("level_curve", "fig4-noise", "Similarity of maps against the level of noise", "noise_curve"),
+                FigureRow("perturbed", "fig3-noise", "What noise does to a map", "noise_gallery"),
             ),
         ),
         Measure(
@@ -149,7 +160,11 @@ MEASURES: dict[str, Measure] = {
             perturbation="transform",
             groups=("shifts", "flips", "rotations"),
             scores=(Score("resilience", "resilience", None, higher_is_better=True),),
-            figures=(FigureRow("transforms", "fig5-transforms", "Maps of transformed images, and moved back"),),
+            figures=(
+                FigureRow(
+                    "transforms", "fig5-transforms", "Maps of transformed images, and moved back", "transform_gallery"
+                ),
+            ),
         ),
         Measure(
             name="focus",
@@ -161,10 +176,23 @@ MEASURES: dict[str, Measure] = {
             perturbation="blur",
             auroc=True,
             scores=(
-                Score("focus_salient", "focus, salient blurred", "focus_salient", higher_is_better=False),
-                Score("focus_nonsalient", "focus, rest blurred", "focus_nonsalient", higher_is_better=True),
+                Score(
+                    "focus_salient",
+                    "focus, salient blurred",
+                    "focus_salient",
+                    higher_is_better=False,
+                    words="salient region blurred",
+                ),
+                Score(
+                    "focus_nonsalient",
+                    "focus, rest blurred",
+                    "focus_nonsalient",
+                    higher_is_better=True,
+                    words="rest blurred",
+                ),
             ),
-            figures=(FigureRow("perturbed", "fig7-focus", "What blurring by salience does"),),
+            figures=(FigureRow("perturbed", "fig7-focus", "What blurring by salience does", "focus_gallery"),),
+            by_map="blurred",
         ),
         Measure(
             name="stability",
@@ -175,8 +203,10 @@ MEASURES: dict[str, Measure] = {
             of="pairs",
             scores=(Score("stability", "stability", CLEAN, higher_is_better=True),),
             figures=(
-                FigureRow("matrices", "stability-matrix", "Agreement of each pair of training runs"),
-                FigureRow("runs", "fig6-runs", "One image, every training run"),
+                FigureRow(
+                    "matrices", "stability-matrix", "Agreement of each pair of training runs", "stability_matrices"
+                ),
+                FigureRow("runs", "fig6-runs", "One image, every training run", "runs_gallery"),
             ),
         ),
     )

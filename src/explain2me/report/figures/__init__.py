@@ -1,50 +1,43 @@
-"""Every figure of the paper and some beyond it, from one code for page, PDF, SVG and PNG. Each returns None if it has no data.
+"""Every figure of the paper and some beyond it, from one code for page, PDF, SVG and PNG. Each is None where it has no data.
 
-``Drawn.text`` says in words what a figure shows, for people who do not see it.
+Figures of all measures have a function each; those of one measure are drawn by generic functions, and the table of scores
+says which measure has which of them. ``Drawn.text`` describes a figure for people who do not see it.
 """
 
-from explain2me.report.figures.drawing import Draw
-from explain2me.report.figures.galleries import (
-    entropy_gallery,
-    focus_gallery,
-    mean_maps,
-    noise_gallery,
-    runs_gallery,
-    samples,
-    transform_gallery,
-)
-from explain2me.report.figures.plots import chance_bars, noise_curve, radar, roc, scatter, stability_matrices, violins
-from explain2me.report.material import Material, Score
+import functools
 
-DRAWS: dict[str, Draw] = {
-    draw.__name__: draw
-    for draw in (
-        chance_bars, entropy_gallery, focus_gallery, mean_maps, noise_curve, noise_gallery, radar, roc, runs_gallery,
-        samples, scatter, stability_matrices, transform_gallery,
-    )
-}  # fmt: skip
-"""By name, for notebooks."""
+from explain2me.report.figures.drawing import Draw, DrawMeasure
+from explain2me.report.figures.galleries import extremes, mean_maps, perturbed, runs, samples, transforms
+from explain2me.report.figures.plots import chance_bars, level_curve, matrices, scatter, violins
+from explain2me.report.figures.radar import radar
+from explain2me.report.figures.roc import roc
+from explain2me.report.material import Material
+from explain2me.statistics.scores import MEASURES
+
+GENERAL: dict[str, Draw] = {draw.__name__: draw for draw in (chance_bars, mean_maps, radar, roc, samples, scatter)}
+"""Figures of all measures."""
+OF_A_MEASURE: dict[str, DrawMeasure] = {
+    draw.__name__: draw for draw in (extremes, level_curve, matrices, perturbed, runs, transforms)
+}
+"""Figures of one measure, by the names that the table of scores uses."""
+
+
+def draws() -> dict[str, Draw]:
+    """Every figure by its name in notebooks: ``run.plot.NAME()``."""
+    by_name = dict(GENERAL)
+    for measure in MEASURES.values():
+        for row in measure.figures:
+            name = row.plot or f"{measure.name}_{row.draw}"
+            by_name[name] = functools.partial(OF_A_MEASURE[row.draw], measure=measure, row=row)
+    return dict(sorted(by_name.items()))
 
 
 def all_figures(material: Material) -> list[tuple[str, Draw]]:
     """Section of the page and figure, in order."""
-    fixed: list[tuple[str, Draw]] = [
-        ("top", radar),
-        ("auroc", roc),
-        ("top", chance_bars),
-        ("top", mean_maps),
-        ("entropy", entropy_gallery),
-        ("noise", noise_curve),
-        ("noise", noise_gallery),
-        ("resilience", transform_gallery),
-        ("focus", focus_gallery),
-        ("stability", stability_matrices),
-        ("stability", runs_gallery),
-        ("data", samples),
-        ("images", scatter),
-    ]
-
-    def violin_of(score: Score) -> Draw:
-        return lambda material, colormap: violins(material, score, colormap)
-
-    return fixed + [(score.measure, violin_of(score)) for score in material.columns]
+    figures: list[tuple[str, Draw]] = [("top", radar), ("auroc", roc), ("top", chance_bars), ("top", mean_maps)]
+    for measure in MEASURES.values():
+        for row in measure.figures:
+            figures.append((measure.name, functools.partial(OF_A_MEASURE[row.draw], measure=measure, row=row)))
+    figures += [("data", samples), ("images", scatter)]
+    columns = material.tables.columns
+    return figures + [(score.measure, functools.partial(violins, score=score)) for score in columns]

@@ -15,7 +15,7 @@ from explain2me.report.material import Material
 from explain2me.text import printable_line
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#8C564B", "#BCBD22")
-"""Okabe and Ito's colours first: told apart by colour-blind readers."""
+"""Okabe and Ito's colours first: colour-blind readers can distinguish them."""
 MARKERS = "osD^vPX*<>"
 LINES: Any = ("-", "--", "-.", ":")
 
@@ -46,6 +46,8 @@ class Drawn(NamedTuple):
 
 
 Draw = Callable[[Material, Colormap], Drawn | None]
+DrawMeasure = Callable[..., Drawn | None]
+"""(material, colormap, *, measure, row): a figure of one measure, its file and title those of the row."""
 
 
 def safe(text: str, most: int = MOST_NAME) -> str:
@@ -62,13 +64,13 @@ def safe(text: str, most: int = MOST_NAME) -> str:
 def wrapped(name: str, width: int = 16, lines: int = 3) -> str:
     """A name on a few short lines, cut at hyphens and underscores where it has them."""
     words = re.split(r"(?<=[-_ ./])", printable_line(name))
-    found = [""]
+    texts = [""]
     for word in words:
-        if found[-1] and len(found[-1]) + len(word) > width:
-            found.append("")
-        found[-1] += word
-    found = [line if len(line) <= width + 4 else line[: width + 3] + "…" for line in found]
-    kept = found if len(found) <= lines else [*found[: lines - 1], found[lines - 1] + "…"]
+        if texts[-1] and len(texts[-1]) + len(word) > width:
+            texts.append("")
+        texts[-1] += word
+    texts = [text if len(text) <= width + 4 else text[: width + 3] + "…" for text in texts]
+    kept = texts if len(texts) <= lines else [*texts[: lines - 1], texts[lines - 1] + "…"]
     return "\n".join(kept).replace("$", "\\$")
 
 
@@ -106,9 +108,9 @@ def size_of(material: Material, pixels: np.ndarray | None) -> tuple[int, int]:
     return material.run.models[0].input_size if pixels is None else (pixels.shape[1], pixels.shape[2])
 
 
-def enlarged(found: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> Float[np.ndarray, "H W"]:
+def enlarged(salience: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> Float[np.ndarray, "H W"]:
     """A map scaled min-max and enlarged smoothly, as it is laid over an image; zeros where it is dead or flat."""
-    tensor = torch.nan_to_num(torch.from_numpy(np.array(found, dtype=np.float32)))
+    tensor = torch.nan_to_num(torch.from_numpy(np.array(salience, dtype=np.float32)))
     tensor = tensor - tensor.min()
     tensor = tensor / tensor.max().clamp_min(1e-12)
     fine = torch.nn.functional.interpolate(tensor[None, None], size=tuple(size), mode="bicubic", align_corners=False)

@@ -80,7 +80,7 @@
       `${reasons.join("; ")}. Condition: ${data.conditions[state.condition]}.`;
     const first = make("figure");
     if (item.picture) first.append(make("img", null, { src: item.picture, alt: `the image ${id}` }));
-    else first.append(make("p", "The file of this image is not there any more."));
+    else first.append(make("p", "The file of this image no longer exists."));
     first.append(make("figcaption", "the image"));
     box.append(first);
     item.maps.forEach((runs, d) => {
@@ -89,12 +89,12 @@
         const all = Uint8Array.from(atob(one.cells), (c) => c.charCodeAt(0));
         const count = one.size[0] * one.size[1];
         const cells = [...all.subarray(state.condition * count, (state.condition + 1) * count)];
-        const said = `${data.detectors[d]}, run ${one.run}: ${cells.some((v) => v > 0) ? place(cells, one.size) : "dead map"}`;
-        const [canvas, live] = overlay(item.picture, cells, one.size, said);
+        const description = `${data.detectors[d]}, run ${one.run}: ${cells.some((v) => v > 0) ? place(cells, one.size) : "dead map"}`;
+        const [canvas, live] = overlay(item.picture, cells, one.size, description);
         const figure = make("figure");
         const predicted = data.classes[one.predicted[state.condition]] ?? "-";
         figure.append(canvas);
-        figure.append(make("figcaption", `${data.detectors[d]}, ${one.run}: says ${predicted}${live ? "" : ", dead map"}`));
+        figure.append(make("figcaption", `${data.detectors[d]}, ${one.run}: predicts ${predicted}${live ? "" : ", dead map"}`));
         box.append(figure);
       });
     });
@@ -166,27 +166,26 @@
   const select = () => {
     const values = data.values[listing.detector];
     const text = $("table-find").value.trim().toLowerCase();
-    const which = $("table-which").value;
-    const wanted = {
+    const matches = {
       all: () => true,
       wrong: (i) => data.labelled && data.images.label[i] !== (data.classes[values.predicted[i]] ?? "-"),
       flipped: (i) => values.kept[i] !== null && values.kept[i] < 1,
       dead: (i) => values.dead[i] > 0,
-    }[which];
-    const found = [];
+    }[$("table-which").value];
+    const rows = [];
     for (let i = 0; i < data.images.id.length; i += 1) {
       const words = `${data.images.id[i]} ${data.images.label[i]} ${data.images.source[i]}`.toLowerCase();
-      if (words.includes(text) && wanted(i)) found.push(i);
+      if (words.includes(text) && matches(i)) rows.push(i);
     }
     const { of } = columns[listing.sort];
     const sign = listing.down ? -1 : 1;
-    const keys = new Map(found.map((i) => [i, of(i, values)]));
-    found.sort((a, b) => {
+    const keys = new Map(rows.map((i) => [i, of(i, values)]));
+    rows.sort((a, b) => {
       const [x, y] = [keys.get(a), keys.get(b)];
       if (x === null || y === null) return (x === null) - (y === null);
       return (sign * (x < y ? -1 : x > y ? 1 : 0)) || a - b;
     });
-    listing.rows = found;
+    listing.rows = rows;
     listing.page = 0;
     heads.forEach((head, k) => {
       if (k === listing.sort) head.setAttribute("aria-sort", listing.down ? "descending" : "ascending");

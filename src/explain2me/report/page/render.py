@@ -1,0 +1,105 @@
+"""The page: one HTML file that opens from disk, loads nothing and runs only its own script."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.colors import Colormap
+
+from explain2me.report.figures.drawing import Drawn
+from explain2me.report.findings import RULES, TAGS, Finding
+from explain2me.report.material import Material
+from explain2me.report.page import viewer
+from explain2me.report.sheets import Sheet
+from explain2me.report.tables import Tables
+from explain2me.statistics.scores import CLEAN, MEASURES
+from explain2me.text import printable_line
+
+
+def render(
+    material: Material,
+    figures: Mapping[str, Sequence[tuple[Drawn, str]]],
+    sheets: Sequence[Sheet],
+    findings: Sequence[Finding],
+    colormap: Colormap,
+) -> str:
+    """The whole page.
+
+    Args:
+        material: of the run.
+        figures: section -> figures, each with its picture as a data URI.
+        sheets: every table.
+        findings: what the numbers say.
+        colormap: of the maps in the viewer.
+    """
+    folder = files("explain2me.report.page")
+    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(folder.joinpath("page.html.j2").read_text(encoding="utf-8"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"base-uri 'none'; form-action 'none'"
+    )
+    tables = material.tables
+    present = {score.measure for score in tables.columns}
+    perturbed = [words for condition, words in tables.auroc_conditions().items() if condition != CLEAN]
+    return template.render(
+        policy=policy,
+        style=style,
+        script=script,
+        data=as_json(viewer.viewer_data(material, colormap)),
+        name=printable_line(tables.run.config.name),
+        positive=printable_line(tables.run.config.data.positive),
+        findings=findings,
+        tags=TAGS,
+        rules=RULES,
+        measures=[measure for measure in MEASURES.values() if measure.name in present],
+        absent=[measure.title for measure in MEASURES.values() if measure.name not in present],
+        figures=figures,
+        sheets=sheets,
+        labelled=bool(tables.aurocs()),
+        perturbed=perturbed,
+        provenance=_provenance(tables),
+        num_images=len(tables.run.image_table),
+        shown_images=min(viewer.MOST_ROWS, len(tables.run.image_table)),
+    )
+
+
+def as_json(value: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _provenance(tables: Tables) -> list[tuple[str, str]]:
+    record, run = tables.run.record, tables.run
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(record.get("versions", {}).items()))
+    git = record.get("git") or {}
+    entries = [
+        ("Images", f"{len(run.image_table)} used of {record.get('num_listed', '?')} listed"),
+        ("Classes, in the order of the logits", ", ".join(map(printable_line, run.classes))),
+        ("Positive class", printable_line(run.config.data.positive)),
+        ("Device and precision", f"{run.config.compute.device}, {run.config.compute.precision}"),
+        ("Hardware", ", ".join(str(value) for value in (record.get("hardware") or {}).values())),
+        ("Versions", versions),
+        (
+            "Commit of the working folder",
+            f"{git['commit']}{' with changes' if git.get('changed') else ''}" if git else "-",
+        ),
+        ("Hash of the list of images", str(record.get("listed", "-"))),
+        ("Seed", str(run.config.seed)),
+    ]
+    entries += [
+        (f"Weights of {printable_line(m.detector)}, run {printable_line(m.run)}", f"{m.architecture}, sha256 {m.weights_sha256[:16]}…, "
+         f"layer {m.layer}, input {m.input_size[0]}x{m.input_size[1]}")
+        for m in run.models
+    ]  # fmt: skip
+    return [*entries, ("Config", json.dumps(record["config"], sort_keys=True, ensure_ascii=False))]
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,125 @@
+"""Data for the script of the page: a table of all images, and pictures and maps of the telling ones."""
+
+import base64
+import io
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import Colormap
+from PIL import Image
+
+from explain2me.report.material import Material
+from explain2me.report.tables import condition_words
+from explain2me.statistics.scores import CLEAN
+from explain2me.text import printable_line
+
+THUMBNAIL = 144  # pixels a side
+MOST_CELLS = 14  # a side; finer maps are averaged for the viewer
+MOST_ROWS = 20_000  # images in the table
+
+
+def viewer_data(material: Material, colormap: Colormap) -> dict[str, Any]:
+    """Everything that the script shows: a table of all images, and pictures and maps of the telling ones."""
+    run, frame = material.run, material.scores
+    table = run.image_table.slice(0, MOST_ROWS)
+    columns = [{"key": s.key, "name": s.name} for s in material.tables.columns]
+    values = []
+    for detector in material.tables.detectors:
+        rows = frame[frame.detector == detector].iloc[: len(table)]
+        values.append(
+            {
+                "predicted": [int(v) for v in rows.predicted],
+                "probability": _rounded(rows.probability),
+                "kept": _rounded(rows.kept),
+                "dead": [int(v) for v in material.dead[detector][: len(table)]],
+                "scores": [_rounded(rows[score.key]) for score in material.tables.columns],
+            }
+        )
+    return {
+        "detectors": [printable_line(name) for name in material.tables.detectors],
+        "classes": [printable_line(name) for name in run.classes],
+        "labelled": material.tables.labelled,
+        "probable": printable_line(run.classes[material.positive_class]),
+        "columns": columns,
+        "images": {
+            "id": [printable_line(v) for v in table["image_id"].to_pylist()],
+            "label": [printable_line(v or "-") for v in table["label"].to_pylist()],
+            "source": [printable_line(v) for v in table["source"].to_pylist()],
+        },
+        "values": values,
+        "shown": [_shown(material, image) for image in dict.fromkeys(t.image for t in material.telling)],
+        "telling": [
+            {
+                "image": t.image,
+                "score": t.score,
+                "why": t.why,
+                "value": None if math.isnan(t.value) else round(t.value, 3),
+            }
+            for t in material.telling
+        ],
+        "conditions": [condition_words(condition.name) for condition in material.conditions()],
+        "palette": (colormap(np.linspace(0, 1, 32))[:, :3] * 255).round().astype(int).ravel().tolist(),
+    }
+
+
+def _shown(material: Material, image: int) -> dict[str, Any]:
+    """Picture and maps of one image."""
+    pixels = material.pixels(image, material.run.models[0].input_size)
+    row = material.run.image_table.slice(image, 1).to_pylist()[0]
+    return {
+        "image": image,
+        "id": material.image_name(image),
+        "label": printable_line(row["label"] or "-"),
+        "source": printable_line(row["source"]),
+        "picture": None if pixels is None else picture(pixels),
+        "maps": [_maps(material, detector, image) for detector in material.tables.detectors],
+    }
+
+
+def _maps(material: Material, detector: str, image: int) -> list[dict[str, Any] | None]:
+    """Maps of one image by each run of a detector: of the first run under all conditions, of the others clean."""
+    runs: list[dict[str, Any] | None] = []
+    for number, model in enumerate(material.run.models_of(detector)):
+        part = material.part(detector, image, number)
+        if part is None:
+            runs.append(None)
+            continue
+        maps = part.maps[:, 0] if number == 0 else part.maps[part.of(CLEAN)]
+        cells = [map_cells(one) for one in maps]
+        runs.append(
+            {
+                "run": printable_line(model.run),
+                "size": list(cells[0][1]),
+                "cells": base64.b64encode(b"".join(values for values, _ in cells)).decode(),
+                "predicted": [int(v) for v in part.predicted[: len(cells), 0]],
+            }
+        )
+    return runs
+
+
+def map_cells(salience: np.ndarray) -> tuple[bytes, tuple[int, int]]:
+    """A map as bytes 1..255 scaled min-max, 0 throughout where it is dead."""
+    salience = np.asarray(salience, dtype=np.float64)
+    height, width = salience.shape
+    if max(height, width) > MOST_CELLS:
+        size = (min(width, MOST_CELLS), min(height, MOST_CELLS))
+        salience = np.asarray(Image.fromarray(salience.astype(np.float32)).resize(size, Image.Resampling.BOX))
+    if not np.isfinite(salience).all() or salience.max() <= 0:
+        return bytes(salience.size), (salience.shape[0], salience.shape[1])
+    low, high = salience.min(), salience.max()
+    scaled = (salience - low) / (high - low) if high > low else np.ones_like(salience)
+    return (1 + (254 * scaled).round()).astype(np.uint8).tobytes(), (salience.shape[0], salience.shape[1])
+
+
+def picture(pixels: np.ndarray, *, side: int = THUMBNAIL) -> str:
+    """uint8 (3, H, W) as a small WebP in a data URI."""
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=70, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _rounded(values: Any) -> list[float | None]:
+    return [None if value is None or math.isnan(value) else round(float(value), 3) for value in values]

@@ -1,0 +1,38 @@
+"""Every table, once: a :class:`Sheet` from the summary tables. The terminal, the page, CSV and LaTeX only lay it out."""
+
+from collections.abc import Iterator
+
+from explain2me.report.sheets.comparisons import aurocs, differences
+from explain2me.report.sheets.data import precision, quarantine, sources, training, training_in_words
+from explain2me.report.sheets.measures import by_group, by_source, details, overview
+from explain2me.report.sheets.sheet import Cell, Column, Sheet, stacked
+from explain2me.report.tables import Tables
+from explain2me.statistics.scores import MEASURES
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Sheet",
+    "aurocs",
+    "by_group",
+    "by_source",
+    "details",
+    "differences",
+    "overview",
+    "precision",
+    "quarantine",
+    "sheets",
+    "sources",
+    "stacked",
+    "training",
+    "training_in_words",
+]
+
+
+def sheets(tables: Tables) -> Iterator[Sheet]:
+    """Every table of a run that has rows, in the order of the page."""
+    candidates = [overview(tables), differences(tables), aurocs(tables)]
+    for measure in MEASURES.values():
+        candidates += [by_source(tables, measure), details(tables, measure), by_group(tables, measure)]
+    candidates += [sources(tables), training(tables), quarantine(tables), precision(tables)]
+    return (sheet for sheet in candidates if sheet.rows)

@@ -1,0 +1,130 @@
+"""Sheets that compare detectors: their differences, and AUROC."""
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from explain2me.report.formats import UNKNOWN, count, count_range, interval, is_known, number, p_value
+from explain2me.report.sheets.sheet import Cell, Column, Sheet
+from explain2me.report.tables import (
+    AUROC,
+    SOFTMAX,
+    Row,
+    Tables,
+    label_of,
+    main_first,
+    main_similarity,
+    over_all,
+    records,
+    single_run_detectors,
+)
+from explain2me.run.schema import ALL
+from explain2me.statistics.scores import CLEAN, MEASURES
+from explain2me.text import printable_line
+
+DIFFERENCES_NOTE = (
+    "Detector minus other detector, each over all images with a value. images: those with a value of both detectors, compared as pairs. "
+    "95 % interval: over other images and other training runs (Student's t, Satterthwaite's degrees of freedom); *: over images only, "
+    "because a detector has one run or one pair of runs. p: of no difference; with many comparisons, some p are below 0.05 by chance. "
+    "above chance: difference of (mean - chance) / (1 - chance)."
+)
+AUROC_NOTE = (
+    "Mean over runs, with its 95 % interval. images of a run: from the run with the fewest to the run with the most. Images whose clean map "
+    "is dead cannot be perturbed by it and are left out: then the cell gives n, the number of images used, and the AUROC of the clean images "
+    "over the same images (before)."
+)
+
+
+def differences(tables: Tables) -> Sheet:
+    """Each pair of detectors in AUROC and every score over all images, in each variant."""
+    rows = over_all(tables.differences) if len(tables.detectors) > 1 else pd.DataFrame()
+    lines: list[tuple[Cell, ...]] = []
+    for score, block in _difference_blocks(rows):
+        for row in block:
+            star = "*" if single_run_detectors(row) else ""
+            cells = (
+                count(row["num_images"]), number(row["difference"], signed=True),
+                interval(row["ci_low"], row["ci_high"], signed=True) + star, p_value(row["p"]),
+                number(row["corrected"], signed=True), interval(row["corrected_low"], row["corrected_high"], signed=True),
+            )  # fmt: skip
+            heads = (score, printable_line(row["detector"]), printable_line(row["other_detector"]), row["variant"])
+            lines.append(tuple(map(Cell, (*heads, *cells))))
+    columns = (
+        "score", "detector", "other detector", "variant", "images", "difference", "95 % interval", "p", "above chance",
+        "95 % interval of above chance",
+    )  # fmt: skip
+    return Sheet(
+        "differences",
+        "decide",
+        "Differences between detectors",
+        tuple(map(Column, columns)),
+        lines,
+        DIFFERENCES_NOTE,
+        4,
+    )
+
+
+def _difference_blocks(rows: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
+    """Rows of each score, AUROC first; in it those of each pair of detectors together, variants in order."""
+    if not len(rows):
+        return
+    similarity = main_similarity(rows.similarity)
+    orders = {name: measure.variants for name, measure in MEASURES.items()} | {AUROC.measure: (SOFTMAX, "released")}
+    for name, variants in sorted(orders.items(), key=lambda item: item[0] != AUROC.measure):
+        some = rows[(rows.measure == name) & rows.variant.isin(variants)]
+        if name in MEASURES and MEASURES[name].groups:
+            some = some[some.condition == ALL]
+        labels: dict[tuple[str, str | None], list[Row]] = {}
+        for row in sorted(records(some), key=lambda row: main_first(row["similarity"], similarity)):
+            labels.setdefault((row["condition"], row["similarity"]), []).append(row)
+        for (condition, of_similarity), block in labels.items():
+            pairs = list(dict.fromkeys((row["detector"], row["other_detector"]) for row in block))
+            block.sort(
+                key=lambda row: (pairs.index((row["detector"], row["other_detector"])), variants.index(row["variant"]))
+            )
+            yield label_of(name, condition, of_similarity), block
+
+
+def aurocs(tables: Tables) -> Sheet:
+    """AUROC of the clean images and under each condition that has one: a row a detector and contrast of sources."""
+    conditions = tables.auroc_conditions()
+    rows = tables.performance
+    if len(rows):
+        rows = rows[rows.condition.isin(list(conditions)) & (rows.score == SOFTMAX)]
+    means: dict[tuple[str, ...], dict[str, Row]] = {}
+    counts: dict[tuple[str, ...], list[int]] = {}
+    for row in records(rows):
+        key = (row["detector"], row["positives"], row["negatives"])
+        if row["run"] == ALL:
+            means.setdefault(key, {})[row["condition"]] = row
+        elif is_known(row["auroc"]):
+            counts.setdefault((*key, row["condition"]), []).append(row["n"])
+    lines: list[tuple[Cell, ...]] = []
+    for contrast, by_condition in means.items():
+        clean = by_condition[CLEAN]
+        cells = [
+            _auroc_cell(by_condition[name], clean, counts.get((*contrast, name)))
+            if name in by_condition
+            else Cell(UNKNOWN)
+            for name in conditions
+        ]
+        accuracies = [
+            Cell(number(by_condition[name]["accuracy"]) if name in by_condition else UNKNOWN) for name in conditions
+        ]
+        images = Cell(count_range(counts.get((*contrast, CLEAN), [clean["n"]])))
+        lines.append((*(Cell(printable_line(name)) for name in contrast), *cells, *accuracies, images))
+    columns = (
+        *map(Column, ("detector", "positives", "negatives")),
+        *(Column(words, "AUROC", "95 % interval") for words in conditions.values()),
+        *(Column(f"accuracy, {words}") for words in conditions.values()),
+        Column("images of a run"),
+    )
+    return Sheet("auroc", "auroc", "AUROC (softmax) and accuracy", columns, lines, AUROC_NOTE, 3)
+
+
+def _auroc_cell(row: Row, clean: Row, counts: Sequence[int] | None) -> Cell:
+    """An AUROC with its interval; where images are left out, how many are used, and the AUROC of the clean ones."""
+    below = interval(row["ci_low"], row["ci_high"])
+    if row["n"] != clean["n"]:
+        below += f"\nn = {count_range(counts or [row['n']])}, before {number(row['auroc_clean'])}"
+    return Cell(number(row["auroc"]), below)

@@ -1,0 +1,57 @@
+"""A table as text, which the terminal, the page, CSV and LaTeX only lay out."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from explain2me.report.formats import UNKNOWN
+
+
+class Column(NamedTuple):
+    """Heading of a column; ``detail`` is a second line of it, ``below`` names the second lines of its cells."""
+
+    name: str
+    detail: str = ""
+    below: str = ""
+
+
+class Cell(NamedTuple):
+    """Text of a cell, with further lines below it, parted by line feeds."""
+
+    text: str
+    below: str = ""
+
+
+class Sheet(NamedTuple):
+    """A table as text.
+
+    Attributes:
+        name: of its files.
+        section: of the page: ``overview``, ``decide``, ``auroc``, ``data`` or the name of a measure.
+        title: above it.
+        columns: the first ``heads`` columns are labels, the others numbers.
+        rows: a cell a column.
+        note: how to read it.
+        heads: number of label columns.
+    """
+
+    name: str
+    section: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: list[tuple[Cell, ...]]
+    note: str
+    heads: int
+
+
+def stacked(title: str, parts: Iterable[Sheet]) -> Sheet | None:
+    """Sheets with the same label columns below each other; a column that one of them lacks is empty there."""
+    parts = [part for part in parts if part.rows]
+    if not parts:
+        return None
+    columns = dict.fromkeys(column._replace(below="") for part in parts for column in part.columns)
+    rows: list[tuple[Cell, ...]] = []
+    for part in parts:
+        positions = {column._replace(below=""): i for i, column in enumerate(part.columns)}
+        rows += [tuple(row[positions[c]] if c in positions else Cell(UNKNOWN) for c in columns) for row in part.rows]
+    first = parts[0]
+    return Sheet("", first.section, title, tuple(columns), rows, first.note, first.heads)
