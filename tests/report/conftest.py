@@ -1,5 +1,7 @@
-"""Two small runs with their reports: an ordinary one, and one whose names would run something somewhere."""
+"""Two small runs with their reports: an ordinary one, and one whose names are hostile. One run serves many tests."""
 
+import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +10,9 @@ from PIL import Image
 
 from explain2me.config.load import load_config
 from explain2me.report import write_report
+from explain2me.report.material import Material, gather
+from explain2me.report.write import KINDS
+from explain2me.run.folder import Run
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
@@ -66,7 +71,26 @@ def make_run():
     return _make_run
 
 
+@pytest.fixture(scope="session")
+def gathered(reported) -> Material:
+    """What the report of the ordinary run is made from; not to be changed."""
+    material = gather(Run(reported.folder), images_per_measure=2)
+    for name in ("measures", "differences", "performance", "matrix", "quarantine", "precision"):
+        getattr(material.tables, name)
+    return material
+
+
+@pytest.fixture
+def material(gathered) -> Material:
+    """A copy of it that a test may change."""
+    tables = copy.copy(gathered.tables)
+    for name in ("measures", "differences", "performance", "matrix", "quarantine", "precision"):
+        setattr(tables, name, getattr(gathered.tables, name).copy())
+    own = {name: copy.deepcopy(getattr(gathered, name)) for name in ("dead", "dead_of_runs", "one_class", "map_sizes")}
+    return dataclasses.replace(gathered, tables=tables, **own)
+
+
 @pytest.fixture
 def no_pdf(monkeypatch):
-    """Leaves the figures' PDF files empty: to embed their fonts is half of the time of a small report."""
-    monkeypatch.setattr("explain2me.report.write._pdf", lambda figure, stream: None)
+    """Leave the PDF files of figures empty: embedding their fonts takes half of the time of a small report."""
+    monkeypatch.setitem(KINDS, "pdf", lambda figure, stream: None)

@@ -19,9 +19,9 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
@@ -32,20 +32,20 @@ def visit(browser):
     def go(run, *, width=1440, scheme="light"):
         context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, color_scheme=scheme)
         page = context.new_page()
-        said, asked = [], []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append(dialog.message))
-        page.on("request", lambda request: asked.append(request.url))
+        messages, requests = [], []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(dialog.message))
+        page.on("request", lambda request: requests.append(request.url))
         page.goto((run.folder / "report" / "index.html").as_uri())
-        opened.append((context, said, asked))
+        opened.append((context, messages, requests))
         return page
 
     yield go
-    for context, said, asked in opened:
+    for context, messages, requests in opened:
         context.close()
-        assert said == []
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        assert messages == []
+        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
 def status(page, name):
@@ -77,8 +77,8 @@ def test_axe_finds_nothing(visit, reported, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
     page = visit(reported, width=width, scheme=scheme)
-    found = Axe().run(page, options={"runOnly": TAGS})
-    assert found.violations_count == 0, found.generate_report()
+    result = Axe().run(page, options={"runOnly": TAGS})
+    assert result.violations_count == 0, result.generate_report()
 
 
 def test_sorting_by_mouse_and_keyboard(visit, reported):
@@ -117,8 +117,8 @@ def test_filtering_and_pages(visit, reported):
     images = reported.image_table.to_pandas()
     material = gather(reported, images_per_measure=1)
     first = material.scores[material.scores.detector == "first-detector"]
-    said = [reported.classes[i] for i in first.predicted]
-    assert wrong == (images.label.to_numpy() != said).sum() > 0
+    predictions = [reported.classes[i] for i in first.predicted]
+    assert wrong == (images.label.to_numpy() != predictions).sum() > 0
     for row in page.locator("#table tbody tr").all():
         cells = row.locator("td").all_inner_texts()
         assert cells[0] != cells[2]
@@ -168,16 +168,16 @@ def test_a_name_in_the_table_opens_the_viewer(visit, reported):
 
 def test_every_control_is_reached_by_the_keyboard(visit, reported):
     page = visit(reported)
-    wanted = page.evaluate(
+    num_controls = page.evaluate(
         "[...document.querySelectorAll('a, button:not(:disabled), select, input, summary, [tabindex=\"0\"]')].length"
     )
     seen = set()
     page.keyboard.press("Tab")
-    for i in range(wanted + 5):
+    for i in range(num_controls + 5):
         seen.add(page.evaluate("(e => [...document.querySelectorAll('*')].indexOf(e))(document.activeElement)"))
         page.keyboard.press("Tab")
         assert i < 1000
-    assert len(seen) >= wanted
+    assert len(seen) >= num_controls
 
 
 def test_hostile_names_run_nothing_and_are_shown(visit, hostile):

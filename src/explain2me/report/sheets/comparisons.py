@@ -43,14 +43,14 @@ def differences(tables: Tables) -> Sheet:
         for row in block:
             star = "*" if single_run_detectors(row) else ""
             cells = (
-                count(row["num_images"]), number(row["difference"], signed=True),
-                interval(row["ci_low"], row["ci_high"], signed=True) + star, p_value(row["p"]),
-                number(row["corrected"], signed=True), interval(row["corrected_low"], row["corrected_high"], signed=True),
+                number(row["difference"], signed=True), interval(row["ci_low"], row["ci_high"], signed=True) + star,
+                p_value(row["p"]), count(row["num_images"]), number(row["corrected"], signed=True),
+                interval(row["corrected_low"], row["corrected_high"], signed=True),
             )  # fmt: skip
             heads = (score, printable_line(row["detector"]), printable_line(row["other_detector"]), row["variant"])
             lines.append(tuple(map(Cell, (*heads, *cells))))
     columns = (
-        "score", "detector", "other detector", "variant", "images", "difference", "95 % interval", "p", "above chance",
+        "score", "detector", "other detector", "variant", "difference", "95 % interval", "p", "images", "above chance",
         "95 % interval of above chance",
     )  # fmt: skip
     return Sheet(
