@@ -73,10 +73,13 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "goes on after" not in capsys.readouterr().out
     said = call("study", config, "--out", out)
     assert said.count("goes on after") == said.count("test_resnet-plain run 1 goes on after epoch 1 of 2\n") == 1
-    assert "The five measures over all sources" in said
+    assert "Measures over all images" in said
     assert (tmp_path / "out" / "run" / "report" / "index.html").exists()
     assert "What the numbers say\n" in said
-    assert "few training runs: 2 training runs of each detector: the interval of a score draws these anew" in said
+    assert (
+        "few training runs: 2 training runs of each detector: so few runs make the interval of a score too narrow"
+        in said
+    )
     findings = (tmp_path / "out" / "run" / "report" / "findings.md").read_text()
     assert "- **few training runs**: 2 training runs of each detector" in findings
     assert call("verify", str(tmp_path / "out" / "run")) == "whole\n"

@@ -96,7 +96,7 @@ def test_no_control_character_reaches_the_terminal(copied_run: Run) -> None:
 
 def test_findings_are_printed_most_decisive_first_and_not_without_end():
     def shown(found):
-        console = Console(file=io.StringIO(), width=60)
+        console = Console(file=io.StringIO(), width=80)
         show_findings(found, console)
         return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -104,7 +104,7 @@ def test_findings_are_printed_most_decisive_first_and_not_without_end():
     kinds = list(TAGS)
     found = [Finding(kinds[i % len(kinds)], f"number {i} of [red]x[/red] \x1b[2J") for i in range(MOST_FINDINGS)]
     lines = shown(found)
-    assert lines[1] == r"  none to choose: number 0 of [red]x[/red] \x1b[2J"
+    assert lines[1] == r"  no reason to choose: number 0 of [red]x[/red] \x1b[2J"
     assert len(lines) == MOST_FINDINGS + 1
     assert shown([*found, *found[:3]]) == [*lines, "  and 3 more, in the report"]
     assert {line[:2] for line in shown([Finding("note", "word " * 40)])[1:]} == {"  "}

@@ -77,7 +77,7 @@ def test_values_of_one_precision_only_are_counted(bfloat16_run: Run, tmp_path: P
     assert after.num_one_sided["entropy", "spatial"] == 2
     assert after.num_values["entropy", "spatial"] == before.num_values["entropy", "spatial"] - 2
     assert after.num_one_sided["stability", "predicted"] == before.num_one_sided["stability", "predicted"] + 2 * 2
-    assert "value(s) in one of them only" in shown(copy)
+    assert "values in one only" in shown(copy)
 
 
 def test_the_precision_is_that_of_the_measures_that_were_scored(bfloat16_run: Run, tmp_path: Path) -> None:

@@ -63,14 +63,14 @@ def test_differences_are_those_of_the_other_tables(
         wanted = [aurocs[name, row.variant, *sides] for name in (row.detector, row.other_detector)]
         assert row.difference == pytest.approx(wanted[0] - wanted[1], abs=1e-12)
 
-    lines = [line.split() for line in shown(run).split("Differences over all sources")[1].splitlines()]
+    lines = [line.split() for line in shown(run).split("Differences between detectors")[1].splitlines()]
     row = found[(found.measure == "auroc") & (found.variant == "softmax") & (found.label == "all")].iloc[1]
     assert ["a", "c", "softmax", f"{row.difference:+.3f}", f"[{row.ci_low:+.3f},"] in [line[:5] for line in lines]
     for width in (80, 120):
-        text = shown(run, width).split("Differences over all sources", 1)[1]
+        text = shown(run, width).split("Differences between detectors", 1)[1]
         assert max(map(len, text.splitlines())) <= width
         assert "…" not in text
-        assert f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]" in text
+        assert f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]" in " ".join(text.split())
         assert "predicted" in text
     (run.folder / "summary" / "differences.parquet").unlink()
     with pytest.raises(RunFolderError, match=r"no summary table 'differences' .* call `explain2me summarise"):

@@ -16,8 +16,6 @@ from explain2me.statistics.scores import MEASURES, Measure
 
 FEW_CELLS = 25
 """A map of fewer cells is called coarse; the maps of the paper have 7 x 7 cells."""
-LARGE_DEAD_SHARE = 0.05
-"""With a larger share of dead maps, the means of two detectors are of different images."""
 
 
 class Quantity(NamedTuple):
@@ -26,10 +24,6 @@ class Quantity(NamedTuple):
     measure: str
     variant: str
     similarity: str | None
-
-
-FEW_CELLS = 25
-"""Maps of fewer cells than that are called coarse; the paper's have 7 x 7."""
 
 
 class Cell(NamedTuple):

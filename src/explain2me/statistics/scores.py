@@ -21,13 +21,13 @@ class Score(NamedTuple):
     """One number of the tables by detector.
 
     Attributes:
-        key: short unique name, used for columns of scores by image.
-        label: in words; ``{condition}`` stands for the name of the condition.
-        condition: the condition that it is of; None for the mean over all conditions of the measure; ``"level"`` for
-            one condition for each level.
-        higher_is_better: the direction of the paper.
-        preferred: of a score of levels, the condition that text and figures use where a run has it.
-        words: its condition, in words, where that is fixed.
+        key: short unique name; names the column in tables with one row an image.
+        label: the score in words; ``{condition}`` stands for the name of the condition.
+        condition: name of the condition that is scored; None: the mean over all conditions of the measure; ``"level"``:
+            one score for each condition, where each condition is one level.
+        higher_is_better: the direction in the paper.
+        preferred: for ``"level"``: the condition that text and figures use where a run has it.
+        words: the condition in words, where it is fixed.
     """
 
     key: str
@@ -39,7 +39,7 @@ class Score(NamedTuple):
 
 
 class FigureRow(NamedTuple):
-    """A figure of a measure: name of the drawing function, name of its file, title, and its name in ``run.plot``."""
+    """A figure of a measure: name of the function that draws it, name of its file, title, its name in ``run.plot``."""
 
     draw: str
     file: str
@@ -67,10 +67,9 @@ class Measure:
         groups: groups of conditions whose means the tables show beside the single conditions.
         auroc: whether AUROC on its perturbed images is also reported source by source.
         low, high: range of its values.
-        scores: its numbers in tables, figures and findings.
-        figures: what is drawn of it, in the order of the page.
-        by_map: how the clean map changes an image, as a participle (``blurred``), so that each detector sees another image; ""
-            where the perturbation does not depend on the map.
+        figures: the figures of the measure, in the order of the page.
+        by_map: how the clean map changes the image, as a participle (``blurred``): each detector sees another image.
+            "" where the perturbation does not depend on the map.
     """
 
     name: str
