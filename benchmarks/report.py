@@ -21,7 +21,7 @@ from explain2me.run.conditions import conditions_for
 from explain2me.run.files import write_json, write_parquet
 from explain2me.run.folder import open_run
 from explain2me.run.plan import plan
-from explain2me.stages.begin import prepare
+from explain2me.stages.begin import begin_run
 from explain2me.stages.measure import measure_run
 from explain2me.stages.shard import Batch, Explained, _table
 from explain2me.stages.summarise import summarise_run
@@ -63,7 +63,7 @@ def make_run(folder: Path, num_detectors: int, num_runs: int, num_images: int):
             "compute": {"device": "cpu"},
         }
     )
-    run = prepare(config, folder / "run")
+    run = begin_run(config, folder / "run")
     record = json.loads((folder / "run" / "run.json").read_text())
     record["config"]["measures"]["stability"] = num_runs > 1
     record["models"] = [

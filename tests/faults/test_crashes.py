@@ -6,19 +6,24 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+import explain2me
+from explain2me.config.load import load_config
 from explain2me.errors import Explain2MeError
 from explain2me.run.folder import Run, open_run
+from explain2me.run.plan import plan
+from explain2me.stages.crash_search import Attempt, CrashSearch, run_despite_crashes
+from explain2me.stages.explain import explain_run
 from explain2me.stages.verify import verify_run
-from explain2me.workers.crashes import Attempt, CrashSearch
+from explain2me.workers import Engine
 
 
 class Task(NamedTuple):
@@ -65,19 +70,19 @@ def test_a_machine_on_which_every_worker_dies_blames_no_image() -> None:
     recorded: list[int] = []
     search = CrashSearch(lambda _, image: recorded.append(image))
     queue = [Attempt.at(Task("a", 0, 256))]
-    with pytest.raises(Explain2MeError, match="ends without any image"):
+    with pytest.raises(Explain2MeError, match="dies before it reads any"):
         for _ in range(100):
             queue = [*search.died(queue.pop(0)), *queue]
     assert recorded == []
 
 
 def test_a_machine_that_dies_of_too_many_images_is_at_fault_itself() -> None:
-    with pytest.raises(Explain2MeError, match="die of more than 16 single images among 0 to 255"):
+    with pytest.raises(Explain2MeError, match="die at more than 16 single images among 0 to 255"):
         simulate([Task("a", 0, 256)], set(range(0, 256, 8)))
 
 
 def test_a_task_that_is_too_large_blames_no_image() -> None:
-    with pytest.raises(Explain2MeError, match=r"0 to 15 ended their worker process again and again.*memory"):
+    with pytest.raises(Explain2MeError, match=r"0 to 15 killed their worker process several times.*memory"):
         simulate([Task("a", 0, 16)], set(), memory=10)
 
 
@@ -94,13 +99,15 @@ def deadly(file, *args, **kwargs):
 
 PIL.Image.open = deadly
 """
+SMALL_CHUNKS = "import explain2me.stages.index\nexplain2me.stages.index.CHUNK = 6\n"
+SOURCE = str(Path(explain2me.__file__).parents[1])
 COMMAND = "import sys; sys.path.pop(0); from explain2me.cli import main; main()"
 
 
 @pytest.fixture
 def deadly_run(
     tmp_path: Path, make_images: Callable[..., Path], weights: Path, detector_table: Callable[..., str]
-) -> Callable[..., int]:
+) -> Callable[..., tuple[int, str]]:
     """Run 12 images, two of which end any process that opens them; the arguments are ``--set`` values."""
     manifest = make_images(tmp_path / "images", counts={("real", "camera"): 6, ("fake", "gan"): 6})
     for name in ("fake/gan/001.png", "real/camera/004.png"):
@@ -117,12 +124,14 @@ def deadly_run(
         "[summary]\nbootstrap = 0\n"
     )
 
-    def run(*sets: str, deadly: bool = True) -> int:
-        environment = os.environ | ({"PYTHONPATH": str(tmp_path / "patched")} if deadly else {})
+    def run(*sets: str) -> tuple[int, str]:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "patched"), SOURCE])}
         options = [word for item in sets for word in ("--set", item)]
         arguments = ["explain", str(tmp_path / "config.toml"), "--out", str(tmp_path / "run"), *options]
-        command = [sys.executable, "-c", COMMAND, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False).returncode
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr
 
     return run
 
@@ -136,31 +145,67 @@ def crashed(run: Run) -> list[tuple[str, str, str | None]]:
 DEADLY = ["fake/gan/001.png", "real/camera/004.png"]
 
 
-def test_an_image_that_ends_the_index_is_quarantined_at_the_next_call(
-    tmp_path: Path, deadly_run: Callable[..., int]
-) -> None:
-    assert deadly_run() == -signal.SIGKILL  # the driver itself read it
-    assert deadly_run() == 0
-    run = open_run(tmp_path / "run")
+def check_whole(run: Run) -> None:
     assert crashed(run) == [("index", name, None) for name in DEADLY]
     assert len(run.maps()) == 2 * 10 * 16
     assert verify_run(run) == []
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".") or path.name == "index"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_image_that_ends_a_worker_is_quarantined_by_each_model(
-    tmp_path: Path, deadly_run: Callable[..., int], workers: int
+def test_an_image_that_ends_the_index_is_quarantined_at_the_next_call(
+    tmp_path: Path, deadly_run: Callable[..., tuple[int, str]]
 ) -> None:
-    from explain2me.config.load import load_config
-    from explain2me.stages.begin import prepare
+    assert deadly_run()[0] == -signal.SIGKILL  # one process does everything
+    assert [path.name.partition("-")[0] for path in (tmp_path / "run" / "index").iterdir()] == ["reading"]
+    assert deadly_run() == (0, "")
+    check_whole(open_run(tmp_path / "run"))
 
-    prepare(load_config(tmp_path / "config.toml"), tmp_path / "run")  # the index is made by a healthy machine
-    codes = [deadly_run(f"compute.workers={workers}") for _ in range(1 if workers == 2 else 5)]
-    assert codes[-1] == 0
-    assert codes[:-1] == [-signal.SIGKILL] * 4 if workers == 1 else codes == [0]
-    run = open_run(tmp_path / "run")
-    assert crashed(run) == [("explain", name, model) for name in DEADLY for model in ("a__seed0", "a__seed1")]
-    assert len(run.maps()) == 2 * 10 * 16
+
+def test_any_mark_makes_its_task_a_suspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever process has the number now of the one that was killed."""
+    (tmp_path / "reading-a").write_text(str(os.getpid()))
+    suspects: list[set[Attempt]] = []
+
+    def note(*_: object, **options: Any) -> Iterator[Attempt]:
+        suspects.append(options["suspects"])
+        return iter(())
+
+    monkeypatch.setattr("explain2me.stages.crash_search.run_tasks", note)
+    tasks = [Task("a", 0, 2), Task("b", 2, 4)]
+    run_despite_crashes(print, tasks, Engine(), marks=tmp_path, record=print, on_progress=print)
+    assert suspects == [{Attempt.at(tasks[0])}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_an_image_that_ends_a_worker_is_quarantined_by_the_index(
+    tmp_path: Path, deadly_run: Callable[..., tuple[int, str]], engine: str
+) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray", reason="the extra ray is not installed")
+    else:
+        (tmp_path / "patched" / "sitecustomize.py").write_text(SMALL_CHUNKS + KILLER)
+    assert deadly_run("compute.workers=2", f"compute.executor={engine}") == (0, "")
+    check_whole(open_run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_in_explain_loses_nothing_that_is_committed(
+    tmp_path: Path, deadly_run: Callable[..., tuple[int, str]], workers: int
+) -> None:
+    run = explain_run(load_config(tmp_path / "config.toml"), tmp_path / "run")  # on a healthy machine
+    parts = {path: path.read_bytes() for path in run.folder.rglob("part-*.parquet")}
+    for shard in plan(run)[:2]:
+        shard.path(run.folder).unlink()
+    code, error = deadly_run(f"compute.workers={workers}")
+    if workers == 1:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 2
+        assert len(error.splitlines()) == 1
+        assert "a worker process died 3 times at the same task" in error
+        assert "what is committed stays" in error
+    assert {path for path in parts if not path.exists()} == {shard.path(run.folder) for shard in plan(run)[:2]}
+    explain_run(run.config, run.folder)
+    assert {path: path.read_bytes() for path in run.folder.rglob("part-*.parquet")} == parts
     assert verify_run(run) == []

@@ -341,7 +341,10 @@ def test_a_file_that_vanishes_is_quarantined_and_moves_no_other_row(
     copy = tmp_path / "images"
     shutil.copytree(images.parent, copy)
     config = load_config(write_config(data=f'manifest = "{copy / "manifest.csv"}"'))
-    prepare(config, tmp_path / "partial")
+    whole = explain_run(config, tmp_path / "whole")
+    from explain2me.stages.begin import begin_run
+
+    begin_run(config, tmp_path / "partial")
     (copy / "fake" / "gan_a" / "003.png").unlink()
     partial = explain_run(config, tmp_path / "partial")
     measure_run(partial, config)

@@ -534,11 +534,11 @@ def test_trainings_of_several_gpus_do_not_share_them(tmp_path, manifest, monkeyp
 
 
 def test_an_extended_study_says_what_to_delete(tmp_path, manifest):
-    from explain2me.stages.begin import prepare
+    from explain2me.stages.begin import begin_run
 
     config = make_config(manifest, runs=2, epochs=1)
     assert train_missing(config, tmp_path) == []
-    prepare(evaluation(config, tmp_path), tmp_path / "run")
+    begin_run(evaluation(config, tmp_path), tmp_path / "run")
     check_study(config, tmp_path)
     more = make_config(manifest, runs=3, epochs=1)
     with pytest.raises(

@@ -1,6 +1,6 @@
 """Batches of decoded images, read ahead in threads."""
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from explain2me.errors import ImageError
 from explain2me.images.decode import MAX_PIXELS, check_size, load_array
-from explain2me.images.examine import CRASHED
 from explain2me.images.threads import in_order
 
 
@@ -43,7 +42,6 @@ def batches(
     interpolation: str = "bilinear",
     max_pixels: int = MAX_PIXELS,
     expected_sha256: Sequence[str | None] | None = None,
-    crashing: Collection[int] = (),
     num_threads: int | None = None,
     prefetch: int = 2,
 ) -> Generator[Batch, None, None]:
@@ -60,7 +58,6 @@ def batches(
         interpolation: one of :data:`INTERPOLATIONS`.
         max_pixels: images with more pixels fail.
         expected_sha256: per path; other bytes fail as ``hash_mismatch``, so a file swapped after the index is noticed.
-        crashing: positions that are not opened, because processes have ended at them; they fail as ``crash``.
         num_threads: decoding threads; None takes one for each processor core, at most 8.
         prefetch: batches decoded ahead of the one in use, at least 1.
 
@@ -74,8 +71,6 @@ def batches(
         raise ValueError(f"expected one sha256 per path, got {len(expected_sha256)} for {len(paths)} paths")
 
     def load(position: int) -> UInt8[np.ndarray, "3 H W"] | ImageError:
-        if position in crashing:
-            return ImageError("crash", CRASHED)
         sha256 = None if expected_sha256 is None else expected_sha256[position]
         try:
             return load_array(paths[position], size, interpolation, max_pixels=max_pixels, expected_sha256=sha256)

@@ -24,7 +24,7 @@ from explain2me.stages.refusals import open_existing, refuse_other_config
 from explain2me.workers.device import engine_of, with_device
 
 
-def prepare(
+def begin_run(
     config: Config,
     folder: Path,
     *,

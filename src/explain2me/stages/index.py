@@ -1,4 +1,4 @@
-"""Before stage 1: every image is read and decoded once, in chunks that are committed like shards."""
+"""Before stage 1: read and decode every image once, in chunks that are committed like shards."""
 
 import contextlib
 import functools
@@ -16,15 +16,13 @@ from explain2me.images.examine import QUARANTINE, Indexed, index_images
 from explain2me.images.listing import image_root
 from explain2me.run.files import write_parquet
 from explain2me.run.packs import read_parquet
-from explain2me.workers import Engine, report_progress, run_tasks
-from explain2me.workers.crashes import Attempt, CrashSearch, Whole, marked, remove_marks, suspected
+from explain2me.stages.crash_search import Attempt, Task, run_despite_crashes
+from explain2me.workers import Engine, report_progress
 
 CHUNK = 4096
-"""Images of a chunk."""
+"""Images in a chunk."""
 PARTS = "index"
-"""Folder of the chunks that are done, until all are."""
-MARKED = "part-[0-9]*"
-"""Titles of chunks; those of shards begin with the name of a model, and others may be at them already."""
+"""Folder of the finished chunks; removed when images.parquet holds their rows."""
 CHUNK_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("image_id", "path", "label", "source")]
     + [("width", pa.int32()), ("height", pa.int32())]
@@ -44,15 +42,15 @@ class IndexChunk:
 
     @property
     def title(self) -> str:
-        """A file name that no other chunk of the run has."""
+        """File name that no other chunk of the run has."""
         return f"part-{self.number:05d}-{self.key}.parquet"
 
     def path(self, folder: Path) -> Path:
-        """Where it is committed."""
+        """Where the chunk is committed."""
         return folder / PARTS / self.title
 
     def crashes(self, folder: Path) -> Path:
-        """Rows of which processes die."""
+        """File of the rows that kill processes."""
         return folder / PARTS / f"crash-{self.title}"
 
 
@@ -66,129 +64,149 @@ def index_run(
     share: tuple[int, int] = (0, 1),
     on_done: Callable[[int, int], None] | None = None,
 ) -> Indexed | None:
-    """Read every image of a run once, or what is left of that; None where another machine has begun the run meanwhile.
+    """Read every image of a run once and return the rows; None if another machine has written run.json meanwhile.
 
-    Several machines may do this in one folder: each begins at another place and leaves out what is there.
+    Several machines may do this in one folder: each starts at another chunk and skips the finished ones. An image that
+    kills the process that decodes it goes to the quarantine, see :mod:`explain2me.stages.crash_search`.
 
     Args:
         images: of :func:`explain2me.images.listing.list_images`.
         source: the manifest or folder.
         folder: of the run.
-        engine: who reads; a single chunk is read in this process.
+        engine: reads the chunks; a single chunk is read in this process.
         max_pixels: larger images are not decoded.
-        share: (i, N): where to begin.
-        on_done: called with the images read and all of them.
+        share: (i, N), the first chunk to read.
+        on_done: called with the number of images read, and of all images.
     """
-    read = functools.partial(
-        _index, images, source, folder, engine, max_pixels=max_pixels, share=share, on_done=on_done
-    )
-    try:
-        return read()
-    except (FileNotFoundError, RunFolderError):
-        if not folder.exists() or (folder / PARTS).exists():
-            raise
-    return read()  # another machine found no image that can be used, and removed the chunks: so shall this one find
+    key = [str(source.resolve()), max_pixels]  # the same names elsewhere are other images
+    chunks = [
+        IndexChunk(number, start, start + len(rows), digest([key, rows.to_pylist()]), rows)
+        for number, start in enumerate(range(0, len(images), CHUNK))
+        for rows in [images.take(list(range(start, min(start + CHUNK, len(images)))))]
+    ]
+    first = share[0] * len(chunks) // share[1]
+    for may_try_again in (True, False):
+        try:
+            _read_missing(
+                chunks[first:] + chunks[:first], source, folder, engine, max_pixels=max_pixels, on_done=on_done
+            )
+            return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
+        except (RunFolderError, FileNotFoundError):
+            if (folder / "run.json").exists():  # its writer has removed the chunks
+                return None
+            removed = folder.exists() and not (folder / PARTS).exists()
+            if not (removed and may_try_again):
+                raise  # else another machine found no usable image and removed the chunks: find the same here
+    raise AssertionError("the second try returns or raises")
 
 
-def _index(
-    images: pa.Table,
+def _read_missing(
+    chunks: list[IndexChunk],
     source: Path,
     folder: Path,
     engine: Engine,
     *,
     max_pixels: int,
-    share: tuple[int, int],
     on_done: Callable[[int, int], None] | None,
-) -> Indexed | None:
-    key = [str(source.resolve()), max_pixels]  # the same names elsewhere are other images
-    chunks = [
-        IndexChunk(number, start, min(start + CHUNK, len(images)), digest([key, rows.to_pylist()]), rows)
-        for number, start in enumerate(range(0, len(images), CHUNK))
-        for rows in [images.take(list(range(start, min(start + CHUNK, len(images)))))]
-    ]
-    (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    first = share[0] * len(chunks) // share[1]
-    missing = [Attempt.at(chunk) for chunk in chunks[first:] + chunks[:first] if not chunk.path(folder).exists()]
-    done = len(images) - sum(attempt.stop - attempt.start for attempt in missing)
+) -> None:
+    """Read and commit the chunks that are not committed yet."""
+    marks = folder / PARTS
+    marks.mkdir(parents=True, exist_ok=True)
+    missing = [chunk for chunk in chunks if not chunk.path(folder).exists()]
+    num_images = sum(chunk.stop - chunk.start for chunk in chunks)
+    num_done = num_images - sum(chunk.stop - chunk.start for chunk in missing)
 
-    def tell(_: Attempt, count: int, __: float) -> None:
-        nonlocal done
-        done += count
+    def add(count: int) -> None:
+        nonlocal num_done
+        num_done += count
         if on_done:
-            on_done(done, len(images))
+            on_done(num_done, num_images)
 
-    work = functools.partial(_commit_chunk, folder, source, max_pixels)
-    search = CrashSearch(functools.partial(_record_crash, folder))
-    suspects = suspected(folder, missing)
-    for _ in run_tasks(work, missing, engine, recovery=search, suspects=suspects, on_progress=tell):
-        pass
-    try:
-        return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
-    except (RunFolderError, FileNotFoundError):
-        if (folder / "run.json").exists():  # whoever wrote it has removed the chunks
-            return None
-        raise
+    run_despite_crashes(
+        functools.partial(_read_chunk, folder, image_root(source), max_pixels),
+        missing,
+        engine,
+        marks=marks,
+        record=functools.partial(_record_crash, folder),
+        on_progress=add,
+    )
 
 
 def forget_chunks(folder: Path) -> None:
-    """The chunks are part of images.parquet now, or of no use; so are the marks of processes that ended at one."""
+    """Remove the chunks: images.parquet holds their rows now, or nothing needs them."""
     shutil.rmtree(folder / PARTS, ignore_errors=True)
-    remove_marks(folder, MARKED)
 
 
-def _commit_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -> None:
-    with _while_needed(folder):
-        _read_chunk(folder, source, max_pixels, attempt)
-
-
-def _read_chunk(folder: Path, source: Path, max_pixels: int, attempt: Attempt) -> None:
+def _read_chunk(folder: Path, root: Path, max_pixels: int, attempt: Attempt) -> None:
+    """Decode the images of a chunk and commit their rows; a probe commits nothing."""
     chunk = attempt.whole
     assert isinstance(chunk, IndexChunk)
-    done = chunk.path(folder).exists() or (folder / "run.json").exists()  # by another machine in the meantime
-    if done and not attempt.probe:
-        return
-    crashed = read_parquet(chunk.crashes(folder))["row"].to_pylist() if chunk.crashes(folder).exists() else []
-    rows = chunk.rows.slice(attempt.start - chunk.start, attempt.stop - attempt.start)
-    told = 0
-
-    def tell(done: int) -> None:
-        nonlocal told
-        if not attempt.probe and (done - told >= 64 or done == len(rows)):
-            report_progress(done - told, 0.0)
-            told = done
-
-    with marked(folder, attempt):
-        usable, refused = index_images(
-            rows,
-            image_root(source),
-            max_pixels=max_pixels,
-            crashing={row - attempt.start for row in crashed},
-            on_done=tell,
-        )
-    if attempt.probe:
-        return
-    columns = {name: usable[name] for name in usable.column_names} | {
-        name: pa.nulls(len(usable), pa.string()) for name in ("kind", "message")
-    }
-    bad = {name: refused[name] for name in ("image_id", "path", "kind", "message")}
-    bad |= {
-        name: pa.nulls(len(refused), CHUNK_SCHEMA.field(name).type) for name in CHUNK_SCHEMA.names if name not in bad
-    }
-    tables = [pa.table({name: part[name] for name in CHUNK_SCHEMA.names}).cast(CHUNK_SCHEMA) for part in (columns, bad)]
-    write_parquet(pa.concat_tables(tables), chunk.path(folder), replace=False)  # so that all machines join the same
+    with _unless_another_machine_began(folder):
+        if attempt.probe:
+            _decode(chunk, attempt, folder, root, max_pixels)
+        elif not chunk.path(folder).exists() and not (folder / "run.json").exists():
+            rows = _as_rows(
+                _decode(chunk, attempt, folder, root, max_pixels, on_done=_reporter(attempt.stop - attempt.start))
+            )
+            write_parquet(rows, chunk.path(folder), replace=False)  # all machines use the first one
 
 
-def _record_crash(folder: Path, whole: Whole, row: int) -> None:
-    assert isinstance(whole, IndexChunk)
-    path = whole.crashes(folder)
-    with _while_needed(folder):
+def _decode(
+    chunk: IndexChunk,
+    attempt: Attempt,
+    folder: Path,
+    root: Path,
+    max_pixels: int,
+    on_done: Callable[[int], None] | None = None,
+) -> Indexed:
+    crashes = chunk.crashes(folder)
+    crashing = read_parquet(crashes)["row"].to_pylist() if crashes.exists() else []
+    return index_images(
+        chunk.rows.slice(attempt.start - chunk.start, attempt.stop - attempt.start),
+        root,
+        max_pixels=max_pixels,
+        crashing={row - attempt.start for row in crashing},
+        on_done=on_done,
+    )
+
+
+def _reporter(num_images: int, step: int = 64) -> Callable[[int], None]:
+    """Report the progress of the worker after every ``step`` images, and at the end."""
+    num_reported = 0
+
+    def on_done(num_done: int) -> None:
+        nonlocal num_reported
+        if num_done - num_reported >= step or num_done == num_images:
+            report_progress(num_done - num_reported, 0.0)
+            num_reported = num_done
+
+    return on_done
+
+
+def _as_rows(indexed: Indexed) -> pa.Table:
+    """Usable images and quarantined ones in one table; ``kind`` is null for the usable ones."""
+    tables = []
+    for part in indexed:
+        columns = {
+            name: part[name] if name in part.column_names else pa.nulls(len(part), CHUNK_SCHEMA.field(name).type)
+            for name in CHUNK_SCHEMA.names
+        }
+        tables.append(pa.table(columns).cast(CHUNK_SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def _record_crash(folder: Path, chunk: Task, row: int) -> None:
+    """Add a row to the file of the rows that the next attempts leave out."""
+    assert isinstance(chunk, IndexChunk)
+    path = chunk.crashes(folder)
+    with _unless_another_machine_began(folder):
         known = read_parquet(path)["row"].to_pylist() if path.exists() else []
         write_parquet(pa.table({"row": pa.array(sorted({*known, row}), pa.int64())}), path)
 
 
 @contextlib.contextmanager
-def _while_needed(folder: Path) -> Iterator[None]:
-    """Another machine may begin the run meanwhile and remove the index: then nothing of it can be missing."""
+def _unless_another_machine_began(folder: Path) -> Iterator[None]:
+    """Ignore missing files once there is a run.json: its writer has removed the chunks, and nobody needs them."""
     try:
         yield
     except (FileNotFoundError, RunFolderError):
@@ -196,13 +214,13 @@ def _while_needed(folder: Path) -> Iterator[None]:
             raise
 
 
-def _joined(parts: list[pa.Table]) -> Indexed:
-    table = pa.concat_tables(parts)
+def _joined(chunks: list[pa.Table]) -> Indexed:
+    table = pa.concat_tables(chunks)
     if table.schema.names != CHUNK_SCHEMA.names:
         raise RunFolderError("the chunks of the index are of another version; delete the folder index and call again")
-    good = pc.is_null(table["kind"])
-    usable = table.filter(good).drop_columns(["kind", "message"])
-    bad = table.filter(pc.invert(good))
-    stage = pa.array(["index"] * len(bad), pa.string())
-    columns = {name: stage if name == "stage" else bad[name] for name in QUARANTINE.names}
+    is_usable = pc.is_null(table["kind"])
+    usable = table.filter(is_usable).drop_columns(["kind", "message"])
+    refused = table.filter(pc.invert(is_usable))
+    stage = pa.array(["index"] * len(refused), pa.string())
+    columns = {name: stage if name == "stage" else refused[name] for name in QUARANTINE.names}
     return Indexed(usable, pa.table(columns).cast(QUARANTINE))

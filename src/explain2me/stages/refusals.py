@@ -11,7 +11,6 @@ from explain2me.images.listing import list_images, require_hashes, sample_images
 from explain2me.run.folder import Run, open_run
 from explain2me.run.leftovers import TEMPORARY
 from explain2me.stages.index import PARTS
-from explain2me.workers.crashes import RUNNING
 from explain2me.workers.device import with_device
 
 
@@ -57,7 +56,7 @@ def open_existing(folder: Path) -> Run | None:
         return open_run(folder)
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{str(folder)!r} is a file; give a new folder with --out")
-    ours = ("images.parquet", "quarantine", "events", PARTS, TEMPORARY, RUNNING)  # of a call stopped before run.json
+    ours = ("images.parquet", "quarantine", "events", PARTS, TEMPORARY)  # of a call stopped before run.json
     if folder.exists() and not all(path.name.startswith(ours) for path in folder.iterdir()):
         if (folder / "run.json").exists():  # another machine has just written it
             return open_run(folder)

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +123,6 @@ def explain_rows(
     rows: Sequence[int],
     *,
     precision: str,
-    crashing: Collection[int],
     on_batch: Callable[[int, float], None] | None = None,
 ) -> tuple[pa.Table, list[dict[str, object]]]:
     """Explain some images of one model under every condition.
@@ -147,8 +146,9 @@ def explain_rows(
     explain: Explain = functools.partial(_explain, detector, explainer, run, precision)
     if run.config.compute.compile:
         explain = functools.partial(_padded, explain, largest_batch(run))
-    clean_batches = _read(run, model, detector, rows, refused, crashing)
-    for condition, batch, result in explain_batches(clean_batches, explain, conditions, seed=run.config.seed):
+    for condition, batch, result in explain_batches(
+        _read(run, model, detector, rows, refused), explain, conditions, seed=run.config.seed
+    ):
         kept = result._replace(valid=result.valid.cpu() & batch.usable)
         if condition == conditions[-1] and on_batch:
             now = time.monotonic()
@@ -217,7 +217,6 @@ def _read(
     detector: Detector,
     rows: Sequence[int],
     refused: list[dict[str, object]],
-    crashing: Collection[int],
 ) -> Iterator[Batch]:
     """Decode the images of a shard ahead of the model; appends the failures to ``refused``."""
     data, compute = run.config.data, run.config.compute
@@ -234,17 +233,14 @@ def _read(
         interpolation=detector.interpolation,
         max_pixels=data.max_pixels,
         expected_sha256=table["sha256"].to_pylist(),
-        crashing={position for position, row in enumerate(rows) if row in crashing},
     ):
         start = min([*batch.positions, *(failure.position for failure in batch.failures)])
         usable = torch.ones(len(batch.positions) + len(batch.failures), dtype=torch.bool)
         pixels = batch.images
         for position, error in batch.failures:
             usable[position - start] = False
-            if error.kind == "crash":  # in the quarantine already
-                continue
-            image = {"image": rows[position], "image_id": ids[position], "path": paths[position], "model": model.name}
-            refused.append(image | {"stage": "explain", "kind": error.kind, "message": error.message})
+            where = {"image": rows[position], "image_id": ids[position], "path": paths[position], "model": model.name}
+            refused.append(where | {"stage": "explain", "kind": error.kind, "message": error.message})
         if batch.failures:
             pixels = torch.zeros(len(usable), 3, *detector.input_size, dtype=torch.uint8)
             pixels[usable] = batch.images

@@ -22,7 +22,6 @@ from explain2me.run.plan import Shard, plan
 from explain2me.run.record import record_hash
 from explain2me.run.schema import maps_schema
 from explain2me.stages.measure import score_names
-from explain2me.workers.crashes import RUNNING
 
 
 def verify_run(run: Run, *, images: bool = False, on_done: Callable[[int, int], None] | None = None) -> list[str]:
@@ -161,7 +160,7 @@ def _check_names(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
         elif path in planned and path.name in packed[path.parent]:
             yield f"left over: {path.relative_to(run.folder)} is in a pack already; call `explain2me compact` again"
     for path in sorted(run.folder.rglob(".*")):
-        if path.name.startswith((TEMPORARY, RUNNING)):
+        if path.name.startswith(TEMPORARY):
             yield f"left over: {path.relative_to(run.folder)}, by a process that was stopped"
 
 

@@ -1,6 +1,7 @@
 """A worker process of this machine that does one task at a time, so that it is known which task it died of."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -125,9 +126,17 @@ def _context(work: Work) -> Any:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    module = str(getattr(getattr(work, "func", work), "__module__", ""))
-    context.set_forkserver_preload([name for name in (__name__, module) if name.startswith("explain2me.")])
+    context.set_forkserver_preload([__name__, *(name for name in _modules_of(work) if name.startswith("explain2me."))])
     return context
+
+
+def _modules_of(work: object) -> Iterator[str]:
+    """Modules of a function, and of the functions that a partial is made of."""
+    if isinstance(work, functools.partial):
+        for part in (work.func, *work.args):
+            yield from _modules_of(part)
+    elif callable(work):
+        yield str(getattr(work, "__module__", ""))
 
 
 def _serve(pipe: Connection, index: int, threads: int) -> None:
