@@ -149,6 +149,49 @@ except SystemExit as stop:
     assert heavy_modules(script) == []
 
 
+MANIFESTS = {
+    "missing": (None, "no such file"),
+    "without a column path": ("image,label\na.png,real\n", "column 'path'"),
+    "with a line cut off": ("path,label\na.png\n", "expected 2 fields"),
+    "with a path twice": ("path,label\na.png,real\na.png,fake\n", "already; keep one"),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "run", "explain", "study"])
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_mistake_in_a_manifest_is_reported_before_anything_heavy_is_imported(command, name, tmp_path):
+    text, message = MANIFESTS[name]
+    if text is not None:
+        (tmp_path / "manifest.csv").write_text(text)
+    assert heavy_modules(refused_script(command, tmp_path, message)) == []
+
+
+def test_a_mistake_in_a_folder_or_in_labels_is_reported_before_pytorch_is_imported(tmp_path):
+    (tmp_path / "manifest.csv").mkdir()
+    assert "torch" not in heavy_modules(refused_script("check", tmp_path, "expected images as"))
+    (tmp_path / "manifest.csv").rmdir()
+    (tmp_path / "manifest.csv").write_text("path,label\na.png,real\nb.png,gan\n")
+    assert "torch" not in heavy_modules(refused_script("run", tmp_path, "data.positive: expected one of the labels"))
+
+
+def refused_script(command: str, folder: Path, message: str) -> str:
+    (folder / "config.toml").write_text(
+        'name = "wrong"\n[data]\nmanifest = "manifest.csv"\n'
+        '[[detectors]]\nname = "a"\narchitecture = "timm:resnet18"\nrandom_runs = 2\n'
+    )
+    return f"""
+import contextlib, io
+sys.argv = ["explain2me", "{command}", {str(folder / "config.toml")!r}]
+try:
+    from explain2me.cli import main
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        main()
+except SystemExit as stop:
+    assert stop.code == 2, stop.code
+    assert {message!r} in errors.getvalue(), errors.getvalue()
+"""
+
+
 def heavy_modules(script: str) -> list[str]:
     """Which of HEAVY a fresh interpreter has imported after ``script``."""
     report = f"print('heavy:', *(name for name in {HEAVY} if name in sys.modules))"

@@ -1,6 +1,7 @@
 """`explain2me check`: find mistakes before anything runs."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from explain2me.config.schema import Config
+    from explain2me.images.listing import Listing
+    from explain2me.train.data import Splits
 
 
 MOST_MISMATCHES = 20
@@ -32,51 +35,73 @@ def check(
     sets: Sets = None,
     verify_hashes: VerifyHashes = False,
 ) -> None:
-    """Check CONFIG, its list of images and its checkpoints, and say what would run; writes nothing.
+    """Check CONFIG, its list of images and its checkpoints, and print what would run; writes nothing.
 
-    Images to train on are opened, images to test only with --verify-hashes. With --out what is in that folder is
-    compared with CONFIG, too.
+    Images to train on are opened, images to test only with --verify-hashes. With --out the folder is compared with
+    CONFIG, too.
     """
-    settings, _ = load_settings(config, out, sets)  # a mistake in it is told before PyTorch is imported
-    from explain2me.run.conditions import conditions_for
-    from explain2me.stages import check as stage
-    from explain2me.stages.refusals import refuse_other_run
+    settings, _ = load_settings(config, out, sets)
+    listing = _list_all(settings)  # a mistake in a list is reported before PyTorch is imported
     from explain2me.workers.device import with_device
 
     settings = with_device(settings)
     console = make_console()
     if verify_hashes:
-        _verify_hashes(settings, console)
-    if out is not None and settings.training is None:
-        refuse_other_run(settings, out)
+        _verify_hashes(settings, listing, console)
     if settings.training is not None:
-        _check_training(settings, out, console)
-        if not settings.detectors:
-            return
-    images, record = stage.check(settings)
-    if settings.training is None:  # or else it was told with what it trains
-        _warn(settings, record, images, console)
+        _check_training(settings, out, listing, console)
+    if settings.detectors:
+        _check_run(settings, out, listing, console)
+
+
+def _list_all(config: "Config") -> "Listing":
+    """List the images to test; and those to train on, only to find mistakes."""
+    from explain2me.images.listing import list_source
+    from explain2me.stages.select import list_data
+
+    listing = list_data(config)
+    training = config.training
+    if training is not None and training.manifest is not None:
+        list_source(Path(training.manifest), split=training.split, extra=("salience",), classes=config.data.classes)
+    return listing
+
+
+def _check_run(config: "Config", out: Path | None, listing: "Listing", console: "Console") -> None:
+    """Check the detectors that the config names, and print what would run."""
+    from explain2me.run.conditions import conditions_for
+    from explain2me.stages import check as stage
+    from explain2me.stages.refusals import refuse_other_run
+    from explain2me.stages.select import select_images
+
+    if out is not None and config.training is None:
+        refuse_other_run(config, out)
+    images, record = stage.check(config, select_images(config, listing))
+    if config.training is None:  # a study has printed its warnings
+        _print_warnings(config, record, images, listing, console)
     for model in record["models"]:
         name = f"{model['detector']} {model['run']}: {model['architecture']}"
         console.print(printable(f"{name}, {_sizes(model, record)}"), markup=False)
-    conditions = conditions_for(settings.measures, tuple(record["models"][0]["input_size"]))
+    conditions = conditions_for(config.measures, tuple(record["models"][0]["input_size"]))
     passes = len(images) * len(conditions) * len(record["models"])
-    console.print(printable(class_order_text(record["classes"], settings)), markup=False)
+    console.print(printable(class_order_text(record["classes"], config)), markup=False)
     console.print("the images were not opened: `explain2me run` does that first and says which cannot be used")
     console.print(
         f"{len(images)} images x {len(conditions)} conditions x {len(record['models'])} models = {passes} forward passes "
-        f"on {settings.compute.device}",
+        f"on {config.compute.device}",
         markup=False,
     )
 
 
-def _warn(config: "Config", record: "Mapping[str, Any]", images: "Table", console: "Console") -> None:
-    """Print what is allowed and probably not meant, in what :func:`explain2me.stages.check.check` returned."""
+def _print_warnings(
+    config: "Config", record: "Mapping[str, Any]", images: "Table", listing: "Listing", console: "Console"
+) -> None:
+    """Print what is allowed and probably not meant."""
     from explain2me.run.record import Model
     from explain2me.stages.check import warnings_of
 
     models = [Model(**model) for model in record["models"]]
-    for warning in warnings_of(config, models, images, classes=record["classes"], map_sizes=record["map_sizes"]):
+    warnings = warnings_of(config, models, images, listing, classes=record["classes"], map_sizes=record["map_sizes"])
+    for warning in warnings:
         console.print(printable(f"warning: {warning}"), markup=False)
 
 
@@ -87,13 +112,13 @@ def _sizes(model: "Mapping[str, Any]", record: "Mapping[str, Any]") -> str:
     return f"input {sides}, layer {model['layer']}, maps of {height}x{width} cells"
 
 
-def _verify_hashes(config: "Config", console: "Console") -> None:
-    """Read every image to test and compare it to its hash; exit code 2 where one differs or is not there."""
+def _verify_hashes(config: "Config", listing: "Listing", console: "Console") -> None:
+    """Compare every image to test with its hash; exit code 2 if one differs or is missing."""
     from explain2me.images.examine import verify_hashes
     from explain2me.images.listing import image_root
-    from explain2me.stages.refusals import require_all_hashes
+    from explain2me.stages.select import require_all_hashes
 
-    images = require_all_hashes(config)
+    images = require_all_hashes(config, listing)
     with progress_bars(console) as progress:
         task = progress.add_task("read", total=len(images))
         bad = verify_hashes(
@@ -111,12 +136,9 @@ def _verify_hashes(config: "Config", console: "Console") -> None:
     console.print(f"{len(images)} images have the bytes that the manifest names")
 
 
-def _check_training(config: "Config", out: Path | None, console: "Console") -> None:
-    """Say what a study would train; every image and human map to train on is opened."""
-    from collections import Counter
-
-    from explain2me.detectors.cards import human_maps_in_words
-    from explain2me.train.data import read_human_maps, read_splits
+def _check_training(config: "Config", out: Path | None, listing: "Listing", console: "Console") -> None:
+    """Check what a study would train, and print it; every image and human map to train on is opened."""
+    from explain2me.train.data import read_splits
     from explain2me.train.study import (
         check_architectures,
         check_comparison,
@@ -133,25 +155,35 @@ def _check_training(config: "Config", out: Path | None, console: "Console") -> N
     splits = read_splits(config, config.training)
     if out is not None:
         refuse_other_study(config, out, splits)
+    _print_strategies(config, splits, console)
+    planned = trainings(config, Path())
+    check_architectures(planned)
+    images, record = check_comparison(config)
+    _print_warnings(config, record, images, listing, console)
+    for architecture in config.training.architectures:
+        model = next(model for model in record["models"] if model["architecture"] == architecture)
+        console.print(printable(f"{architecture}: {_sizes(model, record)}"), markup=False)
+    console.print(f"test: {len(images)} images")
+    console.print(printable(class_order_text(record["classes"], config)), markup=False)
+    for detector, count in Counter(training.detector for training in planned).items():
+        console.print(printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
+
+
+def _print_strategies(config: "Config", splits: "Splits", console: "Console") -> None:
+    """Print what each strategy minimises, and which images a study trains on."""
+    from explain2me.detectors.cards import human_maps_in_words
+    from explain2me.train.data import read_human_maps
+
+    assert config.training is not None
     for strategy in config.training.strategies:
         maps = read_human_maps(strategy, splits.training, (32, 32))
         kind = f"human maps: {human_maps_in_words(None if maps is None else maps.record)}"
         console.print(printable(f"strategy {strategy.name}: {strategy.loss}, {kind}"), markup=False)
     for name in ("training", "validation"):
         if name in splits.record:
-            found = ", ".join(f"{key} {count}" for key, count in splits.record[name]["by_label_and_source"].items())
-            console.print(printable(f"{name}: {splits.record[name]['images']} images ({found})"), markup=False)
-    every = trainings(config, Path())
-    check_architectures(every)
-    images, record = check_comparison(config)
-    _warn(config, record, images, console)
-    for architecture in config.training.architectures:
-        model = next(model for model in record["models"] if model["architecture"] == architecture)
-        console.print(printable(f"{architecture}: {_sizes(model, record)}"), markup=False)
-    console.print(f"test: {len(images)} images")
-    console.print(printable(class_order_text(record["classes"], config)), markup=False)
-    for detector, count in Counter(training.detector for training in every).items():
-        console.print(printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
+            counts = splits.record[name]["by_label_and_source"].items()
+            shown = ", ".join(f"{group} {count}" for group, count in counts)
+            console.print(printable(f"{name}: {splits.record[name]['images']} images ({shown})"), markup=False)
 
 
 def class_order_text(classes: "Sequence[str]", config: "Config") -> str:

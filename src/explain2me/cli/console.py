@@ -1,4 +1,4 @@
-"""What the commands print with: a console, progress bars, times in words."""
+"""A console, progress bars, and times in words, for all commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def duration_text(seconds: float) -> str:
-    """As ``1 h 02 min``, ``3 min 20 s`` or ``4.5 s``."""
+    """A duration as ``1 h 02 min``, ``3 min 20 s`` or ``4.5 s``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds) // 60
@@ -19,7 +19,7 @@ def duration_text(seconds: float) -> str:
 
 
 def make_console() -> "Console":
-    """A console that is 200 columns wide where nobody looks."""
+    """The terminal; in a log, lines of 200 columns."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -27,12 +27,12 @@ def make_console() -> "Console":
 
 
 def progress_bars(console: "Console") -> "Progress":
-    """Bars with the time left; silent where nobody looks."""
+    """Bars with the time left; nothing in a log."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
     class TimeLeftColumn(ProgressColumn):
-        """What is left by our own count, where there is one: models differ in speed."""
+        """The time left that the task tells, if it does: models differ in speed."""
 
         def render(self, task: "Task") -> Text:
             seconds = task.fields.get("seconds_left", task.time_remaining)
@@ -48,7 +48,7 @@ def progress_bars(console: "Console") -> "Progress":
     return Progress(*columns, console=console, transient=False, disable=not console.is_terminal)
 
 
-def say_where(console: "Console", what: str, folder: Path) -> None:
-    """In a log, which has no bars, what begins and where it can be followed."""
+def print_start(console: "Console", task: str, folder: Path) -> None:
+    """Print in a log, which has no bars, which task starts and in which folder."""
     if not console.is_terminal:
-        console.print(printable(f"{what}, in {folder}"), markup=False, soft_wrap=True)
+        console.print(printable(f"{task}, in {folder}"), markup=False, soft_wrap=True)

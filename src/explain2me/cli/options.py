@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from explain2me.config.schema import Config
+    from explain2me.stages.select import Selection
 
 
 def set_option(example: str) -> Any:
@@ -28,22 +29,31 @@ VerifyHashes = Annotated[
 ]
 
 
-def load_settings(
-    config: Path, out: Path | None, sets: list[str] | None, *, verify_hashes: bool = False
-) -> "tuple[Config, Path]":
-    """The config with ``--set`` applied, and the folder of its run; every image must have a hash where that is asked."""
+def load_settings(config: Path, out: Path | None, sets: list[str] | None) -> "tuple[Config, Path]":
+    """The config with ``--set`` applied, and the folder of its run."""
     from explain2me.config.load import load_config
 
     settings = load_config(config, sets or ())
-    if verify_hashes:
-        from explain2me.stages.refusals import require_all_hashes
-
-        require_all_hashes(settings)
     return settings, out or Path("runs") / settings.name
 
 
+def select(config: "Config", *, verify_hashes: bool) -> "Selection":
+    """The images of a run. A mistake in their list is reported here, before PyTorch is imported.
+
+    Args:
+        config: of the run.
+        verify_hashes: whether every image must have a hash.
+    """
+    from explain2me.stages.select import list_data, require_all_hashes, select_images
+
+    listing = list_data(config)
+    if verify_hashes:
+        require_all_hashes(config, listing)
+    return select_images(config, listing)
+
+
 def parse_shard(shard: str | None) -> tuple[int, int]:
-    """``I/N``, 0 <= I < N."""
+    """(I, N) of ``I/N``, 0 <= I < N; (0, 1) for None."""
     from explain2me.errors import ConfigError
 
     if shard is None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from explain2me.cli.check import class_order_text
-from explain2me.cli.console import duration_text, make_console, progress_bars, say_where
-from explain2me.cli.options import ConfigFile, Out, Sets, ShardOf, VerifyHashes, load_settings, parse_shard
+from explain2me.cli.console import duration_text, make_console, print_start, progress_bars
+from explain2me.cli.options import ConfigFile, Out, Sets, ShardOf, VerifyHashes, load_settings, parse_shard, select
 from explain2me.cli.results import measure_scores, summarise_scores, write_page
 from explain2me.text import printable
 
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
+    from rich.progress import Progress
 
     from explain2me.config.schema import Config
     from explain2me.run.folder import Run
     from explain2me.run.record import Model
+    from explain2me.stages.select import Selection
+    from explain2me.workers.progress import TimeLeft
 
 
 def run(
@@ -33,9 +36,11 @@ def run(
 ) -> None:
     """Explain, measure, summarise and show; a second call does only what is missing.
 
-    With --shard make a share of the maps; the machine that finds every map there goes on with the tables.
+    With --shard make a share of the maps; the machine that finds every map there continues with the tables.
     """
-    run_all_stages(*load_settings(config, out, sets, verify_hashes=verify_hashes), shard, make_console())
+    settings, folder = load_settings(config, out, sets)
+    share = parse_shard(shard)
+    run_all_stages(settings, folder, share, make_console(), select(settings, verify_hashes=verify_hashes))
 
 
 def explain(
@@ -46,44 +51,59 @@ def explain(
     verify_hashes: VerifyHashes = False,
 ) -> None:
     """Stage 1: make every map that is not there yet."""
-    console = make_console()
-    done = _explain(*load_settings(config, out, sets, verify_hashes=verify_hashes), shard, console)
-    if _is_whole(done, console):
-        _finish(done, console)
+    settings, folder = load_settings(config, out, sets)
+    share, console = parse_shard(shard), make_console()
+    explained = _explain(settings, folder, share, console, select(settings, verify_hashes=verify_hashes))
+    if _is_whole(explained, console):
+        _finish(explained, console)
 
 
-def run_all_stages(config: "Config", folder: Path, shard: str | None, console: "Console") -> None:
-    """Run every stage, print the tables and the times."""
+def run_all_stages(
+    config: "Config",
+    folder: Path,
+    share: tuple[int, int],
+    console: "Console",
+    selection: "Selection | None" = None,
+) -> None:
+    """Run every stage, print the tables and the times.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        share: (i, N): the share of the maps to make.
+        console: to print on.
+        selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
+    """
     from explain2me.report.terminal import show_run
 
     ends = [("", time.monotonic())]
-    done = _explain(config, folder, shard, console)
-    console.print(printable(class_order_text(done.classes, config)), markup=False, soft_wrap=True)
-    if not _is_whole(done, console):
+    explained = _explain(config, folder, share, console, selection)
+    console.print(printable(class_order_text(explained.classes, config)), markup=False, soft_wrap=True)
+    if not _is_whole(explained, console):
         return
     ends.append(("explain", time.monotonic()))
-    measure_scores(done, done.config, console)
+    measure_scores(explained, explained.config, console)
     ends.append(("measure", time.monotonic()))
-    summarise_scores(done, done.config, console)
+    summarise_scores(explained, explained.config, console)
     ends.append(("summarise", time.monotonic()))
-    show_run(done, console)
+    show_run(explained, console)
     if config.report.after_run:
-        write_page(done, config, console)
+        write_page(explained, config, console)
     ends.append(("show and report", time.monotonic()))
     times = [f"{stage} {duration_text(end - begin)}" for (_, begin), (stage, end) in itertools.pairwise(ends)]
     console.print(f"time: {', '.join(times)}", markup=False)
-    _finish(done, console)
+    _finish(explained, console)
 
 
 def _is_whole(run: "Run", console: "Console") -> bool:
-    """Whether every shard is there, of all machines; says how many are not."""
+    """Whether the shards of all machines are there; print how many are missing."""
     from explain2me.stages.explain import num_missing
 
     missing = num_missing(run)
     if missing:
         console.print(
             printable(
-                f"{missing} shards of other machines are not there yet; the last one goes on, or call the same command "
+                f"{missing} shards of other machines are missing; the last machine continues, or call the same command "
                 f"without --shard. run: {run.folder}"
             ),
             markup=False,
@@ -92,43 +112,58 @@ def _is_whole(run: "Run", console: "Console") -> bool:
     return not missing
 
 
-def _explain(config: "Config", folder: Path, shard: str | None, console: "Console") -> "Run":
+def _explain(
+    config: "Config", folder: Path, share: tuple[int, int], console: "Console", selection: "Selection | None"
+) -> "Run":
+    """Run stage 1 under progress bars."""
     _start_fork_server(config)
-    from explain2me.detectors.cards import reading_warnings
     from explain2me.stages.explain import explain_run
-    from explain2me.workers.progress import TimeLeft
 
     with progress_bars(console) as bars:
-        index = bars.add_task("index", total=None)
-        task = bars.add_task("explain", total=None, visible=False)
-        clock: TimeLeft[Model] | None = None
-
-        def start(run: "Run", total: int, left: "Mapping[Model, int]") -> None:
-            nonlocal clock
-            for warning in reading_warnings(run.models, run.classes):
-                bars.console.print(printable(f"warning: {warning}"), markup=False)
-            say_where(bars.console, f"explain: {sum(left.values())} of {total} images x models to be done", run.folder)
-            clock = TimeLeft(left, workers=run.config.compute.workers)
-            bars.update(index, total=1, completed=1, visible=False)
-            bars.update(task, total=total, completed=total - sum(left.values()), visible=True)
-
-        def done(model: "Model", count: int, seconds: float) -> None:
-            assert clock is not None
-            clock.add(model, count, seconds)
-            bars.update(task, advance=count, seconds_left=clock.seconds())
-
+        progress = _ExplainProgress(bars)
         return explain_run(
             config,
             folder,
-            share=parse_shard(shard),
-            on_indexed=lambda done, total: bars.update(index, completed=done, total=total),
-            on_start=start,
-            on_done=done,
+            selection=selection,
+            share=share,
+            on_indexed=progress.on_indexed,
+            on_start=progress.on_start,
+            on_done=progress.on_done,
         )
 
 
+class _ExplainProgress:
+    """Two bars, for the index and for the maps; and the time left."""
+
+    def __init__(self, bars: "Progress") -> None:
+        self._bars = bars
+        self._index = bars.add_task("index", total=None)
+        self._explain = bars.add_task("explain", total=None, visible=False)
+        self._time_left: TimeLeft[Model] | None = None
+
+    def on_indexed(self, num_done: int, num_images: int) -> None:
+        self._bars.update(self._index, completed=num_done, total=num_images)
+
+    def on_start(self, run: "Run", total: int, left: "Mapping[Model, int]") -> None:
+        from explain2me.detectors.cards import reading_warnings
+        from explain2me.workers.progress import TimeLeft
+
+        num_left = sum(left.values())
+        for warning in reading_warnings(run.models, run.classes):
+            self._bars.console.print(printable(f"warning: {warning}"), markup=False)
+        print_start(self._bars.console, f"explain: {num_left} of {total} images x models to be done", run.folder)
+        self._time_left = TimeLeft(left, workers=run.config.compute.workers)
+        self._bars.update(self._index, total=1, completed=1, visible=False)
+        self._bars.update(self._explain, total=total, completed=total - num_left, visible=True)
+
+    def on_done(self, model: "Model", count: int, seconds: float) -> None:
+        assert self._time_left is not None
+        self._time_left.add(model, count, seconds)
+        self._bars.update(self._explain, advance=count, seconds_left=self._time_left.seconds())
+
+
 def _start_fork_server(config: "Config") -> None:
-    """Workers are forks of a server that imports PyTorch first, which takes seconds: as long as it takes us."""
+    """Let the server that forks the workers import PyTorch while this process does, since both take seconds."""
     if sys.platform == "linux" and config.compute.workers > 1 and config.compute.executor == "local":
         import multiprocessing
         from multiprocessing import forkserver
@@ -138,7 +173,7 @@ def _start_fork_server(config: "Config") -> None:
 
 
 def _finish(run: "Run", console: "Console") -> None:
-    """Say where the run is; exit code 3 when more images were quarantined than allowed."""
+    """Print the folder of the run; exit code 3 if more images are quarantined than allowed."""
     refused = run.quarantine()
     quarantined = len(set(refused["path"].to_pylist()))
     listed = run.record["num_listed"]

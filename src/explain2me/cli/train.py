@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from explain2me.cli.console import make_console, progress_bars, say_where
+from explain2me.cli.console import make_console, print_start, progress_bars
 from explain2me.cli.options import Out, Sets, ShardOf, StudyFile, VerifyHashes, load_settings, parse_shard
 from explain2me.cli.run import run_all_stages
 from explain2me.text import printable
@@ -36,12 +36,13 @@ def demo(
             prepare(out, seed=seed, progress=lambda _, done, total: progress.update(task, completed=done, total=total))
         )
         progress.update(task, total=1, completed=1)
-    _study(config, out, None, console)
+    _study(config, out, (0, 1), console)
 
 
 def train(config: StudyFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
-    """Train every detector of CONFIG that is not trained yet; a second call goes on where the first stopped."""
-    _train(*load_settings(config, out, sets), shard, make_console())
+    """Train every detector of CONFIG that is not trained yet; a second call continues where the first stopped."""
+    settings, folder = load_settings(config, out, sets)
+    _train(settings, folder, parse_shard(shard), make_console())
 
 
 def study(
@@ -52,11 +53,18 @@ def study(
     verify_hashes: VerifyHashes = False,
 ) -> None:
     """Train, run and compare; with --shard train a share, and compare where every share is there."""
-    _study(*load_settings(config, out, sets, verify_hashes=verify_hashes), shard, make_console())
+    from explain2me.stages.select import list_data, require_all_hashes
+
+    settings, folder = load_settings(config, out, sets)
+    share = parse_shard(shard)
+    listing = list_data(settings)  # a mistake in it is reported before PyTorch is imported
+    if verify_hashes:
+        require_all_hashes(settings, listing)
+    _study(settings, folder, share, make_console())
 
 
-def _train(config: "Config", folder: Path, shard: str | None, console: "Console") -> bool:
-    """Train; whether every training of the config is finished."""
+def _train(config: "Config", folder: Path, share: tuple[int, int], console: "Console") -> bool:
+    """Train what is missing; return whether every training of the config is finished."""
     from explain2me.train.study import train_missing
     from explain2me.train.trainer import Training
 
@@ -65,13 +73,11 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
         progress.console.print(printable(f"{done} of {total}: {training.outcome()}"), markup=False, soft_wrap=True)
 
     def start(missing: "Sequence[Training]", total: int) -> None:
-        say_where(console, f"train: {len(missing)} of {total} trainings to be done", folder / "training")
+        print_start(console, f"train: {len(missing)} of {total} trainings to be done", folder / "training")
         for training in missing:
             if epochs := training.epochs_committed():
-                says = (
-                    f"{training.detector} run {training.run} goes on after epoch {epochs} of {training.settings.epochs}"
-                )
-                console.print(printable(says), markup=False, soft_wrap=True)
+                line = f"{training.detector} run {training.run} continues after epoch {epochs} of {training.settings.epochs}"
+                console.print(printable(line), markup=False, soft_wrap=True)
         progress.update(task, total=total, completed=total - len(missing))
 
     with progress_bars(console) as progress:
@@ -80,7 +86,7 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
         left = train_missing(
             config,
             folder,
-            shard=parse_shard(shard),
+            shard=share,
             on_start=start,
             on_step=lambda done, total, text: progress.update(
                 now, description=text, completed=done, total=total, visible=True
@@ -91,18 +97,18 @@ def _train(config: "Config", folder: Path, shard: str | None, console: "Console"
     if left:
         first = left[0]
         console.print(
-            f"{len(left)} trainings are not finished, first {first.detector} run {first.run}; the others of --shard make them",
+            f"{len(left)} trainings are not finished, first {first.detector} run {first.run}; the other shares of --shard make them",
             markup=False,
             soft_wrap=True,
         )
     return not left
 
 
-def _study(config: "Config", folder: Path, shard: str | None, console: "Console") -> None:
+def _study(config: "Config", folder: Path, share: tuple[int, int], console: "Console") -> None:
     from explain2me.train.study import check_study, evaluation, trainings
 
     check_study(config, folder)
-    # trainings are shared first; once they are all there, the next call shares the run
-    trained = shard is not None and all(training.done for training in trainings(config, folder))
-    if _train(config, folder, shard, console):
-        run_all_stages(evaluation(config, folder), folder / "run", shard if trained else None, console)
+    # machines share the trainings first; when all of these are done, the next call shares the run
+    is_trained = all(training.done for training in trainings(config, folder))
+    if _train(config, folder, share, console):
+        run_all_stages(evaluation(config, folder), folder / "run", share if is_trained else (0, 1), console)

@@ -1,27 +1,57 @@
-"""The list of images of a run: one row an image, from a manifest, a folder or containers; opens no image."""
+"""The list of images of a run: one row per image, from a manifest, a folder or container files. Opens no image.
+
+pyarrow is imported when the list becomes a table: a mistake in a manifest or folder is reported without it.
+"""
 
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
+from typing import TYPE_CHECKING, NamedTuple
 
 from explain2me.errors import ManifestError
-from explain2me.images.containers import container_files, container_of, containers_beside, read_rows
-from explain2me.images.folder import SUFFIXES, is_folder, list_folder
-from explain2me.images.manifest import ESCAPED, list_manifest, read_manifest_rows, read_table
+from explain2me.images.folder import SUFFIXES, is_folder, walk_folder
+from explain2me.images.manifest import read_manifest_rows
+from explain2me.images.rows import Row, folder_labels, is_container_name
 from explain2me.text import nearest
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 LOOKED_FOR = 1000
-"""Rows of a manifest of which :func:`missing_files` looks for the file; there may be millions, on a slow drive."""
+"""Rows of a manifest whose files :func:`missing_files` looks for; there may be millions, on a slow drive."""
+ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
+"""A byte that is not UTF-8, as "backslashreplace" writes it."""
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+Columns = dict[str, list[str | None]]
+
+
+class Listing(NamedTuple):
+    """What one look at a manifest, a folder or container files gave.
+
+    ``columns``: of equal length, sorted by image_id, see :func:`list_images`. ``splits``: number of rows of each split,
+    before one was chosen; empty where there are none. ``num_ignored``: files or members that are no images.
+    ``containers_left_out``: container files in a folder that was read as a folder of images.
+    """
+
+    columns: Columns
+    splits: Mapping[str, int] = {}
+    num_ignored: int = 0
+    containers_left_out: Sequence[str] = ()
+
+    def table(self) -> "pa.Table":
+        """The columns as a table of strings."""
+        import pyarrow as pa
+
+        return pa.table({name: pa.array(values, pa.string()) for name, values in self.columns.items()})
 
 
 def list_images(
     source: Path, *, split: str | None = None, extra: Sequence[str] = (), classes: Sequence[str] | None = None
-) -> pa.Table:
+) -> "pa.Table":
     """List the images of a manifest, a folder or container files, without opening any.
 
     A manifest is a CSV file (UTF-8) with a column ``path``, relative to the manifest or absolute, and optionally
@@ -32,8 +62,8 @@ def list_images(
     asked for; every name with an image suffix is taken, whatever it is, except hidden ones.
 
     Container files are WebDataset tars, Parquet or Arrow files, one or a folder of them without loose images, and what
-    ``datasets`` saved to disk; :mod:`explain2me.images.containers` tells how they are read. The path of an image goes on behind
-    that of its container (``a.tar/real/1.jpg``, ``a.parquet/00000017``); a CSV manifest may hold such paths as well.
+    ``datasets`` saved to disk; :mod:`explain2me.images.packed` tells how they are read. The path of an image continues
+    behind that of its container (``a.tar/real/1.jpg``, ``a.parquet/00000017``); a CSV manifest may hold such paths too.
 
     Args:
         source: the CSV file, the container file or the folder.
@@ -51,19 +81,157 @@ def list_images(
     Raises:
         ManifestError: the manifest, folder or container is missing or wrong; the message names the line or member.
     """
+    return list_source(source, split=split, extra=extra, classes=classes).table()
+
+
+def list_source(
+    source: Path, *, split: str | None = None, extra: Sequence[str] = (), classes: Sequence[str] | None = None
+) -> Listing:
+    """As :func:`list_images`, with what else was seen on the way. Every folder is walked once, every file read once."""
+    if is_container_name(source.name) and not source.is_dir():
+        return _list_containers(source, split=split, extra=extra, classes=classes)
+    if is_folder(source):
+        listing = None if _saved_by_datasets(source) else _list_images_below(source, split, extra)
+        return listing or _list_containers(source, split=split, extra=extra, classes=classes)
+    rows = read_manifest_rows(source, extra=extra)
+    return _listing_of_rows(rows, repr(str(source)), split=split, extra=extra)
+
+
+def _saved_by_datasets(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def _list_images_below(folder: Path, split: str | None, extra: Sequence[str]) -> Listing | None:
+    """The images of a folder, or of the subfolder of a split; None where it holds none."""
+    top = folder
+    if split is not None:
+        if split[:1] in ("", ".") or "/" in split or not is_folder(folder / split):
+            return None
+        top = folder / split
+    files = walk_folder(top)
+    if not files.images:
+        return None
+    columns = _columns_of_folder(files.images, split, repr(str(top)), extra)
+    return Listing(columns, {}, files.num_ignored, files.containers if split is None else ())
+
+
+def _list_containers(
+    source: Path, *, split: str | None, extra: Sequence[str], classes: Sequence[str] | None
+) -> Listing:
+    from explain2me.images.packed import container_files, read_rows
+
     containers = container_files(source, SUFFIXES)
-    if containers:
-        rows, ignored = read_rows(source, containers, extra=extra, classes=classes, suffixes=SUFFIXES)
-        return read_table(rows, repr(str(source)), split=split, extra=extra, ignored=ignored)
-    if not is_folder(source):
-        return list_manifest(source, split=split, extra=extra)
-    table = list_folder(source, split=split)
-    for name in extra:
-        table = table.append_column(name, pa.nulls(len(table), pa.string()))
-    return table
+    if not containers:
+        raise _no_images(source, split)
+    rows, num_ignored = read_rows(source, containers, extra=extra, classes=classes, suffixes=SUFFIXES)
+    listing = _listing_of_rows(rows, repr(str(source)), split=split, extra=extra)
+    return listing._replace(num_ignored=num_ignored)
 
 
-def sample_images(table: pa.Table, sample: int | Mapping[str, int] | None, *, seed: int) -> pa.Table:
+def _no_images(folder: Path, split: str | None) -> ManifestError:
+    """What is wrong with a folder in which neither images nor container files were found."""
+    if split is not None:
+        try:
+            known = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+        except OSError as error:
+            return ManifestError(f"{str(folder)!r}: the folder cannot be read ({error.strerror})")
+        if split not in known:
+            return ManifestError(
+                f"{str(folder)!r}: there is no folder of the split {split!r}; {nearest(split, known)}; expected "
+                f"{split}/label/source/*.jpg, or give a manifest"
+            )
+        folder = folder / split
+    return ManifestError(
+        f"{str(folder)!r}: expected images as label/source/*.jpg, label/*.jpg or *.jpg, got none "
+        f"({walk_folder(folder).num_ignored} other files); the suffixes read are {', '.join(sorted(SUFFIXES))}"
+    )
+
+
+def _columns_of_folder(
+    images: Sequence[tuple[str, ...]], split: str | None, where: str, extra: Sequence[str]
+) -> Columns:
+    """Columns of the images below a folder: label and source are the names of its subfolders."""
+    paths = ["/".join(parts if split is None else (split, *parts)) for parts in images]
+    labels, sources = folder_labels(images, where)
+    columns: Columns = {
+        "image_id": [*paths],
+        "path": [*paths],
+        "label": [*labels] if labels else [None] * len(paths),
+        "source": [*sources],
+    }
+    return _sorted_by_id(columns | {name: [None] * len(paths) for name in extra})
+
+
+def _listing_of_rows(rows: Sequence[Row], where: str, *, split: str | None, extra: Sequence[str]) -> Listing:
+    """Rows of a manifest or of containers, checked: paths and ids are unique, columns are filled or empty."""
+    if _filled(rows, "path", where) is None:
+        raise ManifestError(f"{where}: the column 'path' is empty in every row; fill it")
+    _check_unique(rows, "path", where, key=os.path.normpath)
+    _check_unique(rows, "image_id", where, key=str)
+    splits = Counter(row.cells["split"] for row in rows) if "split" in rows[0].cells else {}
+    rows = _rows_of_split(rows, split, where)
+    paths = [row.cells["path"] for row in rows]
+    labels = _filled(rows, "label", where)
+    columns: Columns = {
+        "image_id": [*(_filled(rows, "image_id", where) or paths)],
+        "path": [*paths],
+        "label": [*labels] if labels else [None] * len(rows),
+        "source": [*(_filled(rows, "source", where) or labels or ["images"] * len(rows))],
+    }
+    if any(row.cells.get("sha256", "").strip() for row in rows):
+        columns["expected_sha256"] = [_expected_sha256(row, where) for row in rows]
+    columns |= {name: [row.cells.get(name, "").strip() or None for row in rows] for name in extra}
+    return Listing(_sorted_by_id(columns), splits)
+
+
+def _sorted_by_id(columns: Columns) -> Columns:
+    ids = columns["image_id"]
+    order = sorted(range(len(ids)), key=lambda position: str(ids[position]))
+    return {name: [values[position] for position in order] for name, values in columns.items()}
+
+
+def _check_unique(rows: Sequence[Row], column: str, where: str, *, key: Callable[[str], str]) -> None:
+    seen: dict[str, str] = {}
+    for row in rows:
+        cell = row.cells.get(column, "")
+        if cell.strip() and (first := seen.setdefault(key(cell), row.place)) != row.place:
+            raise ManifestError(f"{where} {row.place}: the {column} {cell!r} is on {first} already; keep one of them")
+
+
+def _rows_of_split(rows: Sequence[Row], split: str | None, where: str) -> Sequence[Row]:
+    if split is None:
+        return rows
+    if "split" not in rows[0].cells:
+        got = list(rows[0].cells)
+        raise ManifestError(f"{where}: the split {split!r} was asked, but there is no column 'split' in {got}")
+    counts = Counter(row.cells["split"] for row in rows)
+    if not counts[split]:
+        there = ", ".join(f"{name!r} ({count})" for name, count in sorted(counts.items()) if count)
+        known = nearest(split, counts)
+        raise ManifestError(f"{where}: no rows of the split {split!r}; there are {there} rows; {known}")
+    return [row for row in rows if row.cells["split"] == split]
+
+
+def _filled(rows: Sequence[Row], column: str, where: str) -> list[str] | None:
+    """The cells of a column, or None where it is absent or empty throughout."""
+    cells = [row.cells.get(column, "") for row in rows]
+    empty = [row.place for row, cell in zip(rows, cells, strict=True) if not cell.strip()]
+    if len(empty) == len(rows):
+        return None
+    if empty:
+        more = f" ({len(empty)} such rows)" if empty[1:] else ""
+        raise ManifestError(f"{where} {empty[0]}: the {column} is empty{more}; fill it in every row")
+    return cells
+
+
+def _expected_sha256(row: Row, where: str) -> str | None:
+    text = row.cells["sha256"].strip()
+    if text and not _SHA256.fullmatch(text):
+        raise ManifestError(f"{where} {row.place}: expected a sha256 of 64 hexadecimal digits, got {text!r}")
+    return text.lower() or None
+
+
+def sample_images(table: "pa.Table", sample: int | Mapping[str, int] | None, *, seed: int) -> "pa.Table":
     """Draw images of each source without replacement; rows stay in their order.
 
     The draw depends on ``seed``, the source and its images alone, not on other sources (the paper, 4.1: 4,000 real
@@ -75,14 +243,16 @@ def sample_images(table: pa.Table, sample: int | Mapping[str, int] | None, *, se
         seed: of the draw.
 
     Raises:
-        ManifestError: a source that is not there, or that has fewer images than asked for.
+        ManifestError: a source is absent, or has fewer images than asked for.
     """
     if sample is None:
         return table
+    import numpy as np
+
     sources = table["source"].to_pylist()
-    wanted = dict.fromkeys(sources, sample) if isinstance(sample, int) else dict(sample)
-    kept = [i for i, source in enumerate(sources) if source not in wanted]
-    for source, count in wanted.items():
+    sizes = dict.fromkeys(sources, sample) if isinstance(sample, int) else dict(sample)
+    kept = [i for i, source in enumerate(sources) if source not in sizes]
+    for source, count in sizes.items():
         rows = [i for i, other in enumerate(sources) if other == source]
         if not rows:
             raise ManifestError(f"sample: there is no source {source!r}; {nearest(source, sorted(set(sources)))}")
@@ -108,22 +278,24 @@ def resolve(root: Path, path: str) -> Path:
     >>> resolve(Path("faces"), "real/1.jpg").as_posix()
     'faces/real/1.jpg'
     """
-    found = root / path
-    if ESCAPED.search(path.encode()) and not os.path.lexists(found):
+    file = root / path
+    if ESCAPED.search(path.encode()) and not os.path.lexists(file):
         return root / os.fsdecode(ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), path.encode()))
-    return found
+    return file
 
 
-def missing_files(source: Path, images: pa.Table) -> tuple[list[str], int]:
-    """Paths of a CSV manifest where there is no file, of at most ``LOOKED_FOR`` rows spread evenly; and how many were looked for.
+def missing_files(source: Path, images: "pa.Table") -> tuple[list[str], int]:
+    """Paths of a CSV manifest without a file, of at most ``LOOKED_FOR`` rows spread evenly; and how many were looked for.
 
     Args:
-        source: of :func:`list_images`; of a folder or container nothing is looked for, since they were just listed, nor inside the
-            containers that a manifest names.
+        source: of :func:`list_images`. Nothing is looked for in a folder or container, which was just listed, nor inside
+            the containers that a manifest names.
         images: of :func:`list_images`, all or some.
     """
-    if is_folder(source) or container_files(source, SUFFIXES):
+    if is_folder(source) or is_container_name(source.name):
         return [], 0
+    from explain2me.images.containers import container_of
+
     paths, root = images["path"].to_pylist(), image_root(source)
     count = min(LOOKED_FOR, len(paths))
     some = [paths[i * len(paths) // count] for i in range(count)]
@@ -131,7 +303,7 @@ def missing_files(source: Path, images: pa.Table) -> tuple[list[str], int]:
     return [path for path, file in files if not os.path.lexists(file) and container_of(file) is None], count
 
 
-def check_labels(table: pa.Table, classes: Sequence[str]) -> None:
+def check_labels(table: "pa.Table", classes: Sequence[str]) -> None:
     """Raise :class:`ManifestError` when a label is not one of ``classes``; absent labels pass."""
     counts = Counter(table["label"].to_pylist())
     unknown = sorted(label for label in counts if label is not None and label not in classes)
@@ -145,31 +317,13 @@ def check_labels(table: pa.Table, classes: Sequence[str]) -> None:
         )
 
 
-def require_hashes(table: pa.Table, source: Path) -> None:
+def require_hashes(table: "pa.Table", source: Path) -> None:
     """Raise :class:`ManifestError` when a row of :func:`list_images` has no sha256 to compare its file with."""
-    given = table["expected_sha256"] if "expected_sha256" in table.schema.names else pa.nulls(len(table), pa.string())
-    if given.null_count:
-        path = table["path"].filter(given.is_null())[0].as_py()
+    given = table["expected_sha256"].to_pylist() if "expected_sha256" in table.schema.names else [None] * len(table)
+    if None in given:
+        path = table["path"][given.index(None)].as_py()
         raise ManifestError(
-            f"{str(source)!r}: --verify-hashes needs the sha256 of every image, {given.null_count} of {len(table)} have none, "
+            f"{str(source)!r}: --verify-hashes needs the sha256 of every image, {given.count(None)} of {len(table)} have none, "
             f"first {path!r}; give a manifest with a column 'sha256', 64 digits each, as `sha256sum` prints them for the "
             f"files while they are known to be whole"
         )
-
-
-def splits_of(source: Path) -> dict[str, int]:
-    """Rows by split of a manifest or of container files; empty for a folder, and where no splits are said."""
-    containers = container_files(source, SUFFIXES)
-    if not containers and is_folder(source):
-        return {}
-    rows = (
-        read_rows(source, containers, extra=(), classes=None, suffixes=SUFFIXES)[0]
-        if containers
-        else read_manifest_rows(source, repr(str(source)), extra=())
-    )
-    return dict(Counter(row.cells["split"] for row in rows)) if "split" in rows[0].cells else {}
-
-
-def unread_containers(source: Path) -> list[str]:
-    """Names of container files in a folder that is read as a folder of images; they are left out."""
-    return containers_beside(source) if is_folder(source) and not container_files(source, SUFFIXES) else []

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from explain2me.errors import ImageError
-from explain2me.images.containers import container_of, read_member
 
 MAX_BYTES = 512 * 2**20
 
@@ -59,7 +58,11 @@ def _read(path: Path, max_bytes: int) -> bytes:
     try:
         return _read_regular(path, max_bytes)
     except OSError as error:
-        container = container_of(path) if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG) else None
+        if error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        from explain2me.images.containers import container_of, read_member  # heavy, and rarely needed
+
+        container = container_of(path)
         if container is None:
             raise
     member = read_member(*container, max_bytes=max_bytes)

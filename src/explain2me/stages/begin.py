@@ -1,4 +1,4 @@
-"""Before stage 1: check the config against the files it names, index the images, write run.json."""
+"""Before stage 1: check the config against the files that it names, index the images, write run.json."""
 
 import json
 from collections.abc import Callable
@@ -21,6 +21,8 @@ from explain2me.salience.batch_size import find_batch_size
 from explain2me.stages.check import check
 from explain2me.stages.index import forget_chunks, index_run
 from explain2me.stages.refusals import open_existing, refuse_other_config
+from explain2me.stages.select import Selection
+from explain2me.workers import Engine
 from explain2me.workers.device import engine_of, with_device
 
 
@@ -28,110 +30,113 @@ def begin_run(
     config: Config,
     folder: Path,
     *,
+    selection: Selection | None = None,
     share: tuple[int, int] = (0, 1),
     on_indexed: Callable[[int, int], None] | None = None,
 ) -> Run:
-    """Check everything that a run needs, index its images and write run.json, or open the run that is there.
+    """Check a config, index its images and write run.json; or open the run that ``folder`` holds already.
 
     Args:
         config: of the run.
-        folder: of the run; made if missing.
+        folder: of the run; created if missing.
+        selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
         share: (i, N) of several machines that may do this in one folder at the same time.
-        on_indexed: called with the number of images read, and of all.
+        on_indexed: called with the number of images read, and of all images.
 
     Raises:
         Explain2MeError: wrong config, manifest, checkpoint or layer; or ``folder`` holds something else.
     """
     old = open_existing(folder)
-    given = config
-    config = with_device(config, old.config if old else None)
+    here = with_device(config, old.config if old else None)
     if old is not None:
-        refuse_other_config(old.config, config, folder)
+        refuse_other_config(old.config, here, folder)
         _refuse_vanished(old)
-    images, record = check(config)
-    if old is None and config.compute.batch_size == "auto":
-        config = _with_batch_size(config, len(record["classes"]))
-        record = record | {"config": json.loads(config.model_dump_json())}
-    if old is None and not _begin(config, images, record, folder, share, on_indexed):
-        old = open_run(folder)  # another machine has begun it in the meantime
-        config = with_device(given, old.config)
-        refuse_other_config(old.config, config, folder)
-        record = record | {"config": json.loads(config.model_dump_json())}
-    if old is not None:
-        for key, what in (("listed", "the manifest"), ("models", "a checkpoint")):
-            if old.record[key] != record[key]:
-                raise RunFolderError(
-                    f"{what} is not what {str(folder)!r} was made from; put it back, or give a new folder with --out"
-                )
-        _record_versions(old, record, folder)
+    images, record = check(here, selection)
+    if old is None:
+        if here.compute.batch_size == "auto":
+            here = _with_batch_size(here, len(record["classes"]))
+            record |= {"config": json.loads(here.model_dump_json())}
+        source, limit = Path(here.data.manifest), here.data.max_pixels
+        if _write_new_run(images, source, record, folder, engine_of(here), limit, share, on_indexed):
+            return open_run(folder)
+        old = open_run(folder)  # another machine has begun it meanwhile
+        here = with_device(config, old.config)
+        refuse_other_config(old.config, here, folder)
+        record |= {"config": json.loads(here.model_dump_json())}
+    _refuse_other_files(old, record)
+    _record_versions(old, record)
     return open_run(folder)
 
 
 def _refuse_vanished(old: Run) -> None:
-    """A pattern that finds fewer checkpoints than before would be taken for another config."""
+    """Raise if a checkpoint of the run is missing: without it the pattern would look like another config."""
     for model in old.models:
         if model.checkpoint is not None and not Path(model.checkpoint).exists():
             raise CheckpointError(
-                f"{model.checkpoint!r}, with which the run in {str(old.folder)!r} was begun, is not there any more; put it "
-                f"back, or give a new folder with --out"
+                f"{model.checkpoint!r}, with which the run in {str(old.folder)!r} began, is missing; put it back, or give "
+                f"a new folder with --out"
+            )
+
+
+def _refuse_other_files(old: Run, record: dict[str, Any]) -> None:
+    """Raise if the manifest or a checkpoint has changed since the run began."""
+    for key, source in (("listed", "the manifest"), ("models", "a checkpoint")):
+        if old.record[key] != record[key]:
+            raise RunFolderError(
+                f"{source} is not what {str(old.folder)!r} was made from; put it back, or give a new folder with --out"
             )
 
 
 def _with_batch_size(config: Config, num_classes: int) -> Config:
-    def load(wanted: DetectorConfig) -> Detector:
-        _, checkpoint, seed = weights_of(wanted, config.seed)[0]
-        return load_model(wanted, checkpoint, seed, num_classes)
+    """The config with the batch size that fits into memory."""
+
+    def load(detector: DetectorConfig) -> Detector:
+        _, checkpoint, seed = weights_of(detector, config.seed)[0]
+        return load_model(detector, checkpoint, seed, num_classes)
 
     compute = config.compute.model_copy(update={"batch_size": find_batch_size(config, load)})
     return config.model_copy(update={"compute": compute})
 
 
-def _begin(
-    config: Config,
+def _write_new_run(
     images: pa.Table,
+    source: Path,
     record: dict[str, Any],
     folder: Path,
+    engine: Engine,
+    max_pixels: int,
     share: tuple[int, int],
     on_indexed: Callable[[int, int], None] | None,
 ) -> bool:
-    """Index the images and write run.json; False where another process was first."""
-    source = Path(config.data.manifest)
-    engine = engine_of(config)
-    limit = config.data.max_pixels
-    found = index_run(images, source, folder, engine, max_pixels=limit, share=share, on_done=on_indexed)
-    if found is None or (folder / "run.json").exists():
+    """Index the images and write run.json; False if another process has written it first."""
+    indexed = index_run(images, source, folder, engine, max_pixels=max_pixels, share=share, on_done=on_indexed)
+    if indexed is None or (folder / "run.json").exists():
         forget_chunks(folder)
         return False
-    usable, refused = found
+    usable, refused = indexed
     if not len(usable):
-        forget_chunks(folder)  # which may be what a disk that was not there left
+        forget_chunks(folder)  # a disk that is gone may be the reason: read all images again next time
         raise ManifestError(
             f"none of the {len(images)} images of {str(source)!r} can be used; "
             f"the first: {refused['path'][0].as_py()!r}: {refused['message'][0].as_py()}"
         )
-    images_file, refused_file = folder / "images.parquet", folder / "quarantine" / "index.parquet"
-    write_parquet(_ordered(usable), images_file)
-    if len(refused):
-        write_parquet(_quarantine_rows(refused), refused_file)
-    else:
-        refused_file.unlink(missing_ok=True)  # of a call that was stopped
-    told = {model["weights_sha256"]: trained(Model(**model)) for model in record["models"]}
-    known = {sha256: card for sha256, card in told.items() if card is not None}
-    record = record | ({"trained": known} if known else {})
-    whole = record | provenance() | {"num_listed": len(images), "images_sha256": sha256_of(folder / "images.parquet")}
-    first = write_json(sealed(whole), folder / "run.json", replace=False)
+    _write_tables(usable, refused, folder)
+    complete = record | _trainings(record["models"]) | provenance()
+    complete |= {"num_listed": len(images), "images_sha256": sha256_of(folder / "images.parquet")}
+    is_first = write_json(sealed(complete), folder / "run.json", replace=False)
     forget_chunks(folder)
-    return first
+    return is_first
 
 
-def _record_versions(old: Run, record: dict[str, Any], folder: Path) -> None:
-    """run.json says with which other versions a run was gone on with."""
-    versions = provenance()["versions"]
-    known = [old.record["versions"], *old.record.get("later_versions", [])]
-    later = {} if versions in known else {"later_versions": [*known[1:], versions]}
-    found = sealed(old.record | {"config": record["config"]} | later)
-    if found != old.record:
-        write_json(found, folder / "run.json")
+def _write_tables(usable: pa.Table, refused: pa.Table, folder: Path) -> None:
+    """Write images.parquet and the quarantine of the index."""
+    write_parquet(_ordered(usable), folder / "images.parquet")
+    quarantine = folder / "quarantine" / "index.parquet"
+    if len(refused):
+        rows = [{"image": None, "model": None, **row} for row in refused.to_pylist()]
+        write_parquet(pa.Table.from_pylist(rows, schema=QUARANTINE), quarantine)
+    else:
+        quarantine.unlink(missing_ok=True)  # of a call that was stopped
 
 
 def _ordered(images: pa.Table) -> pa.Table:
@@ -142,6 +147,18 @@ def _ordered(images: pa.Table) -> pa.Table:
     return images.select(IMAGES.names).cast(IMAGES)
 
 
-def _quarantine_rows(refused: pa.Table) -> pa.Table:
-    rows = [{"image": None, "model": None, **row} for row in refused.to_pylist()]
-    return pa.Table.from_pylist(rows, schema=QUARANTINE)
+def _trainings(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """How each model was trained, by the hash of its weights, if a card beside its weights says so."""
+    cards = {model["weights_sha256"]: trained(Model(**model)) for model in models}
+    known = {sha256: card for sha256, card in cards.items() if card is not None}
+    return {"trained": known} if known else {}
+
+
+def _record_versions(old: Run, record: dict[str, Any]) -> None:
+    """Record the config and the package versions that resumed this run."""
+    versions = provenance()["versions"]
+    known = [old.record["versions"], *old.record.get("later_versions", [])]
+    later = {} if versions in known else {"later_versions": [*known[1:], versions]}
+    updated = sealed(old.record | {"config": record["config"]} | later)
+    if updated != old.record:
+        write_json(updated, old.folder / "run.json")

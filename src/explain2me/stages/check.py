@@ -1,4 +1,4 @@
-"""Check a config against the files it names, before stage 1 runs."""
+"""Check a config against the files that it names, before anything runs."""
 
 import json
 import math
@@ -15,26 +15,23 @@ from explain2me.config.schema import Config, DetectorConfig, MeasuresConfig
 from explain2me.detectors.cards import reading_warnings
 from explain2me.detectors.load import Detector
 from explain2me.detectors.runs import load_model, weights_of
-from explain2me.errors import CheckpointError, ConfigError, Explain2MeError, ManifestError
-from explain2me.images.listing import (
-    check_labels,
-    list_images,
-    missing_files,
-    sample_images,
-    splits_of,
-    unread_containers,
-)
+from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
+from explain2me.images.listing import Listing, missing_files
 from explain2me.run.conditions import conditions_for
 from explain2me.run.record import Model
-from explain2me.run.schema import ALL, SCHEMA_VERSION
-from explain2me.salience.gradcam import choose_predicted
-from explain2me.salience.methods import METHODS
+from explain2me.run.schema import SCHEMA_VERSION
+from explain2me.salience.gradcam import GradCAM
+from explain2me.stages.select import Selection, select_images
 from explain2me.statistics.cells import FEW_CELLS
 from explain2me.text import nearest
 
 
-def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
-    """Check a config against the files it names. Computes no scores and writes no file.
+def check(config: Config, selection: Selection | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """Check a config against the files that it names. Opens no image, and writes nothing.
+
+    Args:
+        config: of the run.
+        selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
 
     Returns:
         The listed images, and the first fields of run.json.
@@ -42,9 +39,9 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
     Raises:
         Explain2MeError: the first mistake.
     """
-    images, classes = check_images(config)
-    sizes = check_models(config, len(classes) or None)
-    models = list(sizes)
+    images, classes, _ = selection or select_images(config)
+    map_sizes = check_models(config, len(classes) or None)
+    models = list(map_sizes)
     if not classes:
         classes = tuple(str(i) for i in range(models[0].num_classes))
     if config.salience.target not in ("predicted", "true", *classes):
@@ -57,33 +54,17 @@ def check(config: Config) -> tuple[pa.Table, dict[str, Any]]:
         "config": json.loads(config.model_dump_json()),
         "classes": list(classes),
         "models": json.loads(json.dumps([asdict(model) for model in models])),
-        "map_sizes": {model.name: list(size) for model, size in sizes.items()},
+        "map_sizes": {model.name: list(size) for model, size in map_sizes.items()},
         "listed": digest(images.to_pylist()),
     }
     return images, record
-
-
-def check_images(config: Config) -> tuple[pa.Table, tuple[str, ...]]:
-    """The listed images, and their classes in the order of the logits. Opens no image.
-
-    Raises:
-        Explain2MeError: the first mistake.
-    """
-    images = list_images(Path(config.data.manifest), split=config.data.split, classes=config.data.classes)
-    for name in ("label", "source"):
-        if ALL in images[name].to_pylist():
-            raise ManifestError(f"{config.data.manifest!r}: the {name} {ALL!r} means all of them; rename it")
-    images = sample_images(images, config.data.sample, seed=config.seed)
-    labelled = images["label"].null_count < len(images)
-    if not labelled and config.salience.target == "true":
-        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
-    return images, class_names(config, images, repr(config.data.manifest))
 
 
 def warnings_of(
     config: Config,
     models: Sequence[Model],
     images: pa.Table,
+    listing: Listing,
     *,
     classes: Sequence[str] = (),
     map_sizes: Mapping[str, Sequence[int]] | None = None,
@@ -93,107 +74,72 @@ def warnings_of(
     Args:
         config: of the run.
         models: of the run.
-        images: the listed images. Some files of a manifest are looked up; no image is opened.
+        images: that the run takes; some files of a manifest are looked for, none is opened.
+        listing: of :func:`explain2me.stages.select.list_data`.
         classes: in the order of the logits.
-        map_sizes: height and width of the maps in cells, by name of the model.
+        map_sizes: height and width in cells of the maps of each model, by its name.
     """
     return [
         *reading_warnings(models, classes),
         *_coarse_maps(config, models, map_sizes or {}),
         *_missing_files(config, images),
-        *_unused_settings(config, images),
+        *_useless_positive(config, images),
+        *_mixed_splits(config, listing),
+        *_containers_left_out(listing),
     ]
 
 
 def _coarse_maps(config: Config, models: Sequence[Model], map_sizes: Mapping[str, Sequence[int]]) -> Iterator[str]:
-    sizes = {(model.architecture, tuple(map_sizes[model.name])) for model in models} if map_sizes else set()
+    sizes = {(model.architecture, tuple(map_sizes[model.name])) for model in models if map_sizes}
     for architecture, size in sorted(sizes):
         if math.prod(size) < FEW_CELLS:
             yield (
-                f"the maps of {architecture} have only {size[0]} x {size[1]} cells: they say little of where a model looks; a larger "
-                f"input_size {'gives' if config.training else 'or an earlier layer gives'} finer maps"
+                f"the maps of {architecture} have only {size[0]} x {size[1]} cells: they say little of where a model looks; "
+                f"a larger input_size {'gives' if config.training else 'or an earlier layer gives'} finer maps"
             )
 
 
 def _missing_files(config: Config, images: pa.Table) -> Iterator[str]:
-    missing, looked = missing_files(Path(config.data.manifest), images)
+    missing, num_looked_for = missing_files(Path(config.data.manifest), images)
     if missing:
         of_them = (
-            f"{looked} images"
-            if looked == len(images)
-            else f"{looked} images that were looked for ({len(images)} in all)"
+            f"{num_looked_for} images"
+            if num_looked_for == len(images)
+            else f"{num_looked_for} images that were looked for ({len(images)} in all)"
         )
         yield (
-            f"no file where the manifest says it is, for {len(missing)} of {of_them}, first {missing[0]!r}: paths are relative to the "
-            f"folder of the manifest, or absolute"
+            f"no file where the manifest says it is, for {len(missing)} of {of_them}, first {missing[0]!r}: paths are "
+            f"relative to the folder of the manifest, or absolute"
         )
 
 
-def _unused_settings(config: Config, images: pa.Table) -> Iterator[str]:
-    """Warnings of settings, splits and container files that have no effect on this list of images."""
+def _useless_positive(config: Config, images: pa.Table) -> Iterator[str]:
     if "positive" in config.data.model_fields_set and images["label"].null_count == len(images):
         yield (
             f"data.positive = {config.data.positive!r} is set, but no image has a label (column 'label' of a manifest, the folders "
             f"of a folder), so there is no AUROC"
         )
-    splits = splits_of(Path(config.data.manifest))
-    if config.data.split is None and len(splits) > 1:
-        named = ", ".join(f"{name!r} ({count})" for name, count in sorted(splits.items()))
+
+
+def _mixed_splits(config: Config, listing: Listing) -> Iterator[str]:
+    if config.data.split is None and len(listing.splits) > 1:
+        named = ", ".join(f"{name!r} ({count})" for name, count in sorted(listing.splits.items()))
         yield f"data.split is not set, so the rows of all splits are taken: {named}"
-    unread = unread_containers(Path(config.data.manifest))
-    if unread:
+
+
+def _containers_left_out(listing: Listing) -> Iterator[str]:
+    names = listing.containers_left_out
+    if names:
         yield (
-            f"data.manifest is read as a folder of images, so its {len(unread)} container files are left out, first {unread[0]!r}"
+            f"data.manifest is read as a folder of images, so its {len(names)} container files are left out, first {names[0]!r}"
         )
-
-
-def class_names(
-    config: Config,
-    images: pa.Table,
-    where: str,
-    *,
-    alone: str = "add images of another label, without which there is no AUROC, or name in data.classes all labels that "
-    "the model knows, in the order of its logits",
-) -> tuple[str, ...]:
-    """Labels in the order of the logits: two labels are ordered (other, positive), more are sorted; () without labels.
-
-    Args:
-        config: with the positive class, and perhaps the order of the classes.
-        images: with the column label.
-        where: place of the list of images, for errors.
-        alone: advice for images that all have one label, for errors.
-
-    Raises:
-        ManifestError: a label that is not among data.classes.
-        ConfigError: data.positive is not a class.
-    """
-    labels = sorted(set(images["label"].drop_null().to_pylist()))
-    classes, positive = config.data.classes, config.data.positive
-    folded = {label.casefold().strip() for label in labels}
-    if len(folded) < len(labels):
-        raise ManifestError(
-            f"{where}: expected labels that differ by more than case and spaces, got {labels}; write each "
-            f"class in one way"
-        )
-    if classes is not None:
-        check_labels(images, classes)
-    elif len(labels) == 1:
-        raise ConfigError(f"{where}: expected images of at least two labels, got only {labels[0]!r}; {alone}")
-    else:
-        classes = tuple(sorted(labels, key=lambda label: (label == positive and len(labels) == 2, label)))
-    if classes and positive not in classes:
-        raise ConfigError(
-            f"data.positive: expected one of the labels {', '.join(map(repr, classes))} of {where}, got {positive!r}; "
-            f"{nearest(positive, classes)}"
-        )
-    return classes
 
 
 def check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[int, int]]:
     """Load every checkpoint once, and check its classes, layer and conditions.
 
     Returns:
-        Every model, and height and width of its maps in cells.
+        Height and width in cells of the maps of each model.
 
     Raises:
         CheckpointError, LayerError, ConfigError: the first detector that cannot be used.
@@ -204,13 +150,15 @@ def check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[i
             "trains and then runs"
         )
     sizes: dict[Model, tuple[int, int]] = {}
-    for settings in config.detectors:
-        runs = weights_of(settings, config.seed)
-        refuse_single_runs(
-            config.measures, len(runs), count=f"{settings.name!r} has {len(runs)}", remedy="add checkpoints"
-        )
-        sizes_of_runs = dict(_check_model(config, settings, *weights, num_classes) for weights in runs)
-        _refuse_copies(settings.name, list(sizes_of_runs))
+    for detector in config.detectors:
+        runs = weights_of(detector, config.seed)
+        if config.measures.stability and len(runs) < 2:
+            raise ConfigError(
+                f"measures.stability compares training runs and needs at least 2 of each detector, {detector.name!r} has "
+                f"{len(runs)}; add checkpoints, or set measures.stability = false"
+            )
+        sizes_of_runs = dict(_check_model(config, detector, *weights, num_classes) for weights in runs)
+        _refuse_copies(detector.name, list(sizes_of_runs))
         sizes |= sizes_of_runs
     heads = {model.num_classes for model in sizes}
     if len(heads) > 1:
@@ -241,7 +189,7 @@ def refuse_single_runs(measures: MeasuresConfig, num_runs: int, *, count: str, r
 
 
 def _refuse_copies(detector: str, models: Sequence[Model]) -> None:
-    """Refuse two runs with the same weights: these are not two training runs, and they would agree perfectly."""
+    """Raise if two models have the same weights: they would agree perfectly, but are not two training runs."""
     seen: dict[str, Model] = {}
     for model in models:
         first = seen.setdefault(model.weights_sha256, model)
@@ -285,8 +233,8 @@ def _check_model(
     return model, (maps.shape[-2], maps.shape[-1])
 
 
-def _refuse_size(settings: DetectorConfig, detector: Detector, blank: torch.Tensor) -> None:
-    """Raise ConfigError where the model alone fails too: then it does not take images of this size."""
+def _refuse_size(wanted: DetectorConfig, detector: Detector, blank: torch.Tensor) -> None:
+    """Raise ConfigError if the model fails without the hooks as well: it does not accept this input size."""
     try:
         with torch.no_grad():
             detector.model(detector.preprocess(blank))

@@ -20,6 +20,7 @@ from explain2me.run.plan import Shard, missing_of, plan, refuse_unplanned, share
 from explain2me.run.record import Model
 from explain2me.run.schema import QUARANTINE
 from explain2me.stages.begin import begin_run
+from explain2me.stages.select import Selection
 from explain2me.stages.shard import explain_rows, open_warm
 from explain2me.workers import Engine, report_progress, run_tasks
 from explain2me.workers.device import engine_of
@@ -36,6 +37,7 @@ def explain_run(
     config: Config,
     folder: Path,
     *,
+    selection: Selection | None = None,
     share: tuple[int, int] = (0, 1),
     on_indexed: Callable[[int, int], None] | None = None,
     on_start: Callable[[Run, int, Mapping[Model, int]], None] | None = None,
@@ -46,6 +48,7 @@ def explain_run(
     Args:
         config: of the run.
         folder: of the run; created if missing.
+        selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
         share: (i, N): machine i of N in one folder makes its share of the shards.
         on_indexed: called with the number of images read, and of all images.
         on_start: called once with the run, the number of image x model pairs of this share, and the number of missing
@@ -59,7 +62,7 @@ def explain_run(
     folder = folder.resolve()
     log = functools.partial(log_event, folder, share)
     started = time.monotonic()
-    run = begin_run(config, folder, share=share, on_indexed=on_indexed)
+    run = begin_run(config, folder, selection=selection, share=share, on_indexed=on_indexed)
     log("index", "done", images=len(run.image_table), seconds=_seconds_since(started))
     started = time.monotonic()
     shards = plan(run)

@@ -25,7 +25,7 @@ from explain2me.images.examine import index_images
 from explain2me.images.listing import check_labels, image_root, list_images, resolve, sample_images
 from explain2me.images.reading import read_file
 from explain2me.salience.heatmaps import load_map, maps_of, mean_map
-from explain2me.stages.check import class_names
+from explain2me.stages.select import class_names
 from explain2me.text import printable_line
 from explain2me.train.augment import draw_move, move_image, move_map
 

@@ -1,0 +1,119 @@
+"""Which images a run takes, and their classes. Opens no image, and does not import PyTorch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from explain2me.config.schema import Config
+from explain2me.errors import ConfigError, ManifestError
+from explain2me.images.listing import Listing, check_labels, list_images, list_source, require_hashes, sample_images
+from explain2me.text import nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Selection(NamedTuple):
+    """The images of a run.
+
+    ``images``: of :func:`explain2me.images.listing.list_images`, sampled. ``classes``: labels in the order of the
+    logits, () without labels. ``listing``: what the source lists.
+    """
+
+    images: "pa.Table"
+    classes: tuple[str, ...]
+    listing: Listing
+
+
+def list_data(config: Config) -> Listing:
+    """List the images that a config names, those of its split.
+
+    Raises:
+        ManifestError: the list is missing or wrong.
+    """
+    return list_source(Path(config.data.manifest), split=config.data.split, classes=config.data.classes)
+
+
+def select_images(config: Config, listing: Listing | None = None) -> Selection:
+    """Choose the images of a run, and check their labels.
+
+    Args:
+        config: of the run.
+        listing: of :func:`list_data`, if it was called already.
+
+    Raises:
+        Explain2MeError: the first mistake.
+    """
+    listing = listing or list_data(config)
+    table = listing.table()
+    from explain2me.run.schema import ALL  # imports pyarrow
+
+    for name in ("label", "source"):
+        if ALL in listing.columns[name]:
+            raise ManifestError(f"{config.data.manifest!r}: the {name} {ALL!r} means all of them; rename it")
+    images = sample_images(table, config.data.sample, seed=config.seed)
+    if config.salience.target == "true" and images["label"].null_count == len(images):
+        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
+    return Selection(images, class_names(config, images, repr(config.data.manifest)), listing)
+
+
+def class_names(
+    config: Config,
+    images: "pa.Table",
+    where: str,
+    *,
+    alone: str = "add images of another label, without which there is no AUROC, or name in data.classes all labels that "
+    "the model knows, in the order of its logits",
+) -> tuple[str, ...]:
+    """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
+
+    Args:
+        config: says which class is positive, and perhaps the order.
+        images: with the column label.
+        where: they are listed, for errors.
+        alone: what to do if all have one label, for errors.
+
+    Raises:
+        ManifestError: a label that is not among data.classes.
+        ConfigError: data.positive is not a class.
+    """
+    labels = sorted(set(images["label"].drop_null().to_pylist()))
+    classes, positive = config.data.classes, config.data.positive
+    if len({label.casefold().strip() for label in labels}) < len(labels):
+        raise ManifestError(
+            f"{where}: expected labels that differ by more than case and spaces, got {labels}; write each "
+            f"class in one way"
+        )
+    if classes is not None:
+        check_labels(images, classes)
+    elif len(labels) == 1:
+        raise ConfigError(f"{where}: expected images of at least two labels, got only {labels[0]!r}; {alone}")
+    else:
+        classes = tuple(sorted(labels, key=lambda label: (label == positive and len(labels) == 2, label)))
+    if classes and positive not in classes:
+        raise ConfigError(
+            f"data.positive: expected one of the labels {', '.join(map(repr, classes))} of {where}, got {positive!r}; "
+            f"{nearest(positive, classes)}"
+        )
+    return classes
+
+
+def require_all_hashes(config: Config, listing: Listing) -> "pa.Table":
+    """The images to test, after a check that each of them, and each to train on, has a hash in its manifest.
+
+    Args:
+        config: of the run or study.
+        listing: of :func:`list_data`.
+
+    Raises:
+        ManifestError: an image without a hash, or a manifest that is wrong.
+    """
+    source = Path(config.data.manifest)
+    training = config.training
+    if training is not None:
+        trained = Path(training.manifest or source)
+        splits = {training.split, training.validation_split or training.split}
+        for split in sorted(splits, key=str):
+            require_hashes(list_images(trained, split=split, classes=config.data.classes), trained)
+    images = sample_images(listing.table(), config.data.sample, seed=config.seed)
+    require_hashes(images, source)
+    return images
