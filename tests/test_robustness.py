@@ -29,7 +29,6 @@ from explain2me.run import files
 from explain2me.run.conditions import conditions_for
 from explain2me.run.files import write_parquet
 from explain2me.run.folder import Run
-from explain2me.run.leftovers import TEMPORARY, this_process
 from explain2me.run.packs import read_parquet
 from explain2me.run.parts import read_part
 from explain2me.run.plan import plan
@@ -252,10 +251,10 @@ def test_a_gpu_without_memory_left_is_one_line(tmp_path, make_images, weights, d
 def test_what_ended_workers_were_writing_is_removed(tmp_path, make_images, weights, detector_table, monkeypatch):
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 2, ("real", "b"): 2})
     config = small_config(tmp_path, manifest, detector_table("a", f"{weights}/seed[01].safetensors"), shard_size=4)
-    worker = subprocess.Popen([sys.executable, "-c", ""])
-    worker.wait()
-    host = this_process().rpartition("-")[0]
-    half = tmp_path / "run" / "maps" / f"{TEMPORARY}{host}-{worker.pid}-0.tmp"
+    code = "import os, signal; from explain2me.run.leftovers import temporary_prefix\n"
+    code += "print(temporary_prefix(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    worker = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    half = tmp_path / "run" / "maps" / f"{worker.stdout.strip()}0.tmp"
 
     def end(*_, **__):
         half.parent.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,10 @@ from explain2me.config.load import load_config
 from explain2me.errors import Explain2MeError
 from explain2me.run.folder import Run, open_run
 from explain2me.run.plan import plan
-from explain2me.stages.crash_search import Attempt, CrashSearch, run_despite_crashes
 from explain2me.stages.explain import explain_run
 from explain2me.stages.verify import verify_run
 from explain2me.workers import Engine
+from explain2me.workers.crash_search import Attempt, CrashSearch, run_despite_crashes
 
 
 class Task(NamedTuple):
@@ -170,7 +170,7 @@ def test_any_mark_makes_its_task_a_suspect(tmp_path: Path, monkeypatch: pytest.M
         suspects.append(options["suspects"])
         return iter(())
 
-    monkeypatch.setattr("explain2me.stages.crash_search.run_tasks", note)
+    monkeypatch.setattr("explain2me.workers.crash_search.run_tasks", note)
     tasks = [Task("a", 0, 2), Task("b", 2, 4)]
     run_despite_crashes(print, tasks, Engine(), marks=tmp_path, record=print, on_progress=print)
     assert suspects == [{Attempt.at(tasks[0])}]

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,26 @@ def test_what_a_dead_process_left_goes_and_what_a_living_one_writes_stays(tmp_pa
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".tmp-elsewhere-1-abc.tmp", "y.json"]
     os.utime(tmp_path / "a" / ".tmp-elsewhere-1-abc.tmp", (0, 0))
     assert remove_leftovers(tmp_path) == 1
+
+
+def test_a_killed_process_leaves_no_lock_and_a_living_one_keeps_its_own(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    code = "import sys; from explain2me.run.leftovers import temporary_prefix\n"
+    code += "print(temporary_prefix(), flush=True); sys.stdin.read()"
+    living, killed, ended = (
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    )
+    prefixes = [process.stdout.readline().strip() for process in (living, killed, ended)]
+    for prefix in prefixes:
+        (tmp_path / f"{prefix}0.tmp").touch()
+    killed.kill()
+    killed.communicate()
+    assert remove_leftovers(tmp_path) == 1
+    assert not (tmp_path / f"{prefixes[1]}0.tmp").exists()
+    assert len(list((tmp_path / "tmp").iterdir())) == 2
+    for process in (living, ended):
+        process.communicate()
+    assert list((tmp_path / "tmp").iterdir()) == []

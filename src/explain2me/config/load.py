@@ -45,7 +45,9 @@ def _read_tree(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ConfigError(f"{where} is larger than {MAX_BYTES} bytes; give a TOML file, with patterns for many files")
+            raise ConfigError(
+                f"{where} is larger than {MAX_BYTES} bytes; give a TOML file, with patterns for many files"
+            )
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{where} does not exist; give the path of a TOML file") from None
@@ -88,7 +90,9 @@ def _refuse_unprintable(node: Any, where: str) -> None:
     if isinstance(node, str) and "\0" in node:
         raise ConfigError(f"{where}: {shorten(repr(node))} holds a NUL character; take it out")
     if isinstance(node, int) and node.bit_length() > 64:
-        raise ConfigError(f"{where}: expected a number below 2^64, got one of {node.bit_length()} bits; give a smaller one")
+        raise ConfigError(
+            f"{where}: expected a number below 2^64, got one of {node.bit_length()} bits; give a smaller one"
+        )
     if isinstance(node, Mapping):
         for key, value in node.items():
             _refuse_unprintable(key, where)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from explain2me.run.leftovers import TEMPORARY, this_process
+from explain2me.run.leftovers import temporary_prefix
 
 FORMAT: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 
@@ -48,7 +48,7 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     Without ``replace`` a file that is there already stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{this_process()}-", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=temporary_prefix(), suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

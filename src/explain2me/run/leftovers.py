@@ -1,76 +1,92 @@
-"""Temporary files of processes that were killed, and which processes are alive."""
+"""Temporary files, and which of them a killed process left behind.
 
-import contextlib
+A process that writes files holds a lock while it lives. The lock lies in the temporary folder of its machine, where
+locks work whatever the disk of the run is, and the names of the process's temporary files hold the name of the lock.
+The operating system releases the lock when the process ends, however it ends.
+"""
+
+import atexit
 import fnmatch
 import functools
 import os
-import socket
+import tempfile
 import time
+import uuid
 from pathlib import Path
 
-from explain2me.config.compare import digest
+from filelock import FileLock, Timeout
 
 TEMPORARY = ".tmp-"
-"""How the names of files begin that are being written; they end in ``.tmp``, so that no pattern takes one for done."""
+"""Start of the names of files that are being written; they end in ``.tmp``, so that no pattern takes one for finished."""
 LEFTOVER_SECONDS = 3600
-"""A temporary file not written to for so long was left by a process that was killed."""
+"""Age of a temporary file that is removed although its lock is not on this machine."""
+LOCK = "explain2me-{}.lock"
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files that a killed process left below a folder; how many.
+    """Delete the temporary files that killed processes left below a folder, and return how many.
 
-    Their names say which process of which machine was at it. What another machine left goes after an hour.
+    A file of another machine, whose lock cannot be seen here, goes when nobody has written to it for an hour.
     """
-    old = [path for path in _temporary_in(folder) if _is_leftover(path)]
-    for path in old:
+    leftovers = [path for path in _temporary_in(folder) if _is_leftover(path)]
+    for path in leftovers:
         path.unlink(missing_ok=True)
-    return len(old)
+    _remove_free_locks()
+    return len(leftovers)
+
+
+def temporary_prefix() -> str:
+    """Start of the names of the temporary files of this process."""
+    return f"{TEMPORARY}{_own_lock(os.getpid())}-"
 
 
 def _temporary_in(folder: Path) -> list[Path]:
-    """All below a folder; others may remove folders of it meanwhile, at which ``rglob`` would fail."""
+    """All temporary files below a folder. ``rglob`` would fail when another process removes a folder meanwhile."""
     return [
         Path(place, name) for place, _, names in os.walk(folder) for name in fnmatch.filter(names, f"{TEMPORARY}*.tmp")
     ]
 
 
 def _is_leftover(path: Path) -> bool:
-    who = path.name.removeprefix(TEMPORARY).rpartition("-")[0]
-    if who.partition("-")[0] == _here():
-        return not is_at_work(who)
+    lock = _lock_file(path.name.removeprefix(TEMPORARY).partition("-")[0])
+    if lock.exists():
+        return _is_free(lock)
     try:
         return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
-    except FileNotFoundError:  # done in the meantime
+    except FileNotFoundError:  # finished meanwhile
         return False
 
 
-def this_process() -> str:
-    """A word that stands for this process, on all machines that may share a folder."""
-    return f"{_here()}-{os.getpid()}"
-
-
-def is_at_work(process: str) -> bool:
-    """Whether a process of that word lives here; False where it ended or is of another machine."""
-    here, _, pid = process.partition("-")
-    if here != _here() or not pid.isdecimal():
-        return False
+def _is_free(lock: Path) -> bool:
+    """Whether no process holds a lock; False for the lock of another user, which cannot be tried."""
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        with FileLock(lock, timeout=0):
+            return True
+    except (Timeout, OSError):
         return False
-    except OSError:  # of another user
-        return True
-    with contextlib.suppress(OSError, IndexError):  # one that ended may wait for its parent to ask
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return True
+
+
+def _remove_free_locks() -> None:
+    for lock in Path(tempfile.gettempdir()).glob(LOCK.format("*")):
+        if _is_free(lock):
+            lock.unlink(missing_ok=True)
 
 
 @functools.cache
-def _here() -> str:
-    """Where a process number means something: this start of this machine, and the container."""
-    parts = [socket.gethostname()]
-    for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        with contextlib.suppress(OSError):
-            path = Path(place)
-            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text())
-    return digest(parts)
+def _own_lock(pid: int) -> str:
+    """Name of the lock that this process holds until it ends; a fork takes one of its own."""
+    name = uuid.uuid4().hex
+    lock = FileLock(_lock_file(name), thread_local=False)
+    lock.acquire()
+
+    def release() -> None:
+        if os.getpid() == pid:
+            lock.release()
+            _lock_file(name).unlink(missing_ok=True)
+
+    atexit.register(release)
+    return name
+
+
+def _lock_file(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / LOCK.format(name)

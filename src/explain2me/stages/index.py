@@ -16,8 +16,8 @@ from explain2me.images.examine import QUARANTINE, Indexed, index_images
 from explain2me.images.listing import image_root
 from explain2me.run.files import write_parquet
 from explain2me.run.packs import read_parquet
-from explain2me.stages.crash_search import Attempt, Task, run_despite_crashes
 from explain2me.workers import Engine, report_progress
+from explain2me.workers.crash_search import Attempt, Task, run_despite_crashes
 
 CHUNK = 4096
 """Images in a chunk."""
@@ -67,7 +67,7 @@ def index_run(
     """Read every image of a run once and return the rows; None if another machine has written run.json meanwhile.
 
     Several machines may do this in one folder: each starts at another chunk and skips the finished ones. An image that
-    kills the process that decodes it goes to the quarantine, see :mod:`explain2me.stages.crash_search`.
+    kills the process that decodes it goes to the quarantine, see :mod:`explain2me.workers.crash_search`.
 
     Args:
         images: of :func:`explain2me.images.listing.list_images`.
