@@ -592,7 +592,7 @@ def test_a_stop_by_the_user_says_what_to_do(monkeypatch, capsys, write_config, n
         main()
     assert stop.value.code == 130
     assert signal.getsignal(number) == before
-    assert "what is committed stays, call the same command to go on" in capsys.readouterr().err
+    assert "what is committed stays, call the same command to continue" in capsys.readouterr().err
 
 
 def test_tables_older_than_the_scores_are_said_to_be(write_config, tmp_path, monkeypatch, capsys):

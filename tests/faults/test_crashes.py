@@ -185,7 +185,8 @@ def test_an_image_that_ends_a_worker_is_quarantined_by_the_index(
         pytest.importorskip("ray", reason="the extra ray is not installed")
     else:
         (tmp_path / "patched" / "sitecustomize.py").write_text(SMALL_CHUNKS + KILLER)
-    assert deadly_run("compute.workers=2", f"compute.executor={engine}") == (0, "")
+    code, error = deadly_run("compute.workers=2", f"compute.executor={engine}")
+    assert code == 0, error
     check_whole(open_run(tmp_path / "run"))
 
 

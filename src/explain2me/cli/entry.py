@@ -1,4 +1,4 @@
-"""The entry point: every command, and one line for every error that a user can cause."""
+"""Every command, and one line for every error that a user can cause."""
 
 import contextlib
 import signal
@@ -27,8 +27,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(asked: bool) -> None:
+    if asked:
         from explain2me import __version__
 
         print(f"explain2me {__version__}")
@@ -38,7 +38,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Measure where image classifiers look, over whole datasets, to choose which of them to trust."""
@@ -49,7 +49,7 @@ for command in (demo, check, run, explain, measure, summarise, report, train, st
 
 
 def main() -> None:
-    """Entry point: wrong input gives one line and exit code 2, our own bugs a traceback and 1."""
+    """Run a command: wrong input gives one line and exit code 2, our own bugs a traceback and 1."""
     from explain2me.errors import Explain2MeError
 
     try:
@@ -57,7 +57,7 @@ def main() -> None:
             app(standalone_mode=True)
     except SystemExit as stop:
         if stop.code == 130:
-            print("\nexplain2me: stopped; what is committed stays, call the same command to go on", file=sys.stderr)
+            print("\nexplain2me: stopped; what is committed stays, call the same command to continue", file=sys.stderr)
         raise
     except Explain2MeError as error:
         line = " ".join(str(error).split())
@@ -90,7 +90,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> "Iterator[None]":
-    """What a scheduler sends before it kills stops a command as Ctrl-C does."""
+    """Let SIGTERM, which a scheduler sends before it kills, stop a command as Ctrl-C does."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

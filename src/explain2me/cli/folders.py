@@ -1,4 +1,4 @@
-"""`explain2me verify` and `compact`: commands that keep a run folder in order."""
+"""`explain2me verify` and `compact`: check and pack the files of a run."""
 
 from typing import Annotated
 

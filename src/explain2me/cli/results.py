@@ -67,7 +67,7 @@ def show(
 
 
 def _override(run: "Run", stage: str, sets: list[str]) -> "Config":
-    """The config of a run with ``--set`` applied; a change that the stage would not see is refused."""
+    """The config of a run with ``--set`` applied; a change that the stage does not read is refused."""
     from explain2me.config.compare import MEASURING_FIELDS
     from explain2me.config.load import override
     from explain2me.errors import ConfigError
@@ -141,14 +141,14 @@ def write_page(run: "Run", config: "Config", console: "Console") -> None:
     from explain2me.report.findings import Finding
     from explain2me.report.terminal import show_findings
 
-    found: list[Finding] = []
+    findings: list[Finding] = []
     with progress_bars(console) as progress:
         task = progress.add_task("report", total=None)
         page = write_report(
             run,
             config,
             on_done=lambda done, total: progress.update(task, total=total, completed=done),
-            on_findings=found.extend,
+            on_findings=findings.extend,
         )
-    show_findings(found, console)
+    show_findings(findings, console)
     console.print(printable(f"report: {page}"), markup=False, soft_wrap=True)

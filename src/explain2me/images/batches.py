@@ -24,14 +24,11 @@ class Failure(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Decoded images and where they stand in the list of paths; failed ones are left out of the first two."""
+    """Decoded images and their positions in the list of paths; failed images are only in ``failures``."""
 
     positions: list[int]
     images: UInt8[Tensor, "n 3 H W"]
     failures: list[Failure]
-
-
-# ----------------------------------------------------------------------------------------------------------- batches
 
 
 def batches(
@@ -47,18 +44,17 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Decode ``paths`` in order, ``batch_size`` positions a batch; ``prefetch`` batches are decoded ahead in threads.
 
-    Batch i covers the positions i * batch_size and following whatever fails in it, so a bad image moves no border;
-    a batch may be empty. Memory does not grow with the number of paths. The threads end with the generator: when it is
-    exhausted, closed or dropped, and when the consumer raises.
+    Batch i always starts at position i * batch_size: a bad image moves no border, and a batch may be empty. Memory does
+    not grow with the number of paths. The threads end with the generator: when it is exhausted, closed or dropped.
 
     Args:
         paths: the files, see :func:`resolve`.
-        size: height and width in pixels of the images given.
+        size: height and width in pixels of the result.
         batch_size: positions a batch; the last batch holds the rest.
         interpolation: one of :data:`INTERPOLATIONS`.
         max_pixels: images with more pixels fail.
-        expected_sha256: per path; other bytes fail as ``hash_mismatch``, so a file swapped after the index is noticed.
-        num_threads: decoding threads; None takes one for each processor core, at most 8.
+        expected_sha256: per path; other bytes fail as ``hash_mismatch``, for example a file replaced after the index.
+        num_threads: that decode; None: one for each processor core, at most 8.
         prefetch: batches decoded ahead of the one in use, at least 1.
 
     Raises:

@@ -2,7 +2,7 @@
 
 What a file becomes: three 8-bit channels, upright, whole.
 
-- The format is told by the content, never by the name; only :data:`FORMATS` are decoded, by Pillow.
+- The content decides the format, never the name; only :data:`FORMATS` are decoded, by Pillow.
 - Alpha and palette transparency are dropped, not composited: the colour stored under them is shown, as
   ``convert("RGB")`` does and therefore as torchvision's and timm's folders feed it to a detector in training.
 - 16-bit grey becomes 8-bit by rounding ``value / 257``, 12-bit grey (TIFF) by rounding ``value * 255 / 4095``. (Pillow
@@ -31,7 +31,7 @@ Kinds of :class:`~explain2me.errors.ImageError`:
 ``animated``              several frames or pages: which one is meant is undefined
 ``unknown_range``         32-bit integers or floats: which value is white is undefined
 ``hash_mismatch``         not the bytes that the manifest or the index names
-``crash``                 the process that read it ended, twice
+``crash``                 it killed the process that read it, twice
 ========================= ============================================================================================
 
 Messages name a file by its last part only, quoted: they are the same on every machine and hold no control character.
@@ -120,7 +120,7 @@ def load_array(
 
 
 def check_size(size: tuple[int, int], interpolation: str) -> None:
-    """Raise ValueError for a size or an interpolation that cannot be."""
+    """Raise ValueError for an impossible size or interpolation."""
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"expected size as (height, width) of at least 1 pixel each, got {size}")
     if interpolation not in INTERPOLATIONS:
@@ -137,7 +137,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarr
     return np.asarray(_decode(data, max_pixels=max_pixels)).copy()
 
 
-_UPRIGHT = {  # EXIF orientation -> what undoes it
+_UPRIGHT = {  # EXIF orientation -> its inverse
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -170,7 +170,7 @@ _SIGNATURES = (  # of the formats allowed, then of some that are not
 
 
 def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The upright RGB image; every failure is an ImageError, but for a machine that is short of memory."""
+    """The upright RGB image; every failure is an ImageError, unless the machine is short of memory."""
     if not data:
         raise ImageError("empty", "no bytes")
     num_pixels = 0
@@ -198,7 +198,7 @@ def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
 
 
 def _check_memory(num_pixels: int) -> None:
-    """Raise where there is no room for an image of so many pixels: the next one would fail, too, and none is to blame."""
+    """Raise if the machine is short of memory for an image of so many pixels: then the image is not to blame."""
     needed = DECODING_BYTES * num_pixels + 2**26
     try:
         np.empty(needed, np.uint8)
@@ -226,15 +226,15 @@ _SCAN, _START, _END = 0xDA, 0xD8, 0xD9
 
 
 def _num_scans(data: bytes) -> int:
-    """Scans of the first picture of a JPEG, counted up to one too many; 0 for other formats."""
+    """Number of scans of the first picture of a JPEG, counted up to MAX_SCANS + 1; 0 for other formats."""
     if not data.startswith(b"\xff\xd8"):
         return 0
     count, place = 0, 2
-    while count <= MAX_SCANS and (found := _MARKER.search(data, place)) and found[1][0] != _END:
-        place = found.end()
-        if found[1][0] not in (0x01, _START):
+    while count <= MAX_SCANS and (marker := _MARKER.search(data, place)) and marker[1][0] != _END:
+        place = marker.end()
+        if marker[1][0] not in (0x01, _START):
             place += int.from_bytes(data[place : place + 2], "big")
-        count += found[1][0] == _SCAN
+        count += marker[1][0] == _SCAN
     return count
 
 
@@ -251,7 +251,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _bits(image: Image.Image) -> int:
-    """Of a grey image that Pillow opens with 16; a TIFF may have 12."""
+    """Bits of a grey image that Pillow opens with 16; a TIFF may have 12."""
     given = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, 16)
     bits = given[0] if isinstance(given, tuple) else given
     return bits if bits in (12, 16) else 16
@@ -277,7 +277,7 @@ def _unidentified(data: bytes) -> ImageError:
 
 
 def _ends_early(data: bytes) -> bool:
-    """Does a WebP or TIFF file end before the place that its header points to? Pillow tells for the others."""
+    """Whether a WebP or TIFF file ends before the place that its header points to; Pillow reports this for other formats."""
     if data[:4] == b"RIFF":
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     order: Literal["little", "big"] = "big" if data[:2] == b"MM" else "little"
@@ -288,7 +288,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handle
 
 
 class _NoPillowWarnings:
-    """Drops Pillow's warnings while any thread is inside; ``warnings.catch_warnings`` is not safe in threads."""
+    """Ignore Pillow's warnings while any thread is inside; ``warnings.catch_warnings`` is not safe in threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

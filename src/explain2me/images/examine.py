@@ -1,14 +1,6 @@
-"""Images: a list of files in, checked rows and batches of pixels out, read ahead in threads.
+"""Read every image of a list once: decode it (:func:`index_images`), or compare its hash (:func:`verify_hashes`)."""
 
-::
-
-    list_images    manifest or folder -> table of rows, sorted by image_id; no image is opened (manifest.py)
-    index_images   every file read and fully decoded once -> usable rows, quarantine
-    verify_hashes  every file read and compared to the sha256 of its row; nothing is decoded
-    batches        files -> uint8 batches, decoded ahead in threads
-"""
-
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +14,11 @@ from explain2me.images.reading import check_hash
 from explain2me.images.threads import in_order
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("image_id", "path", "stage", "kind", "message")])
-
-
 CRASHED = "the process that read this image ended, twice, and not at the images beside it"
 
 
 class Indexed(NamedTuple):
-    """What :func:`index_images` found; both tables keep the order of the rows given."""
+    """Result of :func:`index_images`; both tables keep the order of the rows given."""
 
     usable: pa.Table
     quarantine: pa.Table
@@ -43,14 +33,14 @@ def index_images(
     num_threads: int | None = None,
     on_done: Callable[[int], None] | None = None,
 ) -> Indexed:
-    """Read and fully decode every image once; bad ones go to the quarantine, the others go on.
+    """Read and decode every image once; bad ones go to the quarantine.
 
     Args:
         table: rows of :func:`list_images`; with a column expected_sha256 the bytes are compared before decoding.
         root: the folder to which the paths are relative, see :func:`image_root`.
         max_pixels: images with more pixels are not decoded.
-        crashing: rows that are not opened, because processes have ended at them; their kind is ``crash``.
-        num_threads: decoding threads; None takes one for each processor core, at most 8.
+        crashing: rows that are not opened, because they kill the process; their kind is ``crash``.
+        num_threads: that decode; None: one for each processor core, at most 8.
         on_done: called in the caller's thread with the number of images done so far.
 
     Returns:
@@ -69,23 +59,27 @@ def index_images(
         except ImageError as error:
             return error
 
-    found: list[tuple[int, int, str]] = []
-    usable: list[int] = []
-    bad: list[dict[str, str | None]] = []
-    with closing(in_order(examine, range(len(rows)), num_threads=num_threads, ahead=64)) as results:
-        for position, result in enumerate(results):
-            if isinstance(result, ImageError):
-                bad.append(_quarantined(rows[position], result))
-            else:
-                usable.append(position)
-                found.append(result)
+    results: list[tuple[int, int, str] | ImageError] = []
+    with closing(in_order(examine, range(len(rows)), num_threads=num_threads, ahead=64)) as examined:
+        for result in examined:
+            results.append(result)
             if on_done is not None:
-                on_done(position + 1)
-    kept = table.select(["image_id", "path", "label", "source"]).take(pa.array(usable, pa.int64()))
+                on_done(len(results))
+    return _split(table, rows, results)
+
+
+def _split(
+    table: pa.Table, rows: Sequence[dict[str, str | None]], results: Sequence[tuple[int, int, str] | ImageError]
+) -> Indexed:
+    """Usable rows with width, height and sha256; and the quarantine."""
+    usable = {position: result for position, result in enumerate(results) if not isinstance(result, ImageError)}
+    kept = table.select(["image_id", "path", "label", "source"]).take(pa.array(list(usable), pa.int64()))
     for column, name in enumerate(("width", "height", "sha256")):
         kind = pa.string() if name == "sha256" else pa.int32()
-        kept = kept.append_column(name, pa.array([values[column] for values in found], kind))
-    return Indexed(kept, pa.Table.from_pylist(bad, schema=QUARANTINE))
+        kept = kept.append_column(name, pa.array([values[column] for values in usable.values()], kind))
+    pairs = zip(rows, results, strict=True)
+    refused = [_quarantined(row, error) for row, error in pairs if isinstance(error, ImageError)]
+    return Indexed(kept, pa.Table.from_pylist(refused, schema=QUARANTINE))
 
 
 def verify_hashes(
@@ -95,16 +89,16 @@ def verify_hashes(
     num_threads: int | None = None,
     on_done: Callable[[int], None] | None = None,
 ) -> pa.Table:
-    """Read every file and compare it to its hash; nothing is decoded.
+    """Read every file and compare it with its hash, without decoding it.
 
     Args:
         table: rows of :func:`list_images` with an expected_sha256 each, see :func:`require_hashes`.
         root: the folder to which the paths are relative.
-        num_threads: reading threads; None takes one for each processor core, at most 8.
+        num_threads: that read; None: one for each processor core, at most 8.
         on_done: called in the caller's thread with the number of files done so far.
 
     Returns:
-        The quarantine that :func:`index_images` would give for files that are missing, unreadable or of other bytes.
+        The quarantine of files that are missing, unreadable or have other bytes, as :func:`index_images` returns it.
     """
     rows = table.to_pylist()
 

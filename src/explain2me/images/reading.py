@@ -1,4 +1,4 @@
-"""The bytes of an image file, from disk or out of a container, with their hash checked."""
+"""Read the bytes of an image file, from disk or from a container, and check their hash."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ MAX_BYTES = 512 * 2**20
 
 
 def check_hash(path: Path, expected_sha256: str) -> None:
-    """Compare the bytes of one file to a sha256; nothing is decoded.
+    """Compare the bytes of one file with a sha256, without decoding them.
 
     Raises:
         ImageError: other bytes (``hash_mismatch``), or bytes that cannot be read.
@@ -24,7 +24,7 @@ def check_hash(path: Path, expected_sha256: str) -> None:
 
 
 def read_file(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of a regular file or of a member of a container, links followed; never waits for a pipe or a device.
+    """Read a regular file or a member of a container; follows links, and never waits for a pipe or a device.
 
     Raises:
         ImageError: missing, dangling_link, not_regular, permission, unreadable, empty or too_many_bytes.
@@ -43,7 +43,7 @@ def with_file_name(path: Path) -> Iterator[None]:
 
 
 def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """As :func:`read_file`; the message does not name the file."""
+    """As :func:`read_file`, with errors that do not name the file."""
     try:
         data = _read(path, max_bytes)
     except (OSError, ValueError) as error:
@@ -82,7 +82,7 @@ def _read_regular(path: Path, max_bytes: int) -> bytes:
 
 
 def check_sha256(data: bytes, expected: str | None) -> str:
-    """The hash of some bytes; ImageError where it is not the expected one."""
+    """The sha256 of some bytes; raises ImageError if another one was expected."""
     sha256 = hashlib.sha256(data).hexdigest()
     if expected is not None and sha256 != expected:
         raise ImageError(

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int | None, ahead: int
 ) -> Generator[Result, None, None]:
-    """Map in threads; results come in the order of the items, at most ``ahead`` of which are under way."""
+    """Map in threads; yield the results in the order of the items, with at most ``ahead`` items in progress."""
     pool = ThreadPoolExecutor(num_threads or min(8, _num_cores()), thread_name_prefix="explain2me-images")
     waiting: deque[Future[Result]] = deque()
     try:

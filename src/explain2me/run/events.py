@@ -1,4 +1,4 @@
-"""events.jsonl of a run: what happened when, for people; no result depends on it."""
+"""events.jsonl of a run: a log for people. No result depends on it."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def log_event(folder: Path, share: tuple[int, int], stage: str, event: str, **values: object) -> None:
-    """Append one line; each of several machines has a file of its own, ``events-2-of-8.jsonl``."""
+    """Append one line. With several machines each has its own file, ``events-2-of-8.jsonl``."""
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "stage": stage, "event": event} | values
     name = "events.jsonl" if share[1] == 1 else f"events-{share[0]}-of-{share[1]}.jsonl"
     with (folder / name).open("a", encoding="utf-8") as file:

@@ -1,8 +1,4 @@
-"""Files that are whole or not there: atomic writes, checked reads, and packs of many small Parquet files in one.
-
-A pack holds each of its files as one row group, under its old name: ``packed-*.parquet``, which DuckDB and pandas read
-like any other. Whoever asks for a file by its path gets it, whether it lies there or in a pack beside.
-"""
+"""Write files atomically: a file is complete, or it does not exist."""
 
 import contextlib
 import hashlib
@@ -22,13 +18,13 @@ FORMAT: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_
 
 
 def write_parquet(table: pa.Table, path: Path, *, replace: bool = True) -> None:
-    """Commit a table by one rename; the same table gives the same bytes. Without ``replace`` a file that is there stays."""
+    """Commit a table by one rename; the same table gives the same bytes. Without ``replace`` an existing file stays."""
     with atomic_path(path, replace=replace) as temporary:
         pq.write_table(table, temporary, **FORMAT)
 
 
 def write_json(value: Any, path: Path, *, replace: bool = True) -> bool:
-    """Commit a JSON file by one rename; without ``replace`` only if there is none, and say whether that was so."""
+    """Commit a JSON file by one rename, and return whether it was written: without ``replace`` an existing file stays."""
     with atomic_path(path, replace=replace) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         ours = temporary.stat().st_ino
@@ -36,7 +32,7 @@ def write_json(value: Any, path: Path, *, replace: bool = True) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the bytes of a file."""
+    """Hash of the bytes of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -45,7 +41,7 @@ def sha256_of(path: Path) -> str:
 def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path``; synced and renamed to it at the end, removed after an error.
 
-    Without ``replace`` a file that is there already stays.
+    Without ``replace`` an existing file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=temporary_prefix(), suffix=".tmp", dir=path.parent)
@@ -72,7 +68,7 @@ def encoded(table: pa.Table) -> bytes:
 
 
 def _rename_if_new(temporary: Path, path: Path) -> None:
-    """A link is made by one machine only, also on a network drive."""
+    """Rename unless the target exists. Only one machine can make a link, also on a network drive."""
     try:
         path.hardlink_to(temporary)
     except FileExistsError:

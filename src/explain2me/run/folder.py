@@ -1,4 +1,4 @@
-"""The files of a run: Parquet schemas, and reading back.
+"""A run folder, opened for reading.
 
 ```
 run.json  images.parquet  maps/model=<detector>__<run>/part-00012-<key>.parquet  precision/...
@@ -24,7 +24,7 @@ from explain2me.run.schema import QUARANTINE, SCHEMA_VERSION, SCORES, maps_schem
 
 
 class Stretch(NamedTuple):
-    """Images ``start`` to ``stop`` of images.parquet: one label and one source."""
+    """Images ``start`` to ``stop`` of images.parquet, which have one label and one source."""
 
     label: str | None
     source: str
@@ -79,11 +79,11 @@ class Run:
 
     @functools.cached_property
     def image_table(self) -> pa.Table:
-        """images.parquet: one row a usable image, ordered by label, source and manifest row."""
+        """images.parquet: one row per usable image, ordered by label, source and manifest row."""
         return read_parquet(self.folder / "images.parquet")
 
     def maps(self, columns: list[str] | None = None) -> pa.Table:
-        """All maps, one row a model, image and condition; columns ``detector`` and ``run`` are added."""
+        """All maps, one row per model, image and condition, with the columns ``detector`` and ``run``."""
         tables = []
         for model in self.models:
             for path in self.part_paths(model):
@@ -94,12 +94,12 @@ class Run:
         return pa.concat_tables(tables, promote_options="permissive") if tables else maps_schema(1).empty_table()
 
     def scores(self) -> pa.Table:
-        """All scores, one row an image, model (or pair of runs), measure, variant, similarity and condition."""
+        """All scores, one row per image, model (or pair of runs), measure, variant, similarity and condition."""
         paths = table_files(self.folder / "scores")
         return pa.concat_tables([read_parquet(path) for path in paths]) if paths else SCORES.empty_table()
 
     def scores_dataset(self) -> ds.Dataset:
-        """The same rows as :meth:`scores`, for reading a part of them."""
+        """The rows of :meth:`scores` as a data set, to read some of them."""
         checked = ds.ParquetFileFormat(
             default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
         )
@@ -123,7 +123,7 @@ class Run:
         return pa.concat_tables([read_parquet(path) for path in paths]) if paths else QUARANTINE.empty_table()
 
     def part_paths(self, model: Model) -> list[Path]:
-        """Part files of one model that are committed, in order of images."""
+        """Committed part files of one model, in the order of their images."""
         return table_files(self.folder / "maps" / f"model={model.name}", "part-*.parquet")
 
 
@@ -134,6 +134,6 @@ def open_run(folder: str | Path) -> Run:
         folder: made by ``explain2me run`` or ``explain2me explain``.
 
     Raises:
-        RunFolderError: there is no run.json, or it cannot be read.
+        RunFolderError: run.json is missing or cannot be read.
     """
     return Run(Path(folder))

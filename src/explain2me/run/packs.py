@@ -1,4 +1,8 @@
-"""Read Parquet files, loose or in packs of many small ones."""
+"""Read Parquet files, loose or in packs of many small files.
+
+A pack, ``packed-*.parquet``, holds each of its files as one row group under its old name; DuckDB and pandas read it like
+any other Parquet file. :func:`read_parquet` reads a file by its path, whether it is loose or in a pack beside.
+"""
 
 import functools
 import json
@@ -15,18 +19,18 @@ from explain2me.errors import RunFolderError
 from explain2me.run.files import FORMAT, atomic_path
 
 PACKED = "packed-"
-"""How the names of packs begin."""
+"""Start of the names of packs."""
 PACK_BYTES = 256 * 2**20
-"""A pack is closed when its files had so many bytes."""
+"""Bytes of files after which a pack is closed."""
 PACK_FILES = 512
-"""Or so many: the list of its row groups is read before any of them."""
+"""Files in a pack at most: its list of row groups is read before any of them."""
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one file, or what a pack beside holds of that name, with its checksums checked.
+    """Read one file, loose or from a pack beside, and check its checksums.
 
     Raises:
-        RunFolderError: it is missing or damaged; the message names the file.
+        RunFolderError: the file is missing or damaged; the message names the file.
     """
     member = None if path.exists() else packed_in(path.parent).get(path.name)
     try:
@@ -45,7 +49,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 class Member(NamedTuple):
-    """A file that lies in a pack: its row group (None: it has no rows) and its own metadata."""
+    """A file in a pack: its row group (None if it has no rows) and its own metadata."""
 
     pack: Path
     row_group: int | None
@@ -53,7 +57,7 @@ class Member(NamedTuple):
 
 
 def committed_in(folder: Path) -> set[str]:
-    """Names of the Parquet files of a folder, loose or in packs; one look at the folder for all of them."""
+    """Names of the Parquet files of a folder, loose or in packs."""
     return {path.name for path in table_files(folder)}
 
 
@@ -69,15 +73,15 @@ def packed_in(folder: Path) -> dict[str, Member]:
 
 @functools.lru_cache(maxsize=64)
 def _members_of(packs: tuple[Path, ...], _: tuple[int, ...]) -> dict[str, Member]:
-    found: dict[str, Member] = {}
+    members: dict[str, Member] = {}
     for pack in packs:
         try:
             metadata = pq.read_schema(pack).metadata
             rows = json.loads(metadata[b"members"])
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise RunFolderError(f"{pack} is damaged ({error}); delete it and call the same command again") from None
-        found |= {name: Member(pack, group, own) for name, group, own in rows}
-    return found
+        members |= {name: Member(pack, group, own) for name, group, own in rows}
+    return members
 
 
 def _read_member(member: Member, columns: list[str] | None) -> pa.Table:
@@ -102,16 +106,16 @@ def table_files(folder: Path, pattern: str = "*.parquet") -> list[Path]:
 
 
 def files_on_disk(folder: Path) -> list[Path]:
-    """The Parquet files of a folder that hold every row once: packs, and loose files that are in none."""
+    """The Parquet files of a folder that together hold every row once: packs, and loose files that are in no pack."""
     packed = packed_in(folder)
     return sorted(path for path in folder.glob("*.parquet") if path.name not in packed)
 
 
 def pack_folder(folder: Path) -> int:
-    """Put the loose Parquet files of a folder into packs; how many went in.
+    """Put the loose Parquet files of a folder into packs, and return how many.
 
-    A pack is committed before its files are deleted, and a file that is in a pack does not count, so that a kill in
-    between loses and doubles nothing.
+    A pack is committed before its files are deleted, and readers ignore a loose file that is in a pack: a kill in between
+    loses and doubles nothing.
     """
     loose = [path for path in table_files(folder) if path.exists()]
     known = packed_in(folder)

@@ -1,7 +1,7 @@
-"""The plan: which model takes which images, and the name of the part file that comes out.
+"""The plan of a run: its shards, and the names of their part files.
 
-A shard is one model x a contiguous range of images x all conditions. It owns its batch borders, since batches of 1 and
-of 16 differ in the last bits, and its file name holds a key of everything that decides its bytes.
+A shard is one model x a contiguous range of images x all conditions. It sets the borders of its batches, because batches
+of 1 and of 16 differ in the last bits. Its file name holds a key of everything that decides its bytes.
 """
 
 import functools
@@ -36,7 +36,7 @@ class Shard(NamedTuple):
 
     @property
     def title(self) -> str:
-        """A file name that no other shard of the run has."""
+        """File name that no other shard of the run has."""
         return f"{self.model.name}-{self.file_name}"
 
     def path(self, folder: Path) -> Path:
@@ -46,7 +46,7 @@ class Shard(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def plan(run: Run) -> tuple[Shard, ...]:
-    """Every shard of a run, model by model, in a fixed order; kept, since every stage asks for it."""
+    """Every shard of a run, model by model, in a fixed order; cached, because every stage needs it."""
     images = run.image_table
     size = run.config.compute.shard_size
     settings = shard_settings(run.config)
@@ -59,34 +59,38 @@ def plan(run: Run) -> tuple[Shard, ...]:
 
 
 def missing_of(shards: Sequence[Shard], folder: Path) -> list[Shard]:
-    """Shards whose part file is not there yet."""
-    there = {
+    """Shards that are not committed yet."""
+    committed = {
         model: committed_in(folder / "maps" / f"model={model.name}") for model in {shard.model for shard in shards}
     }
-    return [shard for shard in shards if shard.file_name not in there[shard.model]]
+    return [shard for shard in shards if shard.file_name not in committed[shard.model]]
 
 
 def refuse_unplanned(shards: Sequence[Shard], folder: Path) -> None:
-    """Refuse part files that are none of these shards, of all models: every reader would take them for images.
+    """Refuse part files outside the plan, because every reader would take their rows for results of this run.
+
+    Args:
+        shards: of all models.
+        folder: of the run.
 
     Raises:
-        RunFolderError: there are some, which another version of the results leaves behind.
+        RunFolderError: such a file exists; another version of explain2me has left it.
     """
     planned: dict[str, set[str]] = {}
     for shard in shards:
         planned.setdefault(shard.model.name, set()).add(shard.file_name)
     for name, files in planned.items():
         place = folder / "maps" / f"model={name}"
-        strange = sorted(file for file in committed_in(place) if file.startswith("part-") and file not in files)
-        if strange:
+        unplanned = sorted(file for file in committed_in(place) if file.startswith("part-") and file not in files)
+        if unplanned:
             raise RunFolderError(
-                f"{place} holds {len(strange)} part files that are not of this run, first {strange[0]!r}: a version of "
+                f"{place} holds {len(unplanned)} part files that are not of this run, first {unplanned[0]!r}: a version of "
                 f"explain2me with other results made them; give --out another folder"
             )
 
 
 def share_of(shards: Sequence[Item], share: tuple[int, int]) -> Sequence[Item]:
-    """The i-th of N stretches of about the same length, so that a machine loads few models.
+    """The i-th of N contiguous shares of about the same length, so that a machine loads few models.
 
     >>> [share_of(range(5), (i, 2)) for i in range(2)]
     [range(0, 2), range(2, 5)]
@@ -96,10 +100,10 @@ def share_of(shards: Sequence[Item], share: tuple[int, int]) -> Sequence[Item]:
 
 
 def shard_settings(config: Config) -> dict[str, object]:
-    """The settings that decide the bytes of every part file: no path, no name of a detector."""
+    """The settings that decide the bytes of every part file; paths and names of detectors do not."""
     compute = tuple(f"compute.{name}" for name in ("device", "precision", "batch_size", "threads"))
-    wanted = ("seed", "salience.", "measures.", *compute)
-    settings = {key: value for key, value in fingerprint(config).items() if key.startswith(wanted)}
+    deciding = ("seed", "salience.", "measures.", *compute)
+    settings = {key: value for key, value in fingerprint(config).items() if key.startswith(deciding)}
     return settings | ({"compute.compile": True} if config.compute.compile else {})
 
 

@@ -1,4 +1,4 @@
-"""What made a run: versions, git state, hardware."""
+"""Versions, git state and hardware, which run.json records."""
 
 import platform
 import subprocess
@@ -11,7 +11,7 @@ import explain2me
 
 
 def provenance(*more: str) -> dict[str, Any]:
-    """Versions, of ``more`` packages too, git state and hardware kind of this process."""
+    """Versions of the main packages and of ``more``, git state, and kind of hardware."""
     packages = ("torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", *more)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     versions = {"explain2me": explain2me.__version__, "python": platform.python_version()}
@@ -23,7 +23,7 @@ def provenance(*more: str) -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the folder the command was started in, and whether it had changes; None outside git."""
+    """Commit of the current folder, and whether it has changes; None outside git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(  # noqa: S603

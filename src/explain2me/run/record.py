@@ -1,4 +1,4 @@
-"""run.json: its models, and the hash that seals it."""
+"""run.json: its models, and the hash of its content."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +7,12 @@ from explain2me.config.compare import digest
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """run.json with a hash of all else in it, by which :func:`explain2me.stages.verify.verify_run` sees that it was changed."""
+    """run.json with a hash of its content, which :func:`explain2me.stages.verify.verify_run` compares."""
     return record | {"sha256": record_hash(record)}
 
 
 def record_hash(record: dict[str, Any]) -> str:
-    """Of everything in run.json but the hash itself."""
+    """Hash of everything in run.json except the hash itself."""
     return digest({key: value for key, value in record.items() if key != "sha256"})
 
 

@@ -203,11 +203,11 @@ def _refuse_copies(detector: str, models: Sequence[Model]) -> None:
 def _check_model(
     config: Config, settings: DetectorConfig, run: str, checkpoint: str | None, seed: int, num_classes: int | None
 ) -> tuple[Model, tuple[int, int]]:
-    """Load one model and explain a blank image; gives the model, and height and width of its maps in cells."""
+    """Load one checkpoint and explain a blank image: the model, and height and width of its maps in cells."""
     detector = load_model(settings, checkpoint, seed, num_classes)
     conditions_for(config.measures, detector.input_size)
     blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8)
-    with METHODS[config.salience.method].load()(detector.model, settings.layer) as explainer:
+    with GradCAM(detector.model, layer=settings.layer) as cam:
         try:
             maps, _ = explainer.explain(detector.preprocess(blank), choose_predicted)
         except Explain2MeError as error:
@@ -233,7 +233,7 @@ def _check_model(
     return model, (maps.shape[-2], maps.shape[-1])
 
 
-def _refuse_size(wanted: DetectorConfig, detector: Detector, blank: torch.Tensor) -> None:
+def _refuse_size(settings: DetectorConfig, detector: Detector, blank: torch.Tensor) -> None:
     """Raise ConfigError if the model fails without the hooks as well: it does not accept this input size."""
     try:
         with torch.no_grad():

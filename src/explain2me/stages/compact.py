@@ -1,4 +1,4 @@
-"""Many small files of a run to few large ones, for file systems that count files. No row and no number changes."""
+"""Pack many small files of a run into few large ones, for file systems that limit files. No row and no number changes."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from explain2me.run.packs import pack_folder
 def compact_run(run: Run) -> dict[str, tuple[int, int]]:
     """Pack the part files of each model, and the scores.
 
-    May be stopped, repeated, and called while shards are still to come; not while another process is at work.
+    May be stopped, repeated, and called while shards are missing; not while another process uses the run.
 
     Returns:
-        Files before and after, by folder; only folders in which something was done.
+        Number of files before and after, by folder; only of folders that changed.
     """
     folders = [run.folder / "maps" / f"model={model.name}" for model in run.models] + [run.folder / "scores"]
     done: dict[str, tuple[int, int]] = {}

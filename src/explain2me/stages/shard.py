@@ -32,7 +32,7 @@ from explain2me.salience.methods import METHODS, Explainer
 
 
 class Batch(NamedTuple):
-    """Clean images. A file that cannot be read is a black image here, so the batch borders do not depend on it.
+    """Clean images. A file that cannot be read keeps its place as a black image, so that the others do not move.
 
     ``rows`` (N,) of images.parquet, ``pixels`` uint8 (N, 3, H, W), ``ids`` N strings, ``labels`` int64 (N,) with -1 for
     no label, ``usable`` bool (N,).
@@ -78,7 +78,7 @@ def explain_batches(
 
 
 def open_warm(folder: Path) -> Run:
-    """The run, cached between the shards of one process; opened again when run.json has another modification time."""
+    """The run, kept open between the shards of one process, until run.json changes."""
     return _open_once(folder.resolve(), (folder / "run.json").stat().st_mtime_ns)
 
 
@@ -88,13 +88,9 @@ def _open_once(folder: Path, _: int) -> Run:
 
 
 @functools.lru_cache(maxsize=1)
-def load_explainer(run: Run, model: Model) -> tuple[Detector, Explainer]:
-    """The model on its device and its explainer inside its block, cached between the shards of one process.
-
-    The block is never left: no other code uses this model.
-    """
+def load_explainer(run: Run, model: Model) -> tuple[Detector, GradCAM]:
+    """The model on its device, with its hooks set; kept between the shards of one process."""
     settings = next(detector for detector in run.config.detectors if detector.name == model.detector)
-    make_explainer = METHODS[run.config.salience.method].load()
     detector = load_model(settings, model.checkpoint, model.seed, len(run.classes))
     if detector.weights_sha256 != model.weights_sha256:
         raise CheckpointError(f"{model.checkpoint} has changed since the run began; put it back, or start a new run")
@@ -107,9 +103,9 @@ def load_explainer(run: Run, model: Model) -> tuple[Detector, Explainer]:
         autocast = torch.autocast(
             images.device.type, torch.bfloat16, enabled=run.config.compute.precision == "bfloat16"
         )
-        with exact_convolutions(images), autocast:
-            compile_before(detector.model, images, settings.layer, make_explainer=make_explainer)
-    return detector, make_explainer(detector.model, settings.layer).__enter__()
+        with _exact_convolutions(images), autocast:
+            compile_before(detector.model, images, settings.layer)
+    return detector, GradCAM(detector.model, layer=settings.layer).__enter__()
 
 
 def largest_batch(run: Run) -> int:
@@ -193,7 +189,7 @@ def _explain(
 
 
 def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: Tensor | None) -> Explained:
-    """Explain a batch filled up to one size: compiled code is for one size. The filler is cut off again."""
+    """Fill up a smaller last batch and cut the result, because compiled code is made for one size."""
     count = len(images)
     filler = [0] * max(size - count, 0)
     result = explain(
@@ -204,8 +200,8 @@ def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: 
     return Explained(*(part[:count] for part in result))
 
 
-def exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
-    """On CUDA: full float32 instead of TF32, and deterministic algorithms."""
+def _exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
+    """On CUDA: float32 without TF32, and the same algorithm each time."""
     if images.device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
@@ -218,7 +214,7 @@ def _read(
     rows: Sequence[int],
     refused: list[dict[str, object]],
 ) -> Iterator[Batch]:
-    """Decode the images of a shard ahead of the model; appends the failures to ``refused``."""
+    """Decode the images of a shard ahead of the model; add images that fail to ``refused``."""
     data, compute = run.config.data, run.config.compute
     table = run.image_table.take(list(rows))
     ids, paths = table["image_id"].to_pylist(), table["path"].to_pylist()

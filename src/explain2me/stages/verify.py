@@ -1,4 +1,4 @@
-"""Is a run whole? Every model x image x condition is there once, or in the quarantine, and no file was changed."""
+"""Verify a run: it holds every model x image x condition once, or in the quarantine, and no file was changed."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ from explain2me.stages.measure import score_names
 
 
 def verify_run(run: Run, *, images: bool = False, on_done: Callable[[int, int], None] | None = None) -> list[str]:
-    """Every kind of damage found, one line each; an empty list means that the run is whole.
+    """Look for damage; one line of each kind, and an empty list if the run is whole.
 
     Args:
-        run: to look at; every file of it is read.
+        run: every file of it is read.
         images: also read every image, and compare it with the sha256 that the run was made from.
-        on_done: called with the part files looked at and all of them.
+        on_done: called with the number of part files read, and of all.
     """
     problems = [*_check_record(run), *_check_images_table(run)]
     if problems:  # the plan follows from these two
@@ -55,8 +55,8 @@ def verify_run(run: Run, *, images: bool = False, on_done: Callable[[int, int], 
 
 
 def _check_record(run: Run) -> Iterator[str]:
-    wanted = run.record.get("sha256")
-    if wanted is not None and wanted != record_hash(run.record):
+    recorded = run.record.get("sha256")
+    if recorded is not None and recorded != record_hash(run.record):
         yield "changed: run.json is not as it was written; put back a copy of it, or start a new run"
 
 
@@ -67,8 +67,8 @@ def _check_images_table(run: Run) -> Iterator[str]:
     except RunFolderError as error:
         yield f"damaged: {error}"
         return
-    wanted = run.record.get("images_sha256")
-    if (wanted is not None and wanted != sha256_of(path)) or not np.array_equal(rows, np.arange(len(rows))):
+    recorded = run.record.get("images_sha256")
+    if (recorded is not None and recorded != sha256_of(path)) or not np.array_equal(rows, np.arange(len(rows))):
         yield "changed: images.parquet is not as it was written; put back a copy of it, or start a new run"
 
 
@@ -88,7 +88,7 @@ def _check_precision(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
 
 
 def _guarded(where: Path, check: Iterator[str]) -> Iterator[str]:
-    """A footer with a changed byte can make pyarrow say anything, or name columns otherwise."""
+    """Report any error as damage: a changed byte in a footer makes pyarrow raise anything, or rename columns."""
     try:
         yield from check
     except RunFolderError as error:
@@ -110,21 +110,21 @@ def _check_shard(run: Run, shard: Shard, refused: set[int]) -> Iterator[str]:
         yield f"of another shard: {where} says that it is of {said.get('model')!r}"
         return
     images = [image for image in range(shard.start, shard.stop) if image not in refused]
-    found = Counter(zip(table["condition"].to_pylist(), table["image"].to_pylist(), strict=True))
-    wanted = {(condition, image) for condition in conditions for image in images}
-    for what, number in (
-        ("missing", len(wanted - found.keys())),
-        ("unknown or quarantined", len(found.keys() - wanted)),
-        ("doubled", sum(count > 1 for count in found.values())),
+    rows = Counter(zip(table["condition"].to_pylist(), table["image"].to_pylist(), strict=True))
+    expected = {(condition, image) for condition in conditions for image in images}
+    for kind, number in (
+        ("missing", len(expected - rows.keys())),
+        ("unknown or quarantined", len(rows.keys() - expected)),
+        ("doubled", sum(count > 1 for count in rows.values())),
     ):
         if number:
-            yield f"{what} rows: {number} in {where}"
+            yield f"{kind} rows: {number} in {where}"
     if path.exists() and _was_changed(run, path, table):
         yield f"damaged: {where} is not as it was written"
 
 
 def _packed(folder: Path) -> set[str]:
-    """Names in the packs of a folder; a pack that cannot be read counts as empty and is named elsewhere."""
+    """Names in the packs of a folder; a damaged pack counts as empty here, and another check reports it."""
     try:
         return set(packed_in(folder))
     except RunFolderError:
@@ -132,11 +132,11 @@ def _packed(folder: Path) -> set[str]:
 
 
 def _was_changed(run: Run, path: Path, table: pa.Table) -> bool:
-    """Writing is deterministic: the same rows give the same bytes, footer and all, in the same version of pyarrow."""
-    found = str(pq.read_metadata(path).created_by)
-    if found != _created_by(pa.__version__):
+    """Whether a file differs from its rows written again; the same version of pyarrow writes the same bytes."""
+    writer = str(pq.read_metadata(path).created_by)
+    if writer != _created_by(pa.__version__):
         versions = [run.record["versions"], *run.record.get("later_versions", [])]
-        return found not in {_created_by(version["pyarrow"]) for version in versions}
+        return writer not in {_created_by(version["pyarrow"]) for version in versions}
     if "map" in table.schema.names:  # Parquet names the items of a list otherwise
         schema = maps_schema(table.schema.field("map").type.list_size)
         table = table.cast(schema.with_metadata(table.schema.metadata))
@@ -148,7 +148,7 @@ def _created_by(version: str) -> str:
 
 
 def _check_names(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
-    """Files that no plan knows, and those that a killed process left."""
+    """Find files that are not in the plan, and temporary ones."""
     planned = {shard.path(run.folder) for shard in shards}
     names = {shard.file_name for shard in shards}
     packed = {folder: _packed(folder) for folder in {path.parent for path in planned}}
@@ -196,17 +196,19 @@ def _check_scores(run: Run) -> Iterator[str]:
             yield f"missing: scores/, from which the tables in summary/ were made; call `explain2me measure {run.folder}`"
         return
     names = {path.name for path in there}
-    wanted = score_names(run, run.config)
-    settings = any(name in names for name in wanted)
-    for name in wanted if settings else ():
+    expected = score_names(run, run.config)
+    same_settings = any(name in names for name in expected)
+    for name in expected if same_settings else ():
         if name not in names:
             yield f"missing: scores/{name}; call `explain2me measure {run.folder}`"
     for path in there:
-        if settings and path.name not in wanted:
+        if same_settings and path.name not in expected:
             yield f"not in the plan: scores/{path.name}"
         yield from _guarded(path.relative_to(run.folder), _check_score_file(run, path))
     for path in sorted(folder.glob(f"{PACKED}*.parquet")):
-        yield from _guarded(path.relative_to(run.folder), _check_pack(run, path, set(wanted) if settings else names))
+        yield from _guarded(
+            path.relative_to(run.folder), _check_pack(run, path, set(expected) if same_settings else names)
+        )
 
 
 def _check_score_file(run: Run, path: Path) -> Iterator[str]:
@@ -231,7 +233,7 @@ def _check_other_file(run: Run, path: Path) -> Iterator[str]:
 
 
 def _check_images(run: Run) -> Iterator[str]:
-    """Bytes that rot inside a JPEG decode to grey without an error; only the hash tells."""
+    """Compare every image with its hash: damaged bytes inside a JPEG decode to grey without an error."""
     root = image_root(Path(run.config.data.manifest))
     for row in run.image_table.select(["path", "sha256"]).to_pylist():
         try:

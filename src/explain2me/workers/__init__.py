@@ -1,4 +1,4 @@
-"""Tasks on one machine or many: which engine carries them changes nothing in what they write."""
+"""Run tasks on one machine or many; the engine changes nothing in what they write."""
 
 from explain2me.workers.local import report_progress
 from explain2me.workers.schedule import Engine, Recovery, run_tasks

@@ -1,4 +1,4 @@
-"""Which device a run is on, and which engine carries it."""
+"""The device of a run, and the engine for its shards."""
 
 import torch
 
@@ -8,7 +8,7 @@ from explain2me.workers import Engine
 
 
 def engine_of(config: Config) -> Engine:
-    """Who carries the shards."""
+    """The engine for the shards of a run."""
     compute = config.compute
     gpus = compute.gpus_per_worker if compute.device.startswith("cuda") else 0.0
     return Engine(compute.executor, compute.workers, compute.threads, compute.ray_address, gpus)
@@ -19,7 +19,7 @@ def with_device(config: Config, old: Config | None = None) -> Config:
 
     Args:
         config: of the run.
-        old: the config that the run was begun with, whose number of threads and batch size stay.
+        old: the config that the run began with; its number of threads and batch size stay.
     """
     device, threads = config.compute.device, config.compute.threads
     if threads is None:
@@ -36,7 +36,7 @@ def real_device(device: str, key: str) -> str:
     """``auto`` replaced by the kind of device at hand.
 
     Raises:
-        ConfigError: the device that ``key`` of the config names is not there.
+        ConfigError: this machine lacks the device; ``key`` is its field in the config, for the message.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -46,5 +46,5 @@ def real_device(device: str, key: str) -> str:
             f"'cpu'" + (", or a smaller number" if torch.cuda.device_count() else "")
         )
     if device == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"{key} = 'mps': there is none here; use 'auto' or 'cpu'")
+        raise ConfigError(f"{key} = 'mps': this machine has none; use 'auto' or 'cpu'")
     return device

@@ -1,4 +1,4 @@
-"""A worker process of this machine that does one task at a time, so that it is known which task it died of."""
+"""A worker process of this machine. It does one task at a time, so a death belongs to one task."""
 
 import contextlib
 import functools
@@ -25,18 +25,18 @@ _listener: OnProgress | None = None
 
 
 class WorkerDied(Exception):
-    """The process of a worker ended in the middle of a task."""
+    """A worker process ended in the middle of a task."""
 
 
 def report_progress(count: int, seconds: float) -> None:
-    """Called by a task: so many units more of it are done, and took so long; whoever runs it may listen."""
+    """Called by a task: it has done ``count`` more units, which took ``seconds``; see :func:`listening`."""
     if _listener is not None:
         _listener(count, seconds)
 
 
 @contextlib.contextmanager
 def listening(on_progress: OnProgress | None) -> Iterator[None]:
-    """Hear the progress of a task that runs in this process."""
+    """Call ``on_progress`` when a task in this process reports progress, inside the block."""
     global _listener
     before, _listener = _listener, on_progress
     try:
@@ -46,7 +46,7 @@ def listening(on_progress: OnProgress | None) -> Iterator[None]:
 
 
 class LocalWorker:
-    """A process, started anew after it died. Not thread-safe: one task at a time."""
+    """A process, started again after it died. Not thread-safe: one task at a time."""
 
     def __init__(self, index: int, threads: int) -> None:
         self._index = index
@@ -61,7 +61,7 @@ class LocalWorker:
 
         Raises:
             WorkerDied: the process ended; the next call starts another.
-            Exception: whatever the task raised.
+            Exception: of the task.
         """
         try:
             if self._process is None or not self._process.is_alive():
@@ -72,11 +72,11 @@ class LocalWorker:
         except (EOFError, ConnectionError):
             self.close()
             raise WorkerDied from None
-        if error is not None:  # which may be one of these two, of a disk
+        if error is not None:  # it may be one of these two as well, from a disk
             raise error
 
     def _wait(self, on_progress: OnProgress) -> Exception | None:
-        """What the task raised, if it did; EOFError or ConnectionError where the process ended."""
+        """What the task raised, or None; raises EOFError or ConnectionError if the process ended."""
         assert self._pipe is not None
         while True:
             if self._pipe not in wait([self._pipe, self._process.sentinel]) and not self._pipe.poll():
@@ -90,7 +90,7 @@ class LocalWorker:
                 return None
 
     def kill(self) -> None:
-        """End the process at once and for good, whatever it does; may be called from another thread."""
+        """End the process at once, and start no other; may be called from another thread."""
         with self._lock:
             self._killed = True
             if self._process is not None:
@@ -102,7 +102,7 @@ class LocalWorker:
         self._pipe, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._index, self._threads))
         process.start()  # may take seconds, while the server from which it is forked imports
-        theirs.close()  # ours is then told when the process ends
+        theirs.close()  # then ours sees the process end
         with self._lock:
             self._process = process
             if self._killed:
@@ -118,10 +118,10 @@ class LocalWorker:
 
 
 def _context(work: Work) -> Any:
-    """How processes begin. A fork of this one would inherit torch's threads and locks.
+    """How to start processes. A fork of this process would inherit torch's threads and locks.
 
-    On Linux they are forks of a server that has imported what they need and done nothing else: importing takes seconds,
-    and a worker that died is soon replaced.
+    On Linux a server imports what the workers need, which takes seconds, and does nothing else; each worker is a fork
+    of it, so a dead worker is replaced at once.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -140,8 +140,8 @@ def _modules_of(work: object) -> Iterator[str]:
 
 
 def _serve(pipe: Connection, index: int, threads: int) -> None:
-    """What the process does: tasks from the pipe, until the pipe is closed."""
-    # Ctrl-C is for the driver, which then ends its workers; SIG_IGN would be inherited by what a worker starts
+    """Main function of the process: do tasks from the pipe until it is closed."""
+    # Ctrl-C is for the driver, which ends its workers; processes that a worker starts would inherit SIG_IGN
     signal.signal(signal.SIGINT, lambda *_: None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
@@ -162,7 +162,7 @@ def _serve(pipe: Connection, index: int, threads: int) -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The exception with its trace; one that does not survive the way through a pipe is replaced."""
+    """The exception with its traceback; a RuntimeError with the traceback if it cannot be pickled."""
     trace = traceback.format_exc()
     error.add_note(trace)
     try:
@@ -173,7 +173,7 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _end_with_parent() -> None:
-    """A driver that is killed takes its workers with it: nobody would hear them."""
+    """End this process when its driver ends, however that ends."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

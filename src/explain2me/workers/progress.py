@@ -1,4 +1,4 @@
-"""How long a run will take: what is left of each model, at the time that an image of this model has taken so far."""
+"""Estimate the time left: the images left of each model, times the mean seconds of an image of this model."""
 
 import threading
 from collections import Counter
@@ -9,11 +9,11 @@ Kind = TypeVar("Kind")
 
 
 class TimeLeft(Generic[Kind]):
-    """Sums of images and seconds by model. A model not begun yet is taken for the mean of those that are.
+    """Sums of images and seconds by model. A model without images yet counts as the mean of the others.
 
     Args:
-        left: images still to do, by model.
-        workers: that share the work.
+        left: number of images left, by model.
+        workers: number of processes that share the work.
 
     >>> clock = TimeLeft({"small": 10, "large": 30}, workers=2)
     >>> clock.add("small", 10, 5.0)
@@ -32,14 +32,14 @@ class TimeLeft(Generic[Kind]):
         self._lock = threading.Lock()
 
     def add(self, kind: Kind, count: int, seconds: float) -> None:
-        """So many images more are done; a negative count takes back what is done again."""
+        """Add images that are done and their seconds; a negative count takes back images that are done again."""
         with self._lock:
             self._left[kind] -= count
             self._images[kind] += max(count, 0)
             self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
 
     def seconds(self) -> float | None:
-        """Seconds left; None while nothing is known."""
+        """Seconds left; None before the first image."""
         with self._lock:
             each = {kind: self._seconds[kind] / count for kind, count in self._images.items() if count}
             if not each:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RayWorker:
-    """An actor, started anew after it died. Not thread-safe: one task at a time."""
+    """An actor, started again after it died. Not thread-safe: one task at a time."""
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
@@ -25,7 +25,7 @@ class RayWorker:
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[Any], None], task: object, on_progress: Callable[[int, float], None]) -> None:
-        """Do one task and wait for it; its progress is told when it is done.
+        """Do one task and wait for it; its progress is reported when it is done.
 
         Raises:
             WorkerDied: the actor or its node ended; the next call starts another.
@@ -39,14 +39,14 @@ class RayWorker:
             if self._actor is None:
                 self._actor = _actor_class(self._engine).remote(self._engine.threads)
         try:
-            told, error = ray.get(self._actor.run.remote(work, task))
+            reports, error = ray.get(self._actor.run.remote(work, task))
         except ray.exceptions.RayTaskError:  # our own bug
             raise
         except ray.exceptions.RayError:  # the actor, its node or the memory
             self._actor = None
             raise WorkerDied from None
-        for done in told:
-            on_progress(*done)
+        for report in reports:
+            on_progress(*report)
         if error is not None:
             raise error
 
@@ -60,11 +60,11 @@ class RayWorker:
                 ray.kill(self._actor)
 
     def close(self) -> None:
-        """The cluster stays until the process ends, or :func:`close` is called."""
+        """Do nothing: the cluster stays until the process ends, or :func:`close` is called."""
 
 
 class _Actor:
-    """What runs in the cluster."""
+    """The part of a worker that runs in the cluster."""
 
     def __init__(self, threads: int | None) -> None:
         if threads:
@@ -75,13 +75,13 @@ class _Actor:
     ) -> tuple[list[tuple[int, float]], Exception | None]:  # Ray would wrap an exception in one of its own
         from explain2me.workers.local import listening
 
-        told: list[tuple[int, float]] = []
+        reports: list[tuple[int, float]] = []
         try:
-            with listening(lambda *done: told.append(done)):
+            with listening(lambda *report: reports.append(report)):
                 work(task)
         except Exception as error:
-            return told, error
-        return told, None
+            return reports, error
+        return reports, None
 
 
 def open_workers(engine: "Engine") -> list[RayWorker]:
@@ -112,7 +112,7 @@ def open_workers(engine: "Engine") -> list[RayWorker]:
 
 
 def _check_room(engine: "Engine", there: Mapping[str, float]) -> None:
-    """A worker for which there is no room waits without end, and its task with it."""
+    """Raise if the cluster is too small: a worker without room would wait for ever."""
     for name, each in (("CPU", 1.0), ("GPU", engine.gpus)):
         if each * engine.workers > there.get(name, 0.0) + 1e-6:
             fits = int(there.get(name, 0.0) / each + 1e-6)

@@ -1,4 +1,4 @@
-"""Which worker does which task, and what becomes of a task whose worker died."""
+"""Give tasks to workers, and repeat a task whose worker died."""
 
 import contextlib
 import os
@@ -22,14 +22,14 @@ OnProgress = Callable[[Task, int, float], None]
 
 @dataclass(frozen=True)
 class Engine:
-    """Who carries the tasks; no result depends on it.
+    """Where tasks run; no result depends on it.
 
     Attributes:
         executor: ``local`` (this process, or several of this machine) or ``ray``.
         workers: processes.
         threads: of torch in each; None: as many as this process has, or cores / workers.
         address: of a Ray cluster; None starts one on this machine.
-        gpus: that a Ray worker asks for; a half means two workers on each.
+        gpus: that a Ray worker asks for; 0.5 puts two workers on each.
     """
 
     executor: Literal["local", "ray"] = "local"
@@ -40,30 +40,30 @@ class Engine:
 
 
 class Worker(Protocol):
-    """Does one task at a time in a process of its own."""
+    """A process that does one task at a time."""
 
     def run(self, work: Callable[[Task], None], task: Task, on_progress: Callable[[int, float], None]) -> None:
-        """Do it and wait; WorkerDied when the process ended."""
+        """Do a task and wait; raises WorkerDied if the process ended."""
 
     def kill(self) -> None:
-        """End the process now; called while another thread waits for it."""
+        """End the process now, even while another thread waits for it."""
 
     def close(self) -> None:
-        """Clean up; nobody waits any more."""
+        """Clean up after the last task."""
 
 
 class Recovery(Generic[Task]):
-    """What is done next after the worker of a task died, or after a task was done. This one tries again."""
+    """Chooses the next tasks after a worker died, or after a task is done. This one repeats the task."""
 
     def __init__(self, to_lower: str = "workers or batch_size") -> None:
         self._deaths: Counter[Task] = Counter()
         self._to_lower = to_lower
 
     def died(self, task: Task) -> Sequence[Task]:
-        """Tasks to do first.
+        """Tasks to do next, after the worker of ``task`` died.
 
         Raises:
-            Explain2MeError: it has been tried often enough.
+            Explain2MeError: its workers have died too often.
         """
         self._deaths[task] += 1
         if self._deaths[task] >= MAX_TRIES:
@@ -74,7 +74,7 @@ class Recovery(Generic[Task]):
         return [task]
 
     def done(self, task: Task) -> Sequence[Task]:
-        """Tasks to do first."""
+        """Tasks to do next, after ``task`` is done."""
         return []
 
 
@@ -90,21 +90,21 @@ def run_tasks(
 ) -> Iterator[Task]:
     """Call ``work`` on every task and yield each task when it is done, in order of completion.
 
-    A worker holds one task at a time, so that a death costs at most that much. Closing the iterator, Ctrl-C and an
-    error end all workers at once.
+    A worker holds one task at a time, so a death costs at most one task. Closing the iterator, Ctrl-C and an error end
+    all workers at once.
 
     Args:
         work: safe to repeat; picklable unless it runs in this process.
         tasks: what to do.
         engine: where.
-        recovery: says what to do after a worker died; None tries each task MAX_TRIES times.
-        suspects: tasks of which a process has died before: with one worker these alone get a process of their own.
-        on_start: called in the caller's thread with each task that is begun.
+        recovery: chooses the next tasks after a worker died; None tries each task MAX_TRIES times.
+        suspects: tasks that have killed a process before; they get a worker process even if the engine is this process.
+        on_start: called in the caller's thread with each task that starts.
         on_progress: called with a task, and the units and seconds that it reports, from any thread.
 
     Raises:
         Explain2MeError: of ``recovery``.
-        Exception: whatever a task raised; the tasks under way are ended.
+        Exception: of a task; the running tasks are ended.
     """
     recovery = recovery or Recovery()
     alone = engine.executor == "local" and (engine.workers == 1 or len(tasks) < 2)
@@ -130,7 +130,7 @@ def _run_here(
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many threads of torch meanwhile; the last bits of a sum depend on them."""
+    """Set the number of threads of torch inside the block; the last bits of a sum depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -147,22 +147,19 @@ def _run_in_workers(
     on_start: Callable[[Task], None] | None,
     on_progress: OnProgress[Task] | None,
 ) -> Iterator[Task]:
-    queue = deque(tasks)
-    idle = _open_workers(engine)
-    everyone = list(idle)
-    running: dict[Future[None], tuple[Worker, Task]] = {}
-
-    def tell(task: Task) -> Callable[[int, float], None]:
+    def report(task: Task) -> Callable[[int, float], None]:
         return lambda *done: None if on_progress is None else on_progress(task, *done)
 
-    threads = ThreadPoolExecutor(len(idle), thread_name_prefix="explain2me-worker")
-    try:
+    queue = deque(tasks)
+    with _open_workers(engine) as (workers, threads):
+        idle = list(workers)
+        running: dict[Future[None], tuple[Worker, Task]] = {}
         while queue or running:
             while queue and idle:
                 worker, task = idle.pop(), queue.popleft()
                 if on_start:
                     on_start(task)
-                running[threads.submit(worker.run, work, task, tell(task))] = worker, task
+                running[threads.submit(worker.run, work, task, report(task))] = worker, task
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 worker, task = running.pop(future)
                 idle.append(worker)
@@ -173,17 +170,26 @@ def _run_in_workers(
                 else:
                     queue.extendleft(reversed(recovery.done(task)))
                     yield task
+
+
+@contextlib.contextmanager
+def _open_workers(engine: Engine) -> Iterator[tuple[list[Worker], ThreadPoolExecutor]]:
+    """Workers, and a thread for each that waits for it; all of them end with the block."""
+    workers = _make_workers(engine)
+    threads = ThreadPoolExecutor(len(workers), thread_name_prefix="explain2me-worker")
+    try:
+        yield workers, threads
     finally:
         try:
-            for each in everyone:
-                each.kill()
+            for worker in workers:
+                worker.kill()
         finally:
             threads.shutdown(cancel_futures=True)
-        for each in everyone:
-            each.close()
+        for worker in workers:
+            worker.close()
 
 
-def _open_workers(engine: Engine) -> list[Worker]:
+def _make_workers(engine: Engine) -> list[Worker]:
     if engine.executor == "ray":
         from explain2me.workers.ray import open_workers
 
