@@ -70,9 +70,9 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
         patched.setattr("sys.argv", ["explain2me", "study", config, "--out", out])
         with pytest.raises(SystemExit, match="130"):
             main()
-    assert "goes on after" not in capsys.readouterr().out
+    assert "continues after" not in capsys.readouterr().out
     said = call("study", config, "--out", out)
-    assert said.count("goes on after") == said.count("test_resnet-plain run 1 goes on after epoch 1 of 2\n") == 1
+    assert said.count("continues after") == said.count("test_resnet-plain run 1 continues after epoch 1 of 2\n") == 1
     assert "Measures over all images" in said
     assert (tmp_path / "out" / "run" / "report" / "index.html").exists()
     assert "What the numbers say\n" in said

@@ -4,18 +4,14 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-from explain2me.run.leftovers import TEMPORARY, this_process
 from explain2me.stages.explain import explain_run
-from explain2me.stages.index import IndexChunk, forget_chunks
+from explain2me.stages.index import forget_chunks
 from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
 from explain2me.stages.verify import verify_run
-from explain2me.workers.crashes import Attempt, marked, suspected
 
 
 def test_a_file_that_was_being_written_is_taken_for_nothing(copied_run):
@@ -40,10 +36,10 @@ def test_a_file_that_was_being_written_is_taken_for_nothing(copied_run):
 def test_what_ended_workers_were_writing_is_removed(tmp_path, make_images, small_config, monkeypatch):
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 2, ("real", "b"): 2})
     config = small_config(manifest, shard_size=4)
-    worker = subprocess.Popen([sys.executable, "-c", ""])
-    worker.wait()
-    host = this_process().rpartition("-")[0]
-    half = tmp_path / "run" / "maps" / f"{TEMPORARY}{host}-{worker.pid}-0.tmp"
+    code = "import os, signal; from explain2me.run.leftovers import temporary_prefix\n"
+    code += "print(temporary_prefix(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    worker = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    half = tmp_path / "run" / "maps" / f"{worker.stdout.strip()}0.tmp"
 
     def end(*_, **__):
         half.parent.mkdir(parents=True, exist_ok=True)
@@ -55,22 +51,6 @@ def test_what_ended_workers_were_writing_is_removed(tmp_path, make_images, small
     with pytest.raises(OSError, match="No space"):
         explain_run(config, tmp_path / "run")
     assert not half.exists()
-
-
-def test_a_mark_that_is_being_written_is_not_one_left_over(tmp_path, monkeypatch):
-    attempt = Attempt.at(IndexChunk(0, 0, 4, "key", pa.table({})))
-    write, seen = Path.write_text, []
-
-    def slowly(path, text, **options):
-        write(path, "")
-        seen.append(suspected(tmp_path, [attempt]))
-        return write(path, text, **options)
-
-    monkeypatch.setattr(Path, "write_text", slowly)
-    with marked(tmp_path, attempt):
-        assert seen == [set()]
-        assert [path.name for path in tmp_path.iterdir()] == [f".running-{attempt.whole.title}"]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_marks_of_machines_that_explain_already_stay(tmp_path):

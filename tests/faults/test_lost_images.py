@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import pytest
+from explain2me.workers.crashes import Attempt
 from rich.console import Console
 
 from explain2me.errors import Explain2MeError
@@ -14,12 +15,11 @@ from explain2me.report.terminal import show_run
 from explain2me.run.folder import Run
 from explain2me.run.plan import plan
 from explain2me.run.record import Model
-from explain2me.stages.begin import prepare
+from explain2me.stages.begin import begin_run
 from explain2me.stages.explain import commit_shard, explain_run
 from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
 from explain2me.stages.verify import verify_run
-from explain2me.workers.crashes import Attempt
 
 
 def test_a_shard_without_any_usable_image_is_a_part_without_rows(tmp_path, make_images, small_config):
@@ -56,7 +56,7 @@ def compared_without(tmp_path, make_images, small_config, weights, detector_tabl
         manifest = make_images(tmp_path / "images", counts={("fake", "a"): 6, ("real", "b"): 6})
         tables = "".join(detector_table(name, f"{weights}/seed[01].safetensors") for name in ("a", "b"))
         config = small_config(manifest, shard_size=4, detectors=tables, measures="noise = false\nresilience = false")
-        run = prepare(config, tmp_path / "run")
+        run = begin_run(config, tmp_path / "run")
         for shard in plan(run):
             if not lost(shard.model):
                 commit_shard(run.folder, Attempt.at(shard))

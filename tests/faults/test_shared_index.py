@@ -11,7 +11,7 @@ from explain2me.config.load import parse_config
 from explain2me.errors import ManifestError
 from explain2me.images.listing import list_images
 from explain2me.stages import index
-from explain2me.stages.begin import prepare
+from explain2me.stages.begin import begin_run
 from explain2me.stages.index import forget_chunks, index_run
 from explain2me.workers import Engine
 
@@ -42,7 +42,7 @@ def test_a_machine_continues_when_another_begins_the_run_during_its_index(tmp_pa
     begun: list[Path] = []
 
     def other_machine(path: Path) -> None:
-        if path.parent != folder / "index":  # the mark of a crash
+        if path.parent != folder / "index":
             return
         (folder / "run.json").write_text("{}")
         forget_chunks(folder)
@@ -135,7 +135,7 @@ def test_an_index_of_other_images_or_of_a_lost_disk_is_not_taken_up(tmp_path, ma
     (tmp_path / "v1" / "fake").rename(tmp_path / "fake")
     (tmp_path / "v1" / "real").rename(tmp_path / "real")
     with pytest.raises(ManifestError, match="none of the 4 images"):
-        prepare(config, tmp_path / "again")
+        begin_run(config, tmp_path / "again")
     (tmp_path / "fake").rename(tmp_path / "v1" / "fake")
     (tmp_path / "real").rename(tmp_path / "v1" / "real")
-    assert len(prepare(config, tmp_path / "again").image_table) == 4
+    assert len(begin_run(config, tmp_path / "again").image_table) == 4

@@ -9,8 +9,7 @@ from pictures import encoded, make_folder, picture, write_manifest
 
 from explain2me.errors import ManifestError
 from explain2me.images.examine import index_images
-from explain2me.images.folder import num_ignored
-from explain2me.images.listing import image_root, list_images
+from explain2me.images.listing import image_root, list_images, list_source
 
 
 def test_folder_of_labels_and_sources(tmp_path):
@@ -25,7 +24,7 @@ def test_folder_of_labels_and_sources(tmp_path):
         ("fake/sg/a.png", "fake/sg/a.png", "fake", "sg"),
         ("real/ffhq/1.JPG", "real/ffhq/1.JPG", "real", "ffhq"),
     ]
-    assert num_ignored(table) == 4
+    assert list_source(tmp_path).num_ignored == 4
     assert index_images(table, image_root(tmp_path)).usable.num_rows == 4
 
 
@@ -34,7 +33,7 @@ def test_folder_equals_its_manifest(tmp_path):
     text = "path,label,source\nfake/sg2/1.png,fake,sg2\nreal/ffhq/1.png,real,ffhq\nfake/sg/2.png,fake,sg\n"
     table = list_images(tmp_path)
     assert table.equals(list_images(write_manifest(tmp_path, text)))
-    assert num_ignored(list_images(write_manifest(tmp_path, text))) == 0
+    assert list_source(write_manifest(tmp_path, text)).num_ignored == 0
 
 
 def test_order_of_directory_entries_changes_nothing(tmp_path):

@@ -14,8 +14,7 @@ from explain2me.errors import ManifestError
 from explain2me.images import listing
 from explain2me.images.batches import batches
 from explain2me.images.examine import index_images
-from explain2me.images.folder import num_ignored
-from explain2me.images.listing import check_labels, list_images, resolve
+from explain2me.images.listing import check_labels, list_images, list_source, resolve
 
 FACES = Path(__file__).resolve().parents[2] / "../shared/data/faces"
 
@@ -55,7 +54,7 @@ def test_folder_of_real_faces_has_the_labels_of_its_manifest():
     manifest = list_images(FACES / "manifest.csv")
     folder = list_images(FACES)
     assert folder.equals(manifest)
-    assert num_ignored(folder) == 1
+    assert list_source(FACES).num_ignored == 1
 
 
 def test_files_are_looked_for_all_over_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,13 @@
 
 import json
 
-from explain2me.stages.begin import prepare
+from explain2me.stages.begin import begin_run
 
 
 def test_the_versions_that_resume_a_run_are_recorded(copied_run, monkeypatch):
     monkeypatch.setattr("explain2me.stages.begin.provenance", lambda: {"versions": {"torch": "99"}})
     for _ in range(2):
-        prepare(copied_run.config, copied_run.folder)
+        begin_run(copied_run.config, copied_run.folder)
     record = json.loads((copied_run.folder / "run.json").read_text())
     assert record["later_versions"] == [{"torch": "99"}]
     assert record["versions"] == copied_run.record["versions"]

@@ -22,7 +22,7 @@ from explain2me.images.listing import image_root, resolve
 from explain2me.measures import salt_and_pepper
 from explain2me.run import plan as shards
 from explain2me.run.folder import Run
-from explain2me.stages.begin import prepare
+from explain2me.stages.begin import begin_run
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
@@ -341,9 +341,6 @@ def test_a_file_that_vanishes_is_quarantined_and_moves_no_other_row(
     copy = tmp_path / "images"
     shutil.copytree(images.parent, copy)
     config = load_config(write_config(data=f'manifest = "{copy / "manifest.csv"}"'))
-    whole = explain_run(config, tmp_path / "whole")
-    from explain2me.stages.begin import begin_run
-
     begin_run(config, tmp_path / "partial")
     (copy / "fake" / "gan_a" / "003.png").unlink()
     partial = explain_run(config, tmp_path / "partial")

@@ -107,7 +107,6 @@ DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
         "missing: 1 images of the manifest",
     ),
     "left over": (lambda run: part_of(run).with_name(".tmp-x.tmp").touch(), "left over: maps/"),
-    "stopped in the middle": (lambda run: (run.folder / ".running-x").touch(), "left over: .running-x"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Read a config from a TOML file, apply ``--set``, and check it."""
+"""Read a TOML file, apply ``--set``, and check it."""
 
 import glob
 import json
@@ -22,22 +22,15 @@ MAX_BYTES = 2**16
 
 
 def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
-    """Read a TOML file, apply ``--set`` overrides, check the config, and make its paths absolute.
+    """Read a TOML file, apply ``--set`` overrides, make its paths absolute, and check it.
 
     Args:
         path: the TOML file.
-        sets: overrides such as ``measures.noise.levels=[0,0.1]``; the right side is TOML or a plain string.
+        sets: overrides such as ``measures.noise.levels=[0,0.1]``; the right side is TOML, or else a plain string.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a key or value is wrong; the message names the key.
     """
-    tree = _read_tree(path)
-    _apply_sets(tree, sets)
-    return _absolute(parse_config(tree), path.resolve().parent)
-
-
-def _read_tree(path: Path) -> dict[str, Any]:
-    """Read a TOML file of limited size."""
     where = f"config {str(path)!r}"
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -59,6 +52,8 @@ def _read_tree(path: Path) -> dict[str, Any]:
         tree = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: not TOML, or a number of thousands of digits
         raise ConfigError(f"{where} is not valid TOML: {shorten(str(error))}") from None
+    _apply_sets(tree, sets)
+    return _absolute(parse_config(tree), path.resolve().parent)
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
@@ -77,9 +72,7 @@ def _validate(tree: Mapping[str, Any]) -> Config:
         mistakes = [
             plain_mistake(dict(mistake)) for mistake in error.errors() if mistake["loc"][-1:] != ("literal['auto']",)
         ]
-        inner = [
-            mistake for mistake in mistakes if mistake["type"] != "too_short"
-        ]  # a wrong item makes a list too short
+        inner = [mistake for mistake in mistakes if mistake["type"] != "too_short"]  # follows from a wrong item
         lines = list(dict.fromkeys(explain_mistake(mistake) for mistake in inner or mistakes))
         more = f"; and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
         raise ConfigError("config: " + "; ".join(lines[:MOST_MISTAKES]) + more) from None
@@ -103,7 +96,7 @@ def _refuse_unprintable(node: Any, where: str) -> None:
 
 
 def override(config: Config, sets: Sequence[str]) -> Config:
-    """The config with ``--set`` overrides applied. Paths stay as they are."""
+    """The same config with ``--set`` overrides applied; paths in it are kept as they are."""
     if not sets:
         return config
     tree = json.loads(config.model_dump_json())
@@ -112,7 +105,7 @@ def override(config: Config, sets: Sequence[str]) -> Config:
 
 
 def _tuples(tree: Any) -> Any:
-    """Turn arrays of TOML into tuples: the models are strict and frozen."""
+    """TOML arrays of scalars to tuples: the models are strict and frozen."""
     if isinstance(tree, Mapping):
         return {key: _tuples(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -132,12 +125,11 @@ def _apply_sets(tree: dict[str, Any], sets: Sequence[str]) -> None:
 
 
 def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
-    """Set a value in a tree of dicts and lists; ``item`` is the override, for errors."""
     for i, key in enumerate(keys[:-1]):
         if isinstance(node, list):
             if (index := _index(key, node)) is not None:
                 node = node[index]
-            elif len(node) == 1 and isinstance(node[0], dict):  # the index 0 may be left out of a list of one table
+            elif len(node) == 1 and isinstance(node[0], dict):  # measures.noise.levels when there is one kind of noise
                 _set(node[0], keys[i:], value, item)
                 return
             else:
@@ -169,12 +161,12 @@ def _parse_value(text: str, item: str) -> Any:
 
 
 def _index(key: str, node: Sequence[Any]) -> int | None:
-    """The index of a list that a part of a key names; None for any other text."""
+    """The place in a list that a part of a key names."""
     return int(key) if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(node) else None
 
 
 def _absolute(config: Config, folder: Path) -> Config:
-    """The config with absolute paths: paths are relative to the TOML file, and must not depend on the current folder."""
+    """Paths in the TOML file are relative to it; a run folder must not depend on where it was started from."""
     data = config.data.model_copy(update={"manifest": str(folder / config.data.manifest)})
     detectors = []
     for detector in config.detectors:
@@ -191,7 +183,7 @@ def _absolute(config: Config, folder: Path) -> Config:
 
 
 def _below(folder: Path, pattern: str) -> str:
-    """A path or pattern below a folder; the name of the folder itself is never a pattern."""
+    """A path or pattern below a folder, whose own name is no pattern."""
     path = folder / pattern
     exists = os.path.exists(path)  # noqa: PTH110 - False for a name that no file can have
     return str(path) if exists or Path(pattern).is_absolute() else str(Path(glob.escape(str(folder))) / pattern)

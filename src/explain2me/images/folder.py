@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from explain2me.errors import ManifestError
-from explain2me.images.rows import is_container_name
+from explain2me.images.containers import is_container_name
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"},

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from explain2me.errors import ManifestError
+from explain2me.images.containers import is_container_name
 from explain2me.images.folder import SUFFIXES, is_folder, walk_folder
 from explain2me.images.manifest import read_manifest_rows
-from explain2me.images.rows import Row, folder_labels, is_container_name
+from explain2me.images.rows import Row, folder_labels
 from explain2me.text import nearest
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def list_images(
     asked for; every name with an image suffix is taken, whatever it is, except hidden ones.
 
     Container files are WebDataset tars, Parquet or Arrow files, one or a folder of them without loose images, and what
-    ``datasets`` saved to disk; :mod:`explain2me.images.packed` tells how they are read. The path of an image continues
+    ``datasets`` saved to disk; :mod:`explain2me.images.containers` tells how they are read. The path of an image continues
     behind that of its container (``a.tar/real/1.jpg``, ``a.parquet/00000017``); a CSV manifest may hold such paths too.
 
     Args:
@@ -118,7 +119,7 @@ def _list_images_below(folder: Path, split: str | None, extra: Sequence[str]) ->
 def _list_containers(
     source: Path, *, split: str | None, extra: Sequence[str], classes: Sequence[str] | None
 ) -> Listing:
-    from explain2me.images.packed import container_files, read_rows
+    from explain2me.images.containers import container_files, read_rows
 
     containers = container_files(source, SUFFIXES)
     if not containers:

@@ -11,11 +11,6 @@ from explain2me.errors import ManifestError
 
 COLUMNS = ("label", "source", "split", "image_id", "sha256")
 """Optional columns of every list, beside ``path``."""
-CONTAINER_SUFFIXES = (
-    ".tar", ".parquet", ".arrow",
-    ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".tar.zst", ".tar.lz4",
-)  # fmt: skip
-"""Ends of the names of container files. The compressed ones are refused when they are read."""
 
 
 class Row(NamedTuple):
@@ -24,15 +19,6 @@ class Row(NamedTuple):
     place: str
     cells: dict[str, str]
     inner: str = ""
-
-
-def is_container_name(name: str) -> bool:
-    """Whether a file of this name holds images.
-
-    >>> is_container_name("shard-0001.tar"), is_container_name("manifest.csv")
-    (True, False)
-    """
-    return name.lower().endswith(CONTAINER_SUFFIXES)
 
 
 def folder_labels(images: Sequence[Sequence[str]], where: str) -> tuple[list[str] | None, list[str]]:

@@ -20,7 +20,8 @@ from explain2me.images.listing import Listing, missing_files
 from explain2me.run.conditions import conditions_for
 from explain2me.run.record import Model
 from explain2me.run.schema import SCHEMA_VERSION
-from explain2me.salience.gradcam import GradCAM
+from explain2me.salience.gradcam import choose_predicted
+from explain2me.salience.methods import METHODS
 from explain2me.stages.select import Selection, select_images
 from explain2me.statistics.cells import FEW_CELLS
 from explain2me.text import nearest
@@ -34,7 +35,7 @@ def check(config: Config, selection: Selection | None = None) -> tuple[pa.Table,
         selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
 
     Returns:
-        The listed images, and the first fields of run.json.
+        The listed images, and the start of run.json.
 
     Raises:
         Explain2MeError: the first mistake.
@@ -69,7 +70,7 @@ def warnings_of(
     classes: Sequence[str] = (),
     map_sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
-    """Settings that are allowed and probably mistakes.
+    """What is allowed and probably not meant.
 
     Args:
         config: of the run.
@@ -139,7 +140,7 @@ def check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[i
     """Load every checkpoint once, and check its classes, layer and conditions.
 
     Returns:
-        Height and width in cells of the maps of each model.
+        Every model, and height and width of its maps in cells.
 
     Raises:
         CheckpointError, LayerError, ConfigError: the first detector that cannot be used.
@@ -150,15 +151,13 @@ def check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[i
             "trains and then runs"
         )
     sizes: dict[Model, tuple[int, int]] = {}
-    for detector in config.detectors:
-        runs = weights_of(detector, config.seed)
-        if config.measures.stability and len(runs) < 2:
-            raise ConfigError(
-                f"measures.stability compares training runs and needs at least 2 of each detector, {detector.name!r} has "
-                f"{len(runs)}; add checkpoints, or set measures.stability = false"
-            )
-        sizes_of_runs = dict(_check_model(config, detector, *weights, num_classes) for weights in runs)
-        _refuse_copies(detector.name, list(sizes_of_runs))
+    for settings in config.detectors:
+        runs = weights_of(settings, config.seed)
+        refuse_single_runs(
+            config.measures, len(runs), count=f"{settings.name!r} has {len(runs)}", remedy="add checkpoints"
+        )
+        sizes_of_runs = dict(_check_model(config, settings, *weights, num_classes) for weights in runs)
+        _refuse_copies(settings.name, list(sizes_of_runs))
         sizes |= sizes_of_runs
     heads = {model.num_classes for model in sizes}
     if len(heads) > 1:
@@ -189,7 +188,7 @@ def refuse_single_runs(measures: MeasuresConfig, num_runs: int, *, count: str, r
 
 
 def _refuse_copies(detector: str, models: Sequence[Model]) -> None:
-    """Raise if two models have the same weights: they would agree perfectly, but are not two training runs."""
+    """Refuse two runs with the same weights: these are not two training runs, and they would agree perfectly."""
     seen: dict[str, Model] = {}
     for model in models:
         first = seen.setdefault(model.weights_sha256, model)
@@ -203,11 +202,11 @@ def _refuse_copies(detector: str, models: Sequence[Model]) -> None:
 def _check_model(
     config: Config, settings: DetectorConfig, run: str, checkpoint: str | None, seed: int, num_classes: int | None
 ) -> tuple[Model, tuple[int, int]]:
-    """Load one checkpoint and explain a blank image: the model, and height and width of its maps in cells."""
+    """Load one model and explain a blank image; gives the model, and height and width of its maps in cells."""
     detector = load_model(settings, checkpoint, seed, num_classes)
     conditions_for(config.measures, detector.input_size)
     blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8)
-    with GradCAM(detector.model, layer=settings.layer) as cam:
+    with METHODS[config.salience.method].load()(detector.model, settings.layer) as explainer:
         try:
             maps, _ = explainer.explain(detector.preprocess(blank), choose_predicted)
         except Explain2MeError as error:
@@ -234,7 +233,7 @@ def _check_model(
 
 
 def _refuse_size(settings: DetectorConfig, detector: Detector, blank: torch.Tensor) -> None:
-    """Raise ConfigError if the model fails without the hooks as well: it does not accept this input size."""
+    """Raise ConfigError where the model alone fails too: then it does not take images of this size."""
     try:
         with torch.no_grad():
             detector.model(detector.preprocess(blank))

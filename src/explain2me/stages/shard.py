@@ -32,7 +32,7 @@ from explain2me.salience.methods import METHODS, Explainer
 
 
 class Batch(NamedTuple):
-    """Clean images. A file that cannot be read keeps its place as a black image, so that the others do not move.
+    """Clean images. A file that cannot be read is a black image here, so the batch borders do not depend on it.
 
     ``rows`` (N,) of images.parquet, ``pixels`` uint8 (N, 3, H, W), ``ids`` N strings, ``labels`` int64 (N,) with -1 for
     no label, ``usable`` bool (N,).
@@ -78,7 +78,7 @@ def explain_batches(
 
 
 def open_warm(folder: Path) -> Run:
-    """The run, kept open between the shards of one process, until run.json changes."""
+    """The run, cached between the shards of one process; opened again when run.json has another modification time."""
     return _open_once(folder.resolve(), (folder / "run.json").stat().st_mtime_ns)
 
 
@@ -88,9 +88,13 @@ def _open_once(folder: Path, _: int) -> Run:
 
 
 @functools.lru_cache(maxsize=1)
-def load_explainer(run: Run, model: Model) -> tuple[Detector, GradCAM]:
-    """The model on its device, with its hooks set; kept between the shards of one process."""
+def load_explainer(run: Run, model: Model) -> tuple[Detector, Explainer]:
+    """The model on its device and its explainer inside its block, cached between the shards of one process.
+
+    The block is never left: no other code uses this model.
+    """
     settings = next(detector for detector in run.config.detectors if detector.name == model.detector)
+    make_explainer = METHODS[run.config.salience.method].load()
     detector = load_model(settings, model.checkpoint, model.seed, len(run.classes))
     if detector.weights_sha256 != model.weights_sha256:
         raise CheckpointError(f"{model.checkpoint} has changed since the run began; put it back, or start a new run")
@@ -103,9 +107,9 @@ def load_explainer(run: Run, model: Model) -> tuple[Detector, GradCAM]:
         autocast = torch.autocast(
             images.device.type, torch.bfloat16, enabled=run.config.compute.precision == "bfloat16"
         )
-        with _exact_convolutions(images), autocast:
-            compile_before(detector.model, images, settings.layer)
-    return detector, GradCAM(detector.model, layer=settings.layer).__enter__()
+        with exact_convolutions(images), autocast:
+            compile_before(detector.model, images, settings.layer, make_explainer=make_explainer)
+    return detector, make_explainer(detector.model, settings.layer).__enter__()
 
 
 def largest_batch(run: Run) -> int:
@@ -128,7 +132,6 @@ def explain_rows(
         model: of the run.
         rows: of images.parquet.
         precision: ``float32`` or ``bfloat16``.
-        crashing: rows to leave out, because their images crash the decoder.
         on_batch: called with the number of images of each batch and its seconds.
 
     Returns:
@@ -142,9 +145,8 @@ def explain_rows(
     explain: Explain = functools.partial(_explain, detector, explainer, run, precision)
     if run.config.compute.compile:
         explain = functools.partial(_padded, explain, largest_batch(run))
-    for condition, batch, result in explain_batches(
-        _read(run, model, detector, rows, refused), explain, conditions, seed=run.config.seed
-    ):
+    clean_batches = _read(run, model, detector, rows, refused)
+    for condition, batch, result in explain_batches(clean_batches, explain, conditions, seed=run.config.seed):
         kept = result._replace(valid=result.valid.cpu() & batch.usable)
         if condition == conditions[-1] and on_batch:
             now = time.monotonic()
@@ -189,7 +191,7 @@ def _explain(
 
 
 def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: Tensor | None) -> Explained:
-    """Fill up a smaller last batch and cut the result, because compiled code is made for one size."""
+    """Explain a batch filled up to one size: compiled code is for one size. The filler is cut off again."""
     count = len(images)
     filler = [0] * max(size - count, 0)
     result = explain(
@@ -200,8 +202,8 @@ def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: 
     return Explained(*(part[:count] for part in result))
 
 
-def _exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
-    """On CUDA: float32 without TF32, and the same algorithm each time."""
+def exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
+    """On CUDA: full float32 instead of TF32, and deterministic algorithms."""
     if images.device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
@@ -214,7 +216,7 @@ def _read(
     rows: Sequence[int],
     refused: list[dict[str, object]],
 ) -> Iterator[Batch]:
-    """Decode the images of a shard ahead of the model; add images that fail to ``refused``."""
+    """Decode the images of a shard ahead of the model; appends the failures to ``refused``."""
     data, compute = run.config.data, run.config.compute
     table = run.image_table.take(list(rows))
     ids, paths = table["image_id"].to_pylist(), table["path"].to_pylist()
@@ -235,8 +237,8 @@ def _read(
         pixels = batch.images
         for position, error in batch.failures:
             usable[position - start] = False
-            where = {"image": rows[position], "image_id": ids[position], "path": paths[position], "model": model.name}
-            refused.append(where | {"stage": "explain", "kind": error.kind, "message": error.message})
+            image = {"image": rows[position], "image_id": ids[position], "path": paths[position], "model": model.name}
+            refused.append(image | {"stage": "explain", "kind": error.kind, "message": error.message})
         if batch.failures:
             pixels = torch.zeros(len(usable), 3, *detector.input_size, dtype=torch.uint8)
             pixels[usable] = batch.images

@@ -18,8 +18,9 @@ from container_files import (
 
 from explain2me.config.load import load_config
 from explain2me.images.containers import container_of
-from explain2me.images.listing import splits_of
+from explain2me.images.listing import list_source
 from explain2me.stages.check import warnings_of
+from explain2me.stages.select import list_data
 
 
 def test_container_of(tmp_path):
@@ -48,13 +49,13 @@ def test_saved_by_datasets(tmp_path):
         "data-00001-of-00002.arrow/00000000",
     ]
     assert {row["label"] for row in rows} == {"fake"}
-    assert splits_of(folder) == {}
+    assert list_source(folder).splits == {}
     assert [image_bytes(folder, str(row["path"])) for row in rows] == data
     assert image_bytes(folder / "data-00000-of-00002.arrow", "data-00000-of-00002.arrow/1") == data[1]
     write_saved(tmp_path / "both" / "train", first)
     write_saved(tmp_path / "both" / "test", last, split="ignored")
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert splits_of(tmp_path / "both") == {"train": 3, "test": 2}
+    assert list_source(tmp_path / "both").splits == {"train": 3, "test": 2}
     (row, _) = rows_of(tmp_path / "both", split="test")
     assert row["path"] == "test/data-00000-of-00001.arrow/00000000"
     assert image_bytes(tmp_path / "both", str(row["path"])) == data[3]
@@ -77,7 +78,7 @@ def test_saved_by_datasets(tmp_path):
 )
 def test_the_name_tells_the_split(tmp_path, name, split):
     write_parquet(tmp_path / name, image_table([png()]))
-    assert splits_of(tmp_path) == ({split: 1} if split else {})
+    assert list_source(tmp_path).splits == ({split: 1} if split else {})
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,8 @@ def test_a_folder_of_images_stays_one_and_says_what_it_leaves_out(tmp_path, writ
     assert [row["path"] for row in rows_of(tmp_path / "set")] == ["real/1.png"]
     config = load_config(write_config(data=f"manifest = {json.dumps(str(tmp_path / 'set'))}"))
     assert (
-        "its 1 container files are left out, first 'a.tar'" in warnings_of(config, [], pa.table({"label": ["real"]}))[0]
+        "its 1 container files are left out, first 'a.tar'"
+        in warnings_of(config, [], pa.table({"label": ["real"]}), list_data(config))[0]
     )
 
 

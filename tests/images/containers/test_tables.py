@@ -20,7 +20,7 @@ from container_files import (
 )
 
 from explain2me.images.examine import index_images
-from explain2me.images.listing import list_images, splits_of
+from explain2me.images.listing import list_images, list_source
 from explain2me.images.reading import read_file
 
 
@@ -33,7 +33,7 @@ def test_parquet_of_the_hub(tmp_path):
     last = image_table(data[4:], {"label": [-1], "source": ["cam"]}, label=CLASS_LABEL)
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", last)
     (tmp_path / "README.md").write_text("a card")
-    assert splits_of(tmp_path) == {"train": 4, "test": 1}
+    assert list_source(tmp_path, split="train").splits == {"train": 4, "test": 1}
     rows = rows_of(tmp_path, split="train")
     assert [(row["path"], row["label"], row["source"]) for row in rows] == [
         (f"data/train-{i:05d}-of-00002.parquet/{row:08d}", *cells)

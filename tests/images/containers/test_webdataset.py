@@ -17,8 +17,7 @@ from container_files import (
 
 from explain2me.config.load import load_config
 from explain2me.errors import ConfigError
-from explain2me.images.folder import num_ignored
-from explain2me.images.listing import list_images, splits_of
+from explain2me.images.listing import list_images, list_source
 from explain2me.train.data import read_human_maps, read_splits
 
 
@@ -58,8 +57,8 @@ def test_samples_as_webdataset_groups_them(tmp_path):
         {"image_id": "0.tar/s1.PNG", "path": "0.tar/s1.PNG", "label": "fake", "source": "gan", "expected_sha256": "a" * 64, "salience": "0.tar/s1.salience.png"},
         {"image_id": "0.tar/v1.0/s2.jpg.png", "path": "0.tar/v1.0/s2.jpg.png", "label": "real", "source": "cam", "expected_sha256": None, "salience": "maps/s2.npy"},
     ]  # fmt: skip
-    assert num_ignored(table) == 5
-    assert splits_of(path.parent) == {"test": 1, "train": 1}
+    assert list_source(path.parent, classes=("real", "fake")).num_ignored == 5
+    assert list_source(path.parent).splits == {"test": 1, "train": 1}
     assert [row["label"] for row in rows_of(path.parent, split="test")] == ["1"]
 
 

@@ -9,16 +9,12 @@ A container from outside is refused whole rather than read in part. Names of mem
 """
 
 from explain2me.images.containers.formats import read_member, read_rows
-from explain2me.images.containers.layout import container_files, container_of, containers_beside
-from explain2me.images.containers.rows import Row, check_names, folder_labels
+from explain2me.images.containers.layout import container_files, container_of, is_container_name
 
 __all__ = [
-    "Row",
-    "check_names",
     "container_files",
     "container_of",
-    "containers_beside",
-    "folder_labels",
+    "is_container_name",
     "read_member",
     "read_rows",
 ]

@@ -1,11 +1,12 @@
 """Arrow streams, as ``datasets`` saves them: mapped into memory, and checked before they are read."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from explain2me.images.containers.tables import may_hold_images
+from explain2me.images.containers.tables import list_table, may_hold_images, read_row
 
 END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -46,3 +47,7 @@ def _batches(path: Path, columns: Sequence[int]) -> list[pa.RecordBatch]:
     for batch in batches:
         batch.validate(full=True)
     return batches
+
+
+read_image = partial(read_row, ArrowFile)
+list_images = partial(list_table, ArrowFile)

@@ -1,32 +1,24 @@
 """The table of container formats, and what works the same for all of them."""
 
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 from explain2me.errors import ImageError, ManifestError
-from explain2me.images.containers.arrow import ArrowFile
-from explain2me.images.containers.parquet import ParquetFile
-from explain2me.images.containers.rows import COLUMNS, Container, Listing, Row, label_by_folders
-from explain2me.images.containers.tables import list_table, read_row
-from explain2me.images.containers.tar import read_tar_member
-from explain2me.images.containers.webdataset import list_tar, without_download_tables
+from explain2me.images.containers.rows import Container, Listing, label_by_folders
+from explain2me.images.containers.webdataset import without_download_tables
+from explain2me.images.rows import COLUMNS, Row
 
-
-class Format(NamedTuple):
-    """How to read one image (container, member or row, most bytes), and how to list all (rows, number left out)."""
-
-    read_image: Callable[[Path, str, int], bytes | Path]
-    list_images: Callable[[Container, Listing], tuple[list[Row], int]]
-
-
-FORMATS: dict[str, Format] = {
-    ".tar": Format(read_tar_member, list_tar),
-    ".parquet": Format(partial(read_row, ParquetFile), partial(list_table, ParquetFile)),
-    ".arrow": Format(partial(read_row, ArrowFile), partial(list_table, ArrowFile)),
+FORMATS = {
+    ".tar": "explain2me.images.containers.webdataset",
+    ".parquet": "explain2me.images.containers.parquet",
+    ".arrow": "explain2me.images.containers.arrow",
 }
-"""By the suffix of the container's name."""
+"""By the suffix of the container's name, the module of its format, imported when such a file is read.
+
+It has ``read_image(container, inner, max_bytes)``, the bytes of one image, and ``list_images(container, listing)``, the rows
+of all images and the number of members left out.
+"""
 
 
 def read_member(container: Path, inner: str, *, max_bytes: int) -> bytes | Path:
@@ -41,7 +33,7 @@ def read_member(container: Path, inner: str, *, max_bytes: int) -> bytes | Path:
         ImageError: missing, too_many_bytes, not_regular, or unreadable: the container cannot be used.
         OSError: the container cannot be opened or read.
     """
-    return FORMATS[container.suffix.lower()].read_image(container, inner, max_bytes)
+    return import_module(FORMATS[container.suffix.lower()]).read_image(container, inner, max_bytes)
 
 
 def read_rows(
@@ -57,7 +49,7 @@ def read_rows(
     Args:
         source: as the config names it, for messages.
         files: of :func:`explain2me.images.containers.layout.container_files`.
-        extra: columns to read besides :data:`explain2me.images.containers.rows.COLUMNS`.
+        extra: columns to read besides :data:`explain2me.images.rows.COLUMNS`.
         classes: labels in the order of the logits, for labels that are numbers.
         suffixes: of image files.
 
@@ -92,7 +84,7 @@ def _list_files(files: Sequence[Container], listing: Listing) -> tuple[list[Row]
             todo = "decompress it to a .tar"
             raise ManifestError(f"{file.name!r} is compressed: its members cannot be read one by one; {todo}")
         try:
-            rows_of_file, num_ignored_of_file = FORMATS[suffixes[0]].list_images(file, listing)
+            rows_of_file, num_ignored_of_file = import_module(FORMATS[suffixes[0]]).list_images(file, listing)
         except OSError as error:
             why = error.strerror or error
             raise ManifestError(f"{file.name!r} cannot be read ({why}); give a file that is there") from error

@@ -46,7 +46,7 @@ def container_files(source: Path, image_suffixes: Collection[str]) -> list[Conta
     Raises:
         ManifestError: a folder cannot be read, or what ``datasets`` saved is damaged.
     """
-    if _is_container(source.name) and not source.is_dir():
+    if is_container_name(source.name) and not source.is_dir():
         return [_container(source.parent, (source.name,))]
     try:
         if not source.is_dir():
@@ -62,15 +62,12 @@ def container_files(source: Path, image_suffixes: Collection[str]) -> list[Conta
         raise ManifestError(f"{where}: cannot be read ({error.strerror}); allow it or leave it out") from error
 
 
-def containers_beside(source: Path) -> list[str]:
-    """Names of the container files directly in a folder, which are not read where the folder holds images as files."""
-    try:
-        return sorted(path.name for path in source.iterdir() if _is_container(path.name))
-    except OSError:
-        return []
+def is_container_name(name: str) -> bool:
+    """Whether a file of this name holds images. Compressed tars count; they are refused when they are read.
 
-
-def _is_container(name: str) -> bool:
+    >>> is_container_name("shard-0001.tar"), is_container_name("manifest.csv")
+    (True, False)
+    """
     return name.lower().endswith((*FORMATS, *COMPRESSED_TARS))
 
 
@@ -97,7 +94,7 @@ def _files_below(folder: Path, image_suffixes: Collection[str]) -> list[Containe
     for parts in _walk(folder):
         if Path(parts[-1]).suffix.lower() in image_suffixes:
             return []
-        if _is_container(parts[-1]):
+        if is_container_name(parts[-1]):
             files.append(_container(folder, parts))
     return sorted(files)
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from explain2me.errors import ImageError
+from explain2me.images.containers.tables import list_table, read_row
 
 MAX_TEXT = 16 * 2**10
 """Bytes of the label, source, split and the like of a row, on average over the rows."""
@@ -65,3 +67,7 @@ def _unpacked_bytes(column: pa.Array) -> int:
     if not len(words) or not (pa.types.is_string(words.type) or pa.types.is_large_string(words.type)):
         return int(column.nbytes)
     return int(pc.sum(pc.take(pc.binary_length(words), column.indices)).as_py() or 0)
+
+
+read_image = partial(read_row, ParquetFile)
+list_images = partial(list_table, ParquetFile)

@@ -1,14 +1,12 @@
 """The rows that container files give: one row an image, with the cells that a line of a CSV manifest would have."""
 
-import difflib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from explain2me.errors import ManifestError
-
-COLUMNS = ("label", "source", "split", "image_id", "sha256")
+from explain2me.images.rows import Row, folder_labels
 
 
 class Container(NamedTuple):
@@ -25,14 +23,6 @@ class Listing(NamedTuple):
     columns: tuple[str, ...]
     classes: Sequence[str] | None
     suffixes: Collection[str]
-
-
-class Row(NamedTuple):
-    """One image: where it is listed, for messages; the cells of its columns, "" where empty; its path in a tar."""
-
-    place: str
-    cells: dict[str, str]
-    inner: str = ""
 
 
 def as_text(name: bytes) -> str:
@@ -85,33 +75,3 @@ def label_by_folders(rows: Sequence[Row], where: str) -> None:
         row.cells["label"] = labels[i] if labels else ""
         if without_sources:
             row.cells["source"] = sources[i]
-
-
-def folder_labels(images: Sequence[Sequence[str]], where: str) -> tuple[list[str] | None, list[str]]:
-    """(labels, sources) by the folders ``label/source/...`` of images, given by the parts of their paths.
-
-    Without folders there are no labels; without a second folder the source is the label.
-
-    Raises:
-        ManifestError: some images are in folders and others are not.
-
-    >>> folder_labels([("fake", "gan", "1.png"), ("real", "2.png")], "faces")
-    (['fake', 'real'], ['gan', 'real'])
-    """
-    flat = ["/".join(parts) for parts in images if len(parts) == 1]
-    if flat and len(flat) != len(images):
-        raise ManifestError(
-            f"{where}: expected every image in a folder of its label, got {len(flat)} beside them, "
-            f"first {min(flat)!r}; move them into one"
-        )
-    if flat:
-        return None, ["images"] * len(images)
-    return [parts[0] for parts in images], [parts[1] if len(parts) > 2 else parts[0] for parts in images]
-
-
-def check_names(columns: Sequence[str], where: str, *, extra: Sequence[str]) -> None:
-    """Refuse a column whose name is nearly one that is read: without its labels a data set has no AUROC."""
-    for name in (*COLUMNS, *extra):
-        near = [column for column in columns if difflib.SequenceMatcher(None, name, column.casefold()).ratio() >= 0.8]
-        if name not in columns and near:
-            raise ManifestError(f"{where}: the column {near[0]!r} is not read; did you mean {name!r}? rename it")

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from explain2me.errors import ImageError, ManifestError
 from explain2me.images.containers.opened import Recent, file_identity, refusing_damage
-from explain2me.images.containers.rows import COLUMNS, Container, Listing, Row, cell_text, check_names, class_name
+from explain2me.images.containers.rows import Container, Listing, cell_text, class_name
+from explain2me.images.rows import COLUMNS, Row, check_names
 
 ROW_DIGITS = 8
 

@@ -14,18 +14,10 @@ from typing import Any
 
 from explain2me.errors import ImageError, ManifestError
 from explain2me.images.containers.parquet import ParquetFile
-from explain2me.images.containers.rows import (
-    COLUMNS,
-    Container,
-    Listing,
-    Row,
-    as_text,
-    cell_text,
-    class_name,
-    json_object,
-)
+from explain2me.images.containers.rows import Container, Listing, as_text, cell_text, class_name, json_object
 from explain2me.images.containers.tables import Table
 from explain2me.images.containers.tar import Tar, open_tar
+from explain2me.images.rows import COLUMNS, Row
 
 MAX_JSON = 2**20
 """Bytes of a member .json."""
@@ -48,7 +40,7 @@ def _is_download_table(file: Container) -> bool:
         return False
 
 
-def list_tar(file: Container, listing: Listing) -> tuple[list[Row], int]:
+def list_images(file: Container, listing: Listing) -> tuple[list[Row], int]:
     """One row for each sample with an image, and the number of members that are left out."""
     tar = open_tar(file.path)
     samples, num_ignored = _samples(tar, repr(file.name))
