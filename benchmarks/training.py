@@ -22,8 +22,8 @@ from rich.table import Table
 
 from explain2me import load_detector
 from explain2me.config.load import parse_config
+from explain2me.train.loop import train_detector
 from explain2me.train.study import trainings
-from explain2me.train.trainer import train_detector
 
 STRATEGIES = {
     "cross-entropy": {},

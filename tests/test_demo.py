@@ -12,7 +12,8 @@ from explain2me import demo, open_run
 from explain2me.cli.entry import main
 from explain2me.config.load import load_config
 from explain2me.errors import Explain2MeError
-from explain2me.train.data import read_human_maps, read_splits
+from explain2me.train.data import read_splits
+from explain2me.train.human_maps import read_human_maps
 from explain2me.train.study import trainings
 
 

@@ -66,7 +66,7 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert re.search("1 of 2: test_resnet-plain run 0, best of 2 epochs: epoch [12]: train_loss ", said)
     assert "2 trainings are not finished, first test_resnet-plain run 1" in said
     with monkeypatch.context() as patched:
-        patched.setattr("explain2me.train.trainer.log_epoch", interrupt)
+        patched.setattr("explain2me.train.loop.log_epoch", interrupt)
         patched.setattr("sys.argv", ["explain2me", "study", config, "--out", out])
         with pytest.raises(SystemExit, match="130"):
             main()

@@ -14,8 +14,8 @@ from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
 from explain2me.errors import ConfigError
 from explain2me.train.loggers import open_loggers
+from explain2me.train.loop import train_detector
 from explain2me.train.study import trainings
-from explain2me.train.trainer import train_detector
 
 EPOCHS = 3
 STEPS = 2
@@ -68,7 +68,7 @@ def make_config(manifest: Path, logger: str) -> Config:
 
 
 def train_both(manifest: Path, logger: str, out: Path) -> list[Path]:
-    """Two trainings in one process, the first of them interrupted in its second epoch and gone on with at the end."""
+    """Two trainings in one process, the first of them interrupted in its second epoch and continued at the end."""
     first, second = trainings(make_config(manifest, logger), out)
 
     def stop(done: int, total: int, text: str) -> None:
@@ -102,7 +102,7 @@ def logged(folder: Path) -> tuple[list[float], list[int]]:
     return [event.value for event in events], [event.step for event in events]
 
 
-def test_mlflow_goes_on_with_the_run_of_an_interrupted_training(manifest, tmp_path):
+def test_mlflow_continues_the_run_of_an_interrupted_training(manifest, tmp_path):
     from mlflow.tracking import MlflowClient
 
     folders = train_both(manifest, "mlflow", tmp_path)
@@ -127,7 +127,7 @@ def test_mlflow_writes_where_its_environment_says(manifest, tmp_path, monkeypatc
     assert not (tmp_path / "out" / "mlflow.db").exists()
 
 
-def test_wandb_tells_trainings_apart_and_goes_on_with_an_interrupted_one(manifest, tmp_path):
+def test_wandb_tells_trainings_apart_and_continues_an_interrupted_one(manifest, tmp_path):
     folders = train_both(manifest, "wandb", tmp_path)
     runs = [
         sorted({path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")})
@@ -215,7 +215,7 @@ def test_can_be_sent_to_the_processes_of_several_devices(kind, tmp_path):
     folder = tmp_path / "training" / "detector" / "run00"
     folder.mkdir(parents=True)
     with open_loggers(
-        (kind,), folder, project="our study", name="one", settings={"a": {"b": 1}}, goes_on=True
+        (kind,), folder, project="our study", name="one", settings={"a": {"b": 1}}, continues=True
     ) as loggers:
         assert pickle.loads(pickle.dumps(loggers))
 
@@ -224,7 +224,7 @@ def test_mlflow_begins_one_database_for_trainings_side_by_side(tmp_path):
     folders = [tmp_path / "training" / "detector" / f"run{i:02d}" for i in range(3)]
 
     def begin(folder: Path) -> None:
-        with open_loggers(("mlflow",), folder, project="our study", name=folder.name, settings={}, goes_on=True):
+        with open_loggers(("mlflow",), folder, project="our study", name=folder.name, settings={}, continues=True):
             pass
 
     with ThreadPoolExecutor(len(folders)) as pool:

@@ -172,7 +172,7 @@ def _check_training(config: "Config", out: Path | None, listing: "Listing", cons
 def _print_strategies(config: "Config", splits: "Splits", console: "Console") -> None:
     """Print what each strategy minimises, and which images a study trains on."""
     from explain2me.detectors.cards import human_maps_in_words
-    from explain2me.train.data import read_human_maps
+    from explain2me.train.human_maps import read_human_maps
 
     assert config.training is not None
     for strategy in config.training.strategies:

@@ -66,7 +66,7 @@ def study(
 def _train(config: "Config", folder: Path, share: tuple[int, int], console: "Console") -> bool:
     """Train what is missing; return whether every training of the config is finished."""
     from explain2me.train.study import train_missing
-    from explain2me.train.trainer import Training
+    from explain2me.train.training import Training
 
     def tell(training: Training, done: int, total: int) -> None:
         progress.update(task, completed=done)

@@ -39,27 +39,46 @@ def load_map(
     Raises:
         ManifestError: missing, of another kind, damaged, not finite, negative, or without any salience.
     """
-    where = f"salience map {printable_line(str(path))!r}"
+    return parse_map(read_map(path), path, image_size=image_size, size=size)
+
+
+def read_map(path: Path) -> bytes:
+    """The bytes of one salience map.
+
+    Raises:
+        ManifestError: missing, or of another kind than PNG, NPY and CSV.
+    """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ManifestError(
-            f"{where}: expected a file that ends in {', '.join(SUFFIXES)}, got {suffix or 'no suffix'!r}"
+            f"{_named(path)}: expected a file that ends in {', '.join(SUFFIXES)}, got {suffix or 'no suffix'!r}"
         )
     try:
-        data = read_bytes(path)
+        return read_bytes(path)
     except ImageError as error:
-        raise ManifestError(f"{where}: {error.message}") from None
+        raise ManifestError(f"{_named(path)}: {error.message}") from None
+
+
+def parse_map(
+    data: bytes, path: Path, *, image_size: tuple[int, int] | None = None, size: tuple[int, int] | None = None
+) -> Float[np.ndarray, "h w"]:
+    """The salience map in the bytes of the file ``path``; see :func:`load_map`."""
+    where, suffix = _named(path), path.suffix.lower()
     if suffix == ".csv":
         if image_size is None:
             raise ManifestError(f"{where}: a table of fixations needs the size of its image; give a PNG or NPY here")
         return fixation_density(read_fixations(data, where), image_size, size=size, where=where)
-    found = _from_png(data, where) if suffix == ".png" else _from_npy(data, where)
-    if not np.isfinite(found).all() or found.min() < 0 or found.max() <= 0:
+    values = _from_png(data, where) if suffix == ".png" else _from_npy(data, where)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() <= 0:
         raise ManifestError(
-            f"{where}: expected finite values of at least 0 and some above, got {found.min():g} to {found.max():g}; "
+            f"{where}: expected finite values of at least 0 and some above, got {values.min():g} to {values.max():g}; "
             f"leave the cell of the manifest empty where an image has no map"
         )
-    return found if size is None else resize_map(found, size)
+    return values if size is None else resize_map(values, size)
+
+
+def _named(path: Path) -> str:
+    return f"salience map {printable_line(str(path))!r}"
 
 
 def read_fixations(data: bytes, where: str = "fixations") -> Float[np.ndarray, "F 3"]:

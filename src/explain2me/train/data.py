@@ -1,10 +1,8 @@
-"""The images, labels and human maps that a training reads, in an order that depends on the seed and the epoch alone."""
+"""Images, labels and human maps of a training, in an order that depends on the seed and the epoch alone."""
 
 import difflib
-import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,20 +16,20 @@ from torch.utils.data import Dataset, Sampler
 
 from explain2me.config.compare import digest
 from explain2me.config.schema import Config
-from explain2me.config.training import AugmentationConfig, StrategyConfig, TrainingConfig
+from explain2me.config.training import AugmentationConfig, TrainingConfig
 from explain2me.errors import ConfigError, ImageError, ManifestError
+from explain2me.images.containers import container_of
 from explain2me.images.decode import MAX_PIXELS, load_array
 from explain2me.images.examine import index_images
 from explain2me.images.listing import check_labels, image_root, list_images, resolve, sample_images
-from explain2me.images.reading import read_file
-from explain2me.salience.heatmaps import load_map, maps_of, mean_map
+from explain2me.run.files import write_parquet
+from explain2me.run.packs import read_parquet
+from explain2me.salience.heatmaps import load_map
 from explain2me.stages.select import class_names
-from explain2me.text import printable_line
 from explain2me.train.augment import draw_move, move_image, move_map
 
-MEAN_OF = "mean-of:"
 CACHE_BYTES = 2 * 2**30
-"""Decoded images, and as much of human maps, that a process keeps; more are read again each epoch."""
+"""Decoded images that a process keeps, and as many bytes of human maps; the rest is read again each epoch."""
 
 
 class Rows(NamedTuple):
@@ -44,8 +42,16 @@ class Rows(NamedTuple):
     sha256: list[str]
 
 
+class HumanMaps(NamedTuple):
+    """Human maps of the images to train on: a file each, or one average for all. ``record`` goes into the card."""
+
+    files: list[Path | None] | None
+    average: Float[np.ndarray, "H W"] | None
+    record: dict[str, Any]
+
+
 class Listing(NamedTuple):
-    """What is trained on and validated with, as it is listed: no image has been opened."""
+    """The images to train on and to validate with, before any is opened."""
 
     source: Path
     classes: tuple[str, ...]
@@ -54,7 +60,7 @@ class Listing(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What is trained on and validated with; ``record`` says it in words and hashes, for the card."""
+    """The images to train on and to validate with; ``record`` counts and hashes them for the card."""
 
     classes: tuple[str, ...]
     training: Rows
@@ -64,7 +70,7 @@ class Splits(NamedTuple):
 
 
 def list_splits(config: Config, training: TrainingConfig) -> Listing:
-    """List and check what a config trains on; opens no image.
+    """List and check the images of a config; opens no image.
 
     Raises:
         Explain2MeError: a manifest is wrong, labels are absent, there are too few images, or an image would be both trained
@@ -73,13 +79,7 @@ def list_splits(config: Config, training: TrainingConfig) -> Listing:
     source, table = _listed(config, training)
     whole = table
     classes = _classes(config, training, source, table)
-    counts = Counter(table["label"].to_pylist())
-    if min(counts.values()) < 2:
-        alone = min(counts, key=lambda label: (counts[label], label))
-        raise ConfigError(
-            f"training: expected at least 2 images of every class to train on, got 1 of {alone!r}{_misspelt(alone, table)}; "
-            f"add some, or leave that class out"
-        )
+    _refuse_single_images(table)
     _refuse_tested(config, source, table, "trained on")
     validation = None
     if training.validation_split is not None:
@@ -91,6 +91,25 @@ def list_splits(config: Config, training: TrainingConfig) -> Listing:
         _refuse_tested(config, source, validation, "validated with")
     elif training.validation_share:
         table, validation = _hold_out(table, training.validation_share, seed=config.seed)
+    listing = Listing(source, classes, table, validation)
+    _check_parts(listing, training, whole)
+    return listing
+
+
+def _refuse_single_images(table: pa.Table) -> None:
+    """One image of a class cannot be learnt from, and is mostly a misspelt label."""
+    counts = Counter(table["label"].to_pylist())
+    if min(counts.values()) < 2:
+        alone = min(counts, key=lambda label: (counts[label], label))
+        raise ConfigError(
+            f"training: expected at least 2 images of every class to train on, got 1 of {alone!r}{_misspelt(alone, table)}; "
+            f"add some, or leave that class out"
+        )
+
+
+def _check_parts(listing: Listing, training: TrainingConfig, whole: pa.Table) -> None:
+    """Both parts differ, have every class, and enough images for each device."""
+    _, classes, table, validation = listing
     both = set(table["path"].to_pylist()) & set([] if validation is None else validation["path"].to_pylist())
     if both:
         raise ConfigError(
@@ -113,64 +132,65 @@ def list_splits(config: Config, training: TrainingConfig) -> Listing:
         raise ConfigError(
             f"training.devices = {training.devices}: expected at least one image to validate with on each, got {len(validation)}"
         )
-    return Listing(source, classes, table, validation)
 
 
-def read_splits(config: Config, training: TrainingConfig) -> Splits:
-    """List, check and index what a config trains on; every file is read once.
+def read_splits(config: Config, training: TrainingConfig, index: Path | None = None) -> Splits:
+    """List, check and index the images of a config; every file is read once.
+
+    Args:
+        config: of the study.
+        training: its table [training].
+        index: folder that keeps sizes and hashes of the images for other trainings; see :func:`cached_table`.
 
     Raises:
         Explain2MeError: as :func:`list_splits`, or an image cannot be used.
     """
     listing = list_splits(config, training)
     source, classes, table, validation = listing
-    parts = (("train on", table), ("validate with", validation))
-    found = [part if part is None else _read_rows(part, source, classes, config, what=what) for what, part in parts]
-    assert found[0] is not None
     record: dict[str, Any] = {"manifest": source.name, "classes": list(classes)}
-    for name, part, rows in zip(("training", "validation"), (table, validation), found, strict=True):
+    splits: dict[str, Rows | None] = {}
+    for name, part, use in (("training", table, "train on"), ("validation", validation, "validate with")):
+        rows = splits[name] = None if part is None else _read_rows(part, source, classes, config, use, index)
         if part is not None and rows is not None:
-            of_each = Counter(zip(part["label"].to_pylist(), part["source"].to_pylist(), strict=True))
+            counts = Counter(zip(part["label"].to_pylist(), part["source"].to_pylist(), strict=True))
             record[name] = {
                 "images": len(part),
-                "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(of_each.items())},
+                "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(counts.items())},
                 "sha256": digest([rows.sha256, rows.labels.tolist()]),
             }
-    return Splits(classes, found[0], found[1], record, listing)
+    assert splits["training"] is not None
+    return Splits(classes, splits["training"], splits["validation"], record, listing)
 
 
-def listed_digest(listing: Listing, strategy: StrategyConfig) -> str:
-    """A hash of the list of images, the classes, and name, size and time of the human maps of a strategy; opens no file.
+def cached_table(folder: Path | None, kind: str, key: Any, make: Callable[[], pa.Table]) -> pa.Table:
+    """The table that ``make`` returns, kept in a file for the other trainings and processes of a study.
 
-    Where it is as before, so is what a training reads, but for images that were changed under their name.
+    Args:
+        folder: of such files; None calls ``make``.
+        kind: first word of the file name.
+        key: everything that decides the table, as JSON can hold it; another key is another file.
+        make: reads the files that the table is about.
     """
-    columns = {"path", "label", "source", "expected_sha256"}
-    parts = [part for part in (listing.training, listing.validation) if part is not None]
-    rows = [[part[name].to_pylist() for name in sorted(columns & set(part.column_names))] for part in parts]
-    maps: list[Any] = []
-    if needs_human_maps(strategy) and strategy.salience.startswith(MEAN_OF):
-        folder = _mean_folder(strategy)
-        maps = [folder.name, *((path.name, *_size_and_time(path)) for path in maps_of(folder))]
-    elif needs_human_maps(strategy):
-        root, paths = image_root(listing.source), listing.training["salience"].to_pylist()
-        maps = [(path, *_size_and_time(resolve(root, path))) if path else None for path in paths]
-    return digest([listing.source.name, listing.classes, rows, maps])
+    if folder is None:
+        return make()
+    path = folder / f"{kind}-{digest(key)}.parquet"
+    if not path.exists():
+        write_parquet(make(), path)
+    return read_parquet(path)
 
 
-def _mean_folder(strategy: StrategyConfig) -> Path:
-    return Path(strategy.salience.removeprefix(MEAN_OF))
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change of a file, or of the container that it is in; (-1, 0) where it cannot be asked."""
+    container = container_of(path)
     try:
-        found = path.stat()
-    except OSError:  # reading it tells why
+        status = (path if container is None else container[0]).stat()
+    except (OSError, ValueError):  # reading the file gives the reason
         return -1, 0
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _misspelt(label: str, table: pa.Table) -> str:
-    """A label that is nearly another one of the images to train on, and where it is first."""
+    """For messages: a similar label of the images to train on, and the first image of the odd one."""
     labels = table["label"].to_pylist()
     near = difflib.get_close_matches(label, set(labels) - {label}, n=1) if label in labels else []
     return f" (the label of {table['path'][labels.index(label)].as_py()!r}; is {near[0]!r} meant?)" if near else ""
@@ -198,30 +218,40 @@ def _listed(config: Config, training: TrainingConfig) -> tuple[Path, pa.Table]:
     return source, sample_images(table, training.sample, seed=config.seed)
 
 
-def _require_labels(table: pa.Table, source: Path, what: str) -> None:
+def _require_labels(table: pa.Table, source: Path, use: str) -> None:
     if table["label"].null_count:
-        raise ManifestError(f"{str(source)!r}: {what} needs labels, and its rows have none; fill the column 'label'")
+        raise ManifestError(f"{str(source)!r}: {use} needs labels, and its rows have none; fill the column 'label'")
 
 
-def _read_rows(table: pa.Table, source: Path, classes: Sequence[str], config: Config, *, what: str) -> Rows:
-    root = image_root(source)
-    usable, refused = index_images(table, root, max_pixels=config.data.max_pixels)
+def _read_rows(
+    table: pa.Table, source: Path, classes: Sequence[str], config: Config, use: str, index: Path | None
+) -> Rows:
+    root, max_pixels = image_root(source), config.data.max_pixels
+    files = [resolve(root, path) for path in table["path"].to_pylist()]
+    given = table["expected_sha256"].to_pylist() if "expected_sha256" in table.column_names else [None] * len(table)
+    listed = [[str(file), *size_and_time(file), sha256] for file, sha256 in zip(files, given, strict=True)]
+    facts = cached_table(index, "images", [max_pixels, listed], lambda: _index(table, root, max_pixels, use))
+    labels = torch.tensor([classes.index(label) for label in table["label"].to_pylist()])
+    sizes = list(zip(facts["height"].to_pylist(), facts["width"].to_pylist(), strict=True))
+    maps = [resolve(root, path) if path else None for path in table["salience"].to_pylist()]
+    return Rows(files, labels, sizes, maps, facts["sha256"].to_pylist())
+
+
+def _index(table: pa.Table, root: Path, max_pixels: int, use: str) -> pa.Table:
+    """Height, width and sha256 of each image of the table, in its order."""
+    usable, refused = index_images(table, root, max_pixels=max_pixels)
     if len(refused):
         raise ManifestError(
-            f"{len(refused)} of {len(table)} images to {what} cannot be used, first {refused['path'][0].as_py()!r}: "
+            f"{len(refused)} of {len(table)} images to {use} cannot be used, first {refused['path'][0].as_py()!r}: "
             f"{refused['message'][0].as_py()}; mend or remove them: a training must not depend on what could be read"
         )
     order = {name: i for i, name in enumerate(usable["image_id"].to_pylist())}
-    rows = usable.take([order[name] for name in table["image_id"].to_pylist()])
-    labels = torch.tensor([classes.index(label) for label in rows["label"].to_pylist()])
-    sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
-    maps = [resolve(root, path) if path else None for path in table["salience"].to_pylist()]
-    files = [resolve(root, path) for path in rows["path"].to_pylist()]
-    return Rows(files, labels, sizes, maps, rows["sha256"].to_pylist())
+    rows = [order[name] for name in table["image_id"].to_pylist()]
+    return usable.take(rows).select(["height", "width", "sha256"])
 
 
-def _refuse_tested(config: Config, source: Path, table: pa.Table, what: str) -> None:
-    """An image that was trained on tells nothing about how a detector does."""
+def _refuse_tested(config: Config, source: Path, table: pa.Table, use: str) -> None:
+    """Refuse to test on images that were trained on: they say nothing about new ones."""
     if not Path(config.data.manifest).exists():
         return
     tested = list_images(Path(config.data.manifest), split=config.data.split)
@@ -232,7 +262,7 @@ def _refuse_tested(config: Config, source: Path, table: pa.Table, what: str) -> 
     both = names[0] & names[1]
     if both:
         raise ConfigError(
-            f"training: {len(both)} images would be {what} and tested; give data.split, training.split and "
+            f"training: {len(both)} images would be {use} and tested; give data.split, training.split and "
             f"training.validation_split, or training.manifest, so that they differ"
         )
 
@@ -257,62 +287,8 @@ def _hold_out(table: pa.Table, share: float, *, seed: int) -> tuple[pa.Table, pa
     return table.take(kept), table.take(sorted(held))
 
 
-class HumanMaps(NamedTuple):
-    """Human maps of the images to train on: a file each, or one average for all; ``record`` says which."""
-
-    files: list[Path | None] | None
-    average: Float[np.ndarray, "H W"] | None
-    record: dict[str, Any]
-
-
-def needs_human_maps(strategy: StrategyConfig) -> bool:
-    """Whether they weigh anything in its loss."""
-    return strategy.loss == "cyborg" and strategy.alpha < 1
-
-
-def read_human_maps(strategy: StrategyConfig, rows: Rows, size: tuple[int, int]) -> HumanMaps | None:
-    """Where the human maps of a strategy come from; each is read once to be sure of it. None: it needs none.
-
-    Raises:
-        ManifestError: a map is missing or wrong, or there is none at all.
-    """
-    if not needs_human_maps(strategy):
-        return None
-    if strategy.salience.startswith(MEAN_OF):
-        folder = _mean_folder(strategy)
-        average, count = mean_map(folder, size)
-        record = {
-            "kind": f"the mean of {count} maps, the same for every image: no annotation of the images",
-            "folder": folder.name,
-            "maps": count,
-            "sha256": hashlib.sha256(average.tobytes()).hexdigest()[:16],
-        }
-        return HumanMaps(None, average, record)
-    every = zip(rows.human_maps, rows.sizes, rows.files, strict=True)
-    given = [(file, image_size, image) for file, image_size, image in every if file is not None]
-    if not given:
-        raise ManifestError(
-            f"strategy {strategy.name!r} needs human maps, and no image to train on has one; fill the column 'salience' "
-            f"of the manifest, or set salience = 'mean-of:FOLDER'"
-        )
-    refused, first = 0, ""
-    for file, image_size, image in given:
-        try:
-            load_map(file, image_size=image_size, size=(32, 32))  # a density is cheap to draw so small
-        except ManifestError as error:
-            refused += 1
-            exists = os.path.exists(file)  # noqa: PTH110 - False for a name that no file can have
-            hint = "" if exists else "; paths of the column 'salience' are relative to the folder of the manifest"
-            first = first or f"that of the image {printable_line(str(image))!r}: {error}{hint}"
-    if refused:
-        raise ManifestError(f"{refused} of the {len(given)} human maps to train on cannot be used, first {first}")
-    hashes = ["" if file is None else hashlib.sha256(read_file(file)).hexdigest() for file in rows.human_maps]
-    record = {"kind": "a map for each image", "maps": len(given), "images": len(rows.files), "sha256": digest(hashes)}
-    return HumanMaps(rows.human_maps, None, record)
-
-
 class Example(NamedTuple):
-    """One image as it is seen once: uint8 (3, H, W), its class, and its human map (H, W), NaN where it has none."""
+    """One image, or a batch of them: uint8 (3, H, W), its class, and its human map (H, W), NaN where it has none."""
 
     image: UInt8[Tensor, "3 H W"]
     label: Int[Tensor, ""]
@@ -361,7 +337,7 @@ class Examples(Dataset[Example]):
         return self._cache[position]
 
     def _human_map(self, position: int) -> Float[Tensor, "H W"]:
-        """(1, 1) where nobody asks for it, so that no batch carries maps for nothing."""
+        """(1, 1) where the strategy needs none, to keep batches small."""
         if self.human_maps is None:
             return torch.full((1, 1), torch.nan)
         if self.human_maps.average is not None:
@@ -372,10 +348,10 @@ class Examples(Dataset[Example]):
             return torch.full(self.size, torch.nan)
         if position not in self._map_cache:
             human_map = load_map(file, image_size=self.rows.sizes[position], size=self.size)
-            found = torch.from_numpy(human_map.copy())
-            if (len(self._map_cache) + 1) * found.nbytes > CACHE_BYTES:
-                return found
-            self._map_cache[position] = found
+            tensor = torch.from_numpy(human_map.copy())
+            if (len(self._map_cache) + 1) * tensor.nbytes > CACHE_BYTES:
+                return tensor
+            self._map_cache[position] = tensor
         return self._map_cache[position]
 
 
@@ -387,13 +363,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
     seed: int
     shuffle: bool = True
     class_of: Int[Tensor, " N"] | None = None
-    """Given: classes are drawn alike, with replacement."""
+    """Class of each image, to draw all classes equally often, with replacement; None: every image once."""
     rank: int = 0
     world: int = 1
     epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Set the epoch of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:

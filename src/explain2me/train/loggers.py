@@ -1,4 +1,4 @@
-"""Where the numbers of a training go beside its CSV file: Lightning's loggers, which an interrupt does not start anew."""
+"""Lightning's loggers of the metrics of a training, beside its CSV file; they continue after an interrupt."""
 
 import contextlib
 import importlib
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from lightning.pytorch.loggers import Logger
+from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from explain2me.errors import ConfigError
 from explain2me.run.files import write_json
@@ -22,9 +23,9 @@ KNOWN = "loggers.json"
 
 @contextlib.contextmanager
 def open_loggers(
-    kinds: tuple[str, ...], folder: Path, *, project: str, name: str, settings: Mapping[str, Any], goes_on: bool
+    kinds: tuple[str, ...], folder: Path, *, project: str, name: str, settings: Mapping[str, Any], continues: bool
 ) -> Iterator[list[Logger]]:
-    """The loggers of a training; those of one that goes on continue the run that they had begun.
+    """The loggers of a training; after an interrupt they continue the run that they had begun.
 
     Args:
         kinds: of ``tensorboard``, ``wandb`` and ``mlflow``.
@@ -33,18 +34,19 @@ def open_loggers(
         project: the trainings to be shown together, unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` say otherwise.
         name: of the training.
         settings: the hyperparameters, nested or flat.
-        goes_on: whether to go on with what these loggers have been told before, if anything; else they begin anew.
+        continues: whether to continue the run that these loggers have begun, if any; otherwise they begin a new one.
 
     Raises:
         ConfigError: a logger is not installed, or does not start.
     """
     known: dict[str, str] = {}
-    if not goes_on:
+    if not continues:
         (folder / KNOWN).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_first_process())
         made = []
         for kind in kinds:
             made.append(stack.enter_context(_open(kind, folder, project, name, settings, known)))
@@ -54,14 +56,27 @@ def open_loggers(
 
 
 @contextlib.contextmanager
+def _first_process() -> Iterator[None]:
+    """Lightning's loggers write in the process of rank 0 only, and take the rank of a SLURM task for that of a process."""
+    before = getattr(rank_zero_only, "rank", None)
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        rank_zero_only.rank = before  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
 def _open(
     kind: str, folder: Path, project: str, name: str, settings: Mapping[str, Any], known: dict[str, str]
 ) -> Iterator[Logger]:
     loggers = importlib.import_module("lightning.pytorch.loggers")
     if kind == "tensorboard":
-        yield _start(
+        logger = _start(
             kind, settings, lambda: loggers.TensorBoardLogger(folder, "tensorboard", "", default_hp_metric=False)
         )
+        with _finalized(logger):
+            yield logger
     elif kind == "wandb":
         project = os.environ.get("WANDB_PROJECT", project)
 
@@ -89,18 +104,37 @@ def _open(
         with FileLock(folder.parents[2] / ".mlflow.lock"):  # trainings side by side would spoil a new database
             logger = _start(kind, settings, make)
         known["mlflow"] = logger.run_id
-        yield logger
+        with _finalized(logger):
+            yield logger
+
+
+@contextlib.contextmanager
+def _finalized(logger: Logger) -> Iterator[None]:
+    """Tell the logger at the end whether the training succeeded; a service that fails now stops no training."""
+    status = "failed"
+    try:
+        yield
+        status = "success"
+    finally:
+        try:
+            logger.finalize(status)
+        except Exception as error:
+            _warn(logger, "the end of the training", error)
 
 
 def log_epoch(loggers: Sequence[Logger], metrics: Mapping[str, float]) -> None:
-    """Log one epoch, by its number. A service that fails now ends no training: the CSV file has it all."""
+    """Log one epoch, by its number. A service that fails now stops no training: the CSV file has all metrics."""
     for logger in loggers:
         try:
             logger.log_metrics(dict(metrics), step=int(metrics["epoch"]))
             logger.save()
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"{type(logger).__name__} did not take epoch {metrics['epoch']:.0f}: {reason}", stacklevel=2)
+            _warn(logger, f"epoch {metrics['epoch']:.0f}", error)
+
+
+def _warn(logger: Logger, refused: str, error: Exception) -> None:
+    reason = str(error).strip().partition("\n")[0]
+    warnings.warn(f"{type(logger).__name__} did not take {refused}: {reason}", stacklevel=3)
 
 
 def _start(kind: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:

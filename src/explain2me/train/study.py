@@ -1,10 +1,10 @@
-"""Train, run, compare: the paper's whole protocol from one config."""
+"""A study: train every detector of a config, then the config of the run that compares them."""
 
 import contextlib
 import csv
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,44 @@ from explain2me.detectors.architectures import settings_of_weights
 from explain2me.errors import ConfigError, DivergedError, RunFolderError
 from explain2me.stages.check import check, refuse_single_runs
 from explain2me.stages.refusals import other_than_run
-from explain2me.train.data import Splits, needs_human_maps, read_human_maps, read_splits, training_classes
-from explain2me.train.trainer import (
-    METRICS,
-    OnStep,
-    Training,
-    check_architecture,
-    epoch_text,
-    refuse_other_data,
-    refuse_other_settings,
-    train_if_possible,
-    training_device,
-)
+from explain2me.train.cams import find_features
+from explain2me.train.data import Splits, list_splits, read_splits, training_classes
+from explain2me.train.devices import training_device
+from explain2me.train.human_maps import listed_digest, read_human_maps
+from explain2me.train.loop import train_if_possible
+from explain2me.train.record import refuse_other_data, refuse_other_settings
+from explain2me.train.training import METRICS, OnStep, Training, build_detector, epoch_text
 from explain2me.workers import Engine, Recovery, run_tasks
 from explain2me.workers.device import with_device
 
 OnTrained = Callable[[Training, int, int], None]
-"""Called with a training that is over, and how many of how many are."""
+"""Called with a training that is over, the number of those that are over, and the number of all."""
+
 LOOK_SECONDS = 1.0
-"""Between two looks at the epochs that other processes have finished."""
+"""Time between two looks at the epochs that other processes have committed."""
 
 
 def trainings(config: Config, out: Path) -> list[Training]:
     """Every run of every detector to train, in order: architecture x strategy, then run.
 
     Raises:
-        ConfigError: the config trains nothing, or a detector that it trains has the name of one that it lists.
+        ConfigError: the config trains nothing, or a detector to train has the name of one in ``detectors``.
     """
-    if config.training is None:
+    settings = config.training
+    if settings is None:
         raise ConfigError(
             "training is missing: this config has nothing to train; add a table [training], or call `explain2me run`"
         )
-    found = [
-        Training(config, architecture, strategy, run, Path())
-        for architecture in config.training.architectures
-        for strategy in config.training.strategies
-        for run in range(config.training.runs)
+    every = [
+        _in_folder(Training(config, architecture, strategy, run, Path()), out)
+        for architecture in settings.architectures
+        for strategy in settings.strategies
+        for run in range(settings.runs)
     ]
-    taken = {detector.name for detector in config.detectors} & {training.detector for training in found}
+    taken = {detector.name for detector in config.detectors} & {training.detector for training in every}
     if taken:
         raise ConfigError(f"detectors: {min(taken)!r} is the name of a detector to train as well; rename it")
-    return [_in_folder(training, out) for training in found]
+    return every
 
 
 def train_missing(
@@ -69,23 +66,23 @@ def train_missing(
     on_step: OnStep | None = None,
     on_trained: OnTrained | None = None,
 ) -> list[Training]:
-    """Train what is not finished; a second call goes on where the first stopped.
+    """Train what is not finished; a second call continues where the first stopped.
 
     Args:
         config: with a table [training].
         out: folder; each training gets ``training/DETECTOR/runNN`` in it.
         shard: (i, N) takes every N-th training, from the i-th: for several machines on one folder.
-        on_start: called with the trainings of this shard that are not finished, and how many it has.
-        on_step: of :func:`train_detector`; with several workers it is told of epochs, of all trainings, instead of steps.
+        on_start: called with the trainings of this shard that are not finished, and the number of all of this shard.
+        on_step: of :func:`train_detector`; with several workers it counts epochs of all trainings instead of steps.
         on_trained: called after each training, also one that diverged; ``outcome`` says which.
 
     Returns:
         The trainings that are not finished, of all shards.
 
     Raises:
-        Explain2MeError: wrong input; what was trained before stays.
-        ConfigError: another process is at a training; the others were made first.
-        DivergedError: a training diverged; the others were made first.
+        Explain2MeError: wrong input; finished trainings stay.
+        ConfigError: another process is training one of these; the others are finished.
+        DivergedError: a training diverged; the others are finished.
     """
     every = trainings(config, out.resolve())
     for training in every:
@@ -95,72 +92,90 @@ def train_missing(
     missing = [training for training in mine if not training.done]
     if on_start:
         on_start(missing, len(mine))
-    assert config.training is not None
-    check_architectures(missing)
-    check_human_maps(missing)
     if missing:
+        read_data(missing, check_architectures(missing))
         check_devices(config)
-    engine = engine_for_training(config)
-    here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
-    work = functools.partial(train_if_possible, on_step=on_step) if here else train_if_possible
-    recovery: Recovery[Training] = Recovery("training.workers, or give a new folder with a smaller training.batch_size")
-    with contextlib.nullcontext() if here else _telling_epochs(missing, on_step):
-        done = run_tasks(work, missing, engine, recovery=recovery)
-        for count, training in enumerate(done, start=len(mine) - len(missing) + 1):
-            if on_trained:
-                on_trained(training, count, len(mine))
-    diverged = [training.outcome() for training in missing if training.diverged]
-    if diverged:
-        raise DivergedError(
-            f"{len(diverged)} of {len(mine)} trainings diverged, the others are finished. {diverged[0]}"
-            if len(mine) > 1
-            else diverged[0]
-        )
-    held = [training for training in missing if not training.done]
-    if held:
-        raise ConfigError(
-            held[0].held()
-            + (
-                f" ({len(held)} of {len(mine)} trainings are like that, the others are finished)"
-                if len(mine) > 1
-                else ""
-            )
-        )
+    done = _train(config, missing, on_step)
+    for count, training in enumerate(done, start=len(mine) - len(missing) + 1):
+        if on_trained:
+            on_trained(training, count, len(mine))
+    _refuse_unfinished(missing, len(mine))
     left = [training for training in every if not training.done]
     if missing and not left:
         refuse_other_data(every)  # two machines may have begun at the same moment, with different data
     return left
 
 
-def check_architectures(trainings: Sequence[Training]) -> None:
-    """Build each architecture once, to be guided where a strategy does, before hours of training.
+def _train(config: Config, missing: Sequence[Training], on_step: OnStep | None) -> Iterator[Training]:
+    """Yield each training when it is over."""
+    assert config.training is not None
+    engine = engine_for_training(config)
+    here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
+    work = functools.partial(train_if_possible, on_step=on_step) if here else train_if_possible
+    recovery: Recovery[Training] = Recovery("training.workers, or give a new folder with a smaller training.batch_size")
+    with contextlib.nullcontext() if here else _telling_epochs(missing, on_step):
+        yield from run_tasks(work, missing, engine, recovery=recovery)
+
+
+def _refuse_unfinished(tried: Sequence[Training], num_mine: int) -> None:
+    """Raise where a training diverged, or another process is training it."""
+    diverged = [training.outcome() for training in tried if training.diverged]
+    if diverged:
+        raise DivergedError(
+            f"{len(diverged)} of {num_mine} trainings diverged, the others are finished. {diverged[0]}"
+            if num_mine > 1
+            else diverged[0]
+        )
+    locked = [training for training in tried if not training.done]
+    if locked:
+        others = f" ({len(locked)} of {num_mine} trainings are locked, the others are finished)"
+        raise ConfigError(locked[0].locked_message() + (others if num_mine > 1 else ""))
+
+
+def check_architectures(trainings: Sequence[Training]) -> dict[str, tuple[int, int]]:
+    """Build each architecture once, and find its features where a strategy guides it, before hours of training.
+
+    Returns:
+        Height and width of the input of each architecture.
 
     Raises:
         Explain2MeError: one is unknown, takes no such input or number of classes, or cannot be guided.
     """
+    sizes: dict[str, tuple[int, int]] = {}
+    num_classes = len(training_classes(trainings[0].config, trainings[0].settings))
     for architecture in dict.fromkeys(training.architecture for training in trainings):
-        of_it = [training for training in trainings if training.architecture == architecture]
-        check_architecture(next((each for each in of_it if each.strategy.guided), of_it[0]))
+        same = [training for training in trainings if training.architecture == architecture]
+        detector = build_detector(same[0], num_classes)
+        if any(training.strategy.guided for training in same):
+            find_features(detector.model, detector.input_size)
+        sizes[architecture] = detector.input_size
+    return sizes
 
 
-def check_human_maps(trainings: Sequence[Training]) -> None:
-    """Read the human maps of each strategy, before the hours of training that come first in a study.
+def read_data(trainings: Sequence[Training], sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Read and check the images and human maps of a study once, before the first training; see ``Training.index``.
+
+    Args:
+        trainings: of one config.
+        sizes: height and width of the input of each architecture.
 
     Raises:
-        Explain2MeError: a map is missing or wrong, or an image to train on is.
+        Explain2MeError: an image or a human map is missing or wrong.
     """
-    strategies = list(dict.fromkeys(training.strategy for training in trainings))
-    if any(needs_human_maps(strategy) for strategy in strategies):
-        rows = read_splits(trainings[0].config, trainings[0].settings).training
-        for strategy in strategies:
-            read_human_maps(strategy, rows, (32, 32))
+    first = trainings[0]
+    listing = list_splits(first.config, first.settings)
+    for strategy in dict.fromkeys(training.strategy for training in trainings):
+        listed_digest(listing, strategy)  # raises before a file is written
+    rows = read_splits(first.config, first.settings, first.index).training
+    for strategy, architecture in dict.fromkeys((training.strategy, training.architecture) for training in trainings):
+        read_human_maps(strategy, rows, sizes[architecture], first.index)
 
 
 def check_settings(config: Config) -> None:
-    """Check the settings that no comparison can work with. Reads no data.
+    """Find settings that no comparison can have; reads no data.
 
     Raises:
-        ConfigError: too few training runs to compare.
+        ConfigError: too few runs to compare.
     """
     assert config.training is not None
     runs = config.training.runs
@@ -168,10 +183,10 @@ def check_settings(config: Config) -> None:
 
 
 def check_devices(config: Config) -> None:
-    """Find what this machine cannot train on; where Ray carries the trainings that is for its nodes to say.
+    """Check the devices of this machine; the nodes of a Ray cluster check their own.
 
     Raises:
-        ConfigError: devices that are not there or would be used twice.
+        ConfigError: devices that are absent or would be used twice.
     """
     assert config.training is not None
     if config.compute.executor == "local":
@@ -185,7 +200,7 @@ def check_comparison(config: Config) -> tuple[pa.Table, dict[str, Any]]:
         The images to test, and the start of run.json, as :func:`explain2me.stages.check.check` does.
 
     Raises:
-        Explain2MeError: what would stop the comparison: images, measures, salience, device, or a detector.
+        Explain2MeError: images, measures, salience, device or a detector would stop the comparison.
     """
     compared, settings = evaluation(config, Path()), config.training
     assert settings is not None
@@ -202,10 +217,10 @@ def check_comparison(config: Config) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def check_study(config: Config, out: Path) -> None:
-    """Find, before hours of training, what would stop the comparison after them; opens no image.
+    """Check, before hours of training, that the comparison can be made after them; opens no image.
 
     Raises:
-        Explain2MeError: the images to test or the runs do not do, or ``out`` holds another comparison.
+        Explain2MeError: the images to test or the runs cannot be compared, or ``out`` holds another comparison.
     """
     every = trainings(config, out)
     check_settings(config)
@@ -216,15 +231,15 @@ def check_study(config: Config, out: Path) -> None:
 
 
 def refuse_other_study(config: Config, out: Path, splits: Splits | None = None) -> None:
-    """Raise where ``out`` holds trainings with other settings or data, or the comparison of a study that is not this one.
+    """Raise where ``out`` holds trainings with other settings or data, or the comparison of another study.
 
     Args:
         config: of the study.
         out: its folder.
-        splits: what it trains on, where that has been read; see :func:`refuse_other_data`.
+        splits: its images, where they have been read; see :func:`refuse_other_data`.
 
     Raises:
-        ConfigError, RunFolderError: which says what changed.
+        ConfigError, RunFolderError: the message says what changed.
     """
     every = trainings(config, out)
     for training in every:
@@ -239,10 +254,10 @@ def refuse_other_study(config: Config, out: Path, splits: Splits | None = None) 
 
 
 def refuse_shared_gpus(settings: TrainingConfig) -> None:
-    """Every training of several devices takes the first ones, so two at a time would be on the same.
+    """Refuse several trainings at a time on several GPUs each: all of them would take the first GPUs.
 
     Raises:
-        ConfigError: this is asked for, or a device is not there.
+        ConfigError: the config asks for that, or a device is absent.
     """
     if training_device(settings) == "cuda" and settings.workers > 1 and settings.devices > 1:
         raise ConfigError(
@@ -254,24 +269,24 @@ def refuse_shared_gpus(settings: TrainingConfig) -> None:
 
 @contextlib.contextmanager
 def _telling_epochs(missing: Sequence[Training], on_step: OnStep | None) -> Iterator[None]:
-    """Meanwhile call ``on_step`` for the epochs that workers, here or elsewhere, have written to their folders."""
+    """Call ``on_step`` for the epochs that workers, here or elsewhere, commit meanwhile."""
     if on_step is None:
         yield
         return
     over = threading.Event()
 
     def look() -> None:
-        told = {training: _epochs_done(training)[0] for training in missing}
+        committed = {training: _epochs_done(training)[0] for training in missing}
         last = False
         while not last:
             last = over.wait(LOOK_SECONDS)
             for training in missing:
                 epochs, text = _epochs_done(training)
                 epochs = training.settings.epochs if training.done else epochs  # patience may have ended it
-                if epochs > told[training]:
-                    told[training] = epochs
+                if epochs > committed[training]:
+                    committed[training] = epochs
                     on_step(
-                        sum(told.values()),
+                        sum(committed.values()),
                         sum(training.settings.epochs for training in missing),
                         f"{training.detector} run {training.run}, {text}",
                     )
@@ -286,16 +301,16 @@ def _telling_epochs(missing: Sequence[Training], on_step: OnStep | None) -> Iter
 
 
 def _epochs_done(training: Training) -> tuple[int, str]:
-    """How many, and what the last one came to."""
+    """Number of committed epochs, and the last one in words."""
     try:
         lines = list(csv.DictReader((training.folder / METRICS).read_text(encoding="utf-8").splitlines()))
         return len(lines), epoch_text({name: float(value) for name, value in lines[-1].items() if value})
-    except (OSError, ValueError, TypeError, LookupError):  # nothing there yet, or nothing to be read just now
+    except (OSError, ValueError, TypeError, LookupError):  # no file yet, or a network disk shows half of it
         return 0, ""
 
 
 def engine_for_training(config: Config) -> Engine:
-    """Who carries the trainings."""
+    """The workers of the trainings."""
     settings, compute = config.training, config.compute
     assert settings is not None
     threads = compute.threads or max(1, torch.get_num_threads() // settings.workers)
@@ -305,7 +320,7 @@ def engine_for_training(config: Config) -> Engine:
 
 
 def evaluation(config: Config, out: Path) -> Config:
-    """The config of the run that compares what was trained, beside the detectors that the config lists.
+    """The config of the run that compares the trained detectors with each other and with those in ``detectors``.
 
     The classes are those of the images to train on, in the order of the logits.
     """
@@ -327,9 +342,9 @@ def evaluation(config: Config, out: Path) -> Config:
 
 
 def _reading(architecture: str, settings: TrainingConfig) -> dict[str, Any]:
-    """How what was trained reads images, where that is not as the architecture does by itself."""
-    found = settings_of_weights(architecture, settings.pretrained)
-    return found if settings.input_size is None else found | {"input_size": settings.input_size}
+    """How a trained detector reads images, where that differs from the architecture's own way."""
+    reading = settings_of_weights(architecture, settings.pretrained)
+    return reading if settings.input_size is None else reading | {"input_size": settings.input_size}
 
 
 def _in_folder(training: Training, out: Path) -> Training:

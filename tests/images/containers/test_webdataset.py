@@ -18,7 +18,8 @@ from container_files import (
 from explain2me.config.load import load_config
 from explain2me.errors import ConfigError
 from explain2me.images.listing import list_images, list_source
-from explain2me.train.data import read_human_maps, read_splits
+from explain2me.train.data import read_splits
+from explain2me.train.human_maps import read_human_maps
 
 
 def test_a_tar_is_listed_as_the_folder_that_it_packs(tmp_path):

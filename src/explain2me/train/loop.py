@@ -1,0 +1,394 @@
+"""One training on Lightning Fabric: read this file first, and in it :func:`train`."""
+
+import contextlib
+import functools
+import itertools
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from explain2me.config.training import AugmentationConfig, OptimizerConfig
+from explain2me.detectors.architectures import classifier_of
+from explain2me.detectors.load import Detector
+from explain2me.errors import DivergedError
+from explain2me.run.files import atomic_path
+from explain2me.run.leftovers import remove_leftovers
+from explain2me.run.provenance import provenance
+from explain2me.salience.gradcam import predicted_classes
+from explain2me.train.cams import class_activation_maps, find_features
+from explain2me.train.data import EpochSampler, Example, Examples, HumanMaps, Rows, Splits, class_weights, read_splits
+from explain2me.train.devices import run_on_devices, training_device
+from explain2me.train.human_maps import listed_digest, read_human_maps
+from explain2me.train.loggers import log_epoch, open_loggers
+from explain2me.train.losses import cross_entropy, guided_loss
+from explain2me.train.metrics import EpochSums, validate
+from explain2me.train.record import begin, full_record, refuse_changed, settings_record, with_defaults, write_card
+from explain2me.train.training import (
+    DIVERGED,
+    METRICS,
+    RESUME,
+    LockedError,
+    OnStep,
+    Progress,
+    Training,
+    build_detector,
+    commit_epoch,
+    load_resume,
+    promote_best,
+)
+from explain2me.workers.schedule import torch_threads
+
+CHECK_STEPS = 10
+"""Number of steps between two checks that the loss is finite; each check waits for the device."""
+
+
+def train_if_possible(training: Training, on_step: OnStep | None = None) -> None:
+    """:func:`train_detector` for one of many trainings: what stops this one alone does not stop the others.
+
+    One that diverges leaves a note in its folder; one that another process is training is left out.
+    """
+    with contextlib.suppress(LockedError):
+        try:
+            train_detector(training, on_step)
+        except DivergedError as error:
+            with atomic_path(training.folder / DIVERGED) as temporary:
+                temporary.write_text(str(error), encoding="utf-8")
+
+
+def train_detector(training: Training, on_step: OnStep | None = None) -> None:
+    """Train one detector and write its files; an interrupted training continues, a finished one is left alone.
+
+    On a CPU an interrupted and continued training gives the same bytes as one without a break. The global random state
+    stays as it was.
+
+    Raises:
+        Explain2MeError: wrong config, images or human maps; the loss is not finite; ``folder`` holds another training.
+    """
+    settings, folder = training.settings, training.folder
+    device = training_device(settings)
+    splits = read_splits(training.config, settings, training.index)
+    detector = build_detector(training, len(splits.classes))
+    human_maps = read_human_maps(training.strategy, splits.training, detector.input_size, training.index)
+    record = full_record(training, splits, human_maps, detector)
+    folder.mkdir(parents=True, exist_ok=True)
+    with training.locked():
+        (folder / DIVERGED).unlink(missing_ok=True)
+        begun = begin(training, record, listed_digest(splits.listing, training.strategy))
+        if training.done:
+            (folder / RESUME).unlink(missing_ok=True)  # the process was killed right after it wrote the card
+            return
+        remove_leftovers(folder)
+        record["threads"] = begun.get("threads", torch.get_num_threads())
+        environment = provenance("lightning", "safetensors")
+        job = Job(training, detector, splits, human_maps, record, environment, on_step)
+        with open_loggers(
+            settings.loggers,
+            folder,
+            project=training.config.name,
+            name=f"{training.detector}-run{training.run:02d}",
+            settings=settings_record(training),
+            continues=(folder / RESUME).exists() or not (folder / METRICS).exists(),
+        ) as loggers:
+            run_on_devices(functools.partial(train, job=job), settings, device, loggers)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training with all that it reads.
+
+    Attributes:
+        training: names and settings.
+        detector: with its first weights.
+        splits: images to train on and to validate with.
+        human_maps: of the images to train on.
+        record: what the training was begun with.
+        environment: versions, git state and hardware of this process.
+        on_step: called after each step.
+    """
+
+    training: Training
+    detector: Detector
+    splits: Splits
+    human_maps: HumanMaps | None
+    record: dict[str, Any]
+    environment: dict[str, Any]
+    on_step: OnStep | None = None
+
+    @property
+    def positive(self) -> int:
+        """Class of the AUROC."""
+        return self.splits.classes.index(self.training.config.data.positive)
+
+    @property
+    def num_validation(self) -> int:
+        """Number of images to validate with."""
+        return 0 if self.splits.validation is None else len(self.splits.validation.files)
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """Weight of each class in the loss; None: all alike."""
+        if self.training.settings.class_balance != "weights":
+            return None
+        return class_weights(self.splits.training.labels, len(self.splits.classes))
+
+
+def train(fabric: Fabric, job: Job) -> None:
+    """Train from the last committed epoch to the end, then write the card. Runs in the process of each device."""
+    training, settings = job.training, job.training.settings
+    with torch_threads(max(1, job.record["threads"] // fabric.world_size)):
+        network, optimizer = make_network(fabric, job)
+        batches, held_out = training_batches(fabric, job), validation_batches(fabric, job)
+        progress = restore(fabric, job, network, optimizer)
+        start = time.monotonic() - progress.seconds
+
+        while not progress.is_finished(settings):
+            metrics = {
+                "epoch": progress.epochs + 1,
+                "learning_rate": set_learning_rate(optimizer, job, progress.epochs),
+            }
+            sums = train_epoch(fabric, job, network, optimizer, batches, progress)
+            check_weights(training, network.module.model, progress.epochs)
+            if held_out is not None:
+                metrics |= validate(fabric, network, held_out, positive=job.positive, num_images=job.num_validation)
+            progress.add(metrics | sums.means(fabric, "train"), settings)
+            progress.seconds = time.monotonic() - start
+            if fabric.is_global_zero:
+                commit_epoch(training.folder, progress, network.module.model, optimizer, job.record)
+                log_epoch(fabric.loggers, progress.curve[-1])
+
+        if fabric.is_global_zero:
+            write_card(training, job.record, progress, job.detector)
+            (training.folder / RESUME).unlink(missing_ok=True)
+
+
+def train_epoch(
+    fabric: Fabric, job: Job, network: nn.Module, optimizer: Optimizer, batches: DataLoader[Example], progress: Progress
+) -> EpochSums:
+    """One pass over the images to train on.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    settings, epoch, sums = job.training.settings, progress.epochs, EpochSums()
+    weights = fabric.to_device(job.class_weights)
+    cast(EpochSampler, batches.sampler).set_epoch(epoch)
+    network.train()
+    for step, cpu_batch in enumerate(batches):
+        batch: Example = fabric.to_device(cpu_batch)
+        seed_step(fabric, job.training.seed, epoch, step)
+        logits, features = network(batch.image)
+        loss = loss_of(job, batch, logits, features, weights)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        if settings.optimizer.gradient_clip is not None:
+            largest = settings.optimizer.gradient_clip
+            fabric.clip_gradients(network, optimizer, max_norm=largest, error_if_nonfinite=False)
+        optimizer.step()
+        sums.add(loss, logits, batch.label)
+        if (step + 1) % CHECK_STEPS == 0:
+            check_loss(job.training, sums, epoch)
+        if job.on_step and fabric.is_global_zero:
+            job.on_step(epoch * len(batches) + step + 1, settings.epochs * len(batches), progress.text)
+    check_loss(job.training, sums, epoch)
+    return sums
+
+
+def loss_of(
+    job: Job, batch: Example, logits: Tensor, features: Tensor | None, class_weights: Tensor | None
+) -> Float[Tensor, ""]:
+    """The mean loss of a batch: cross-entropy, or with guidance by the class activation maps of the same pass."""
+    strategy = job.training.strategy
+    if features is None:
+        return cross_entropy(logits, batch.label, class_weights=class_weights)
+    classes = batch.label if strategy.cam_class == "true" else predicted_classes(logits.detach())
+    head = classifier_of(job.detector.model)[1].weight.flatten(1)
+    return guided_loss(
+        logits,
+        batch.label,
+        cams=class_activation_maps(features, head, classes),
+        human_maps=None if job.human_maps is None else batch.human_map,
+        alpha=strategy.alpha,
+        entropy_weight=strategy.entropy_weight,
+        class_weights=class_weights,
+    )
+
+
+class Network(nn.Module):
+    """The model with its preprocessing: images (N, 3, H, W) uint8 -> logits, and the features that guidance reads.
+
+    The features are None without guidance and in evaluation mode. Evaluation is in float32 in any precision: 8 bits of a
+    logit would make images tie.
+    """
+
+    def __init__(self, detector: Detector, *, guided: bool) -> None:
+        super().__init__()
+        self.model = detector.model.to(memory_format=torch.channels_last)
+        self.detector = detector
+        self.reader = find_features(self.model, detector.input_size) if guided else None
+
+    def forward(
+        self, images: UInt8[Tensor, "N 3 H W"]
+    ) -> tuple[Float[Tensor, "N num_logits"], Float[Tensor, "N C h w"] | None]:
+        """Logits and features, with gradients in training mode."""
+        inputs = self.detector.preprocess(images)
+        if not self.training:
+            with torch.autocast(images.device.type, enabled=False):
+                return self.model(inputs), None
+        if self.reader is None:
+            return self.model(inputs), None
+        logits, features = self.reader(inputs)
+        return logits, features
+
+
+def make_network(fabric: Fabric, job: Job) -> tuple[Any, Any]:
+    """The network and its optimiser on the device, wrapped by Fabric: autocast, and gradients averaged over devices."""
+    network = Network(job.detector, guided=job.training.strategy.guided)
+    if fabric.world_size > 1:  # spawned processes share the memory of the tensors that they are sent
+        for tensor in itertools.chain(network.parameters(), network.buffers()):
+            tensor.data = tensor.data.clone()
+    return fabric.setup(network, make_optimizer(network, job.training.settings.optimizer))
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """The optimiser of all parameters, at the full learning rate."""
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.name == "sgd":
+        return torch.optim.SGD(network.parameters(), momentum=config.momentum, **options)
+    return torch.optim.AdamW(network.parameters(), **options)
+
+
+def restore(fabric: Fabric, job: Job, network: Any, optimizer: Any) -> Progress:
+    """Load the last committed epoch into the network and the optimiser; an empty progress where there is none.
+
+    Raises:
+        CheckpointError: resume.ckpt is damaged, or of another version.
+        ConfigError: it is of another training.
+    """
+    progress, path = Progress(), job.training.folder / RESUME
+    state = load_resume(path)
+    if state is not None:
+        refuse_changed(path, with_defaults(state["record"]), job.record)
+        network.module.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = Progress(**state["progress"])
+    if not progress.is_finished(job.training.settings):
+        progress.note_environment(job.environment | {"device": str(fabric.device)})
+    if fabric.is_global_zero:
+        promote_best(path.parent, progress.best_epoch)
+    fabric.barrier()  # the first process removes resume.ckpt when it is finished; all have read it by now
+    return progress
+
+
+def set_learning_rate(optimizer: Optimizer, job: Job, epoch: int) -> float:
+    """Set the learning rate of an epoch (from 0); it depends on nothing else, so an interrupt changes nothing."""
+    settings = job.training.settings
+    rate = settings.optimizer.learning_rate * learning_rate_factor(settings.optimizer, epoch, settings.epochs)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def learning_rate_factor(config: OptimizerConfig, epoch: int, num_epochs: int) -> float:
+    """Factor of the learning rate in an epoch (from 0).
+
+    >>> [learning_rate_factor(OptimizerConfig(step_epochs=2), epoch, 6) for epoch in range(4)]
+    [1.0, 1.0, 0.1, 0.1]
+    """
+    warmup = min(1.0, (epoch + 1) / (config.warmup_epochs + 1))
+    if config.schedule == "step":
+        return warmup * config.step_factor ** (epoch // config.step_epochs)
+    if config.schedule == "cosine":
+        return warmup * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
+    return warmup
+
+
+def seed_step(fabric: Fabric, seed: int, epoch: int, step: int) -> None:
+    """Seed dropout and the like by the step, so that neither an interrupt nor other random draws change anything."""
+    key = [seed, 3, epoch, step, fabric.global_rank]
+    value = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(value)  # torch.manual_seed would seed all devices of the caller
+    if fabric.device.type in ("cuda", "mps"):
+        getattr(torch, fabric.device.type).manual_seed(value)
+
+
+def check_loss(training: Training, sums: EpochSums, epoch: int) -> None:
+    """Stop a training whose loss is not finite. Waits for the device."""
+    step = sums.first_bad_batch()
+    if step is not None:
+        raise _diverged(training, epoch, f"the loss is not finite in epoch {epoch + 1}, step {step + 1}")
+
+
+def check_weights(training: Training, model: nn.Module, epoch: int) -> None:
+    """Stop a training whose last steps have spoilt the weights, though its losses were finite."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise _diverged(training, epoch, f"{name!r} is not finite after epoch {epoch + 1}")
+
+
+def _diverged(training: Training, epoch: int, problem: str) -> DivergedError:
+    kept = "The last committed epoch is kept" if epoch else "No epoch was finished"
+    return DivergedError(
+        f"{training.name}: {problem}; lower training.optimizer.learning_rate or set its gradient_clip (in a new folder, or "
+        f"delete {str(training.folder)!r}). {kept}"
+    )
+
+
+def training_batches(fabric: Fabric, job: Job) -> DataLoader[Example]:
+    """Augmented batches in a new order each epoch; an incomplete last batch is left out: its statistics are noise."""
+    training, rows = job.training, job.splits.training
+    sampler = EpochSampler(
+        len(rows.files),
+        training.seed,
+        class_of=rows.labels if training.settings.class_balance == "sampling" else None,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    examples = _examples(job, rows, job.human_maps, training.settings.augmentation)
+    return _loader(fabric, job, examples, sampler, drop_last=True)
+
+
+def validation_batches(fabric: Fabric, job: Job) -> DataLoader[Example] | None:
+    """All validation images in order; None where there are none."""
+    rows = job.splits.validation
+    if rows is None:
+        return None
+    sampler = EpochSampler(len(rows.files), 0, shuffle=False, rank=fabric.global_rank, world=fabric.world_size)
+    return _loader(fabric, job, _examples(job, rows, None, None), sampler, drop_last=False)
+
+
+def _examples(job: Job, rows: Rows, human_maps: HumanMaps | None, augmentation: AugmentationConfig | None) -> Examples:
+    return Examples(
+        rows,
+        job.detector.input_size,
+        job.detector.interpolation,
+        human_maps=human_maps,
+        augmentation=augmentation,
+        seed=job.training.seed,
+        max_pixels=job.training.config.data.max_pixels,
+    )
+
+
+def _loader(
+    fabric: Fabric, job: Job, examples: Examples, sampler: EpochSampler, *, drop_last: bool
+) -> DataLoader[Example]:
+    settings = job.training.settings
+    return DataLoader(
+        examples,
+        settings.batch_size,
+        sampler=sampler,
+        num_workers=settings.loaders,
+        persistent_workers=settings.loaders > 0,
+        multiprocessing_context="spawn" if settings.loaders else None,
+        generator=torch.Generator().manual_seed(0),  # of its own, so that it draws none of the model's random numbers
+        pin_memory=fabric.device.type == "cuda",
+        drop_last=drop_last,
+    )
