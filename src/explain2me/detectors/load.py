@@ -1,4 +1,4 @@
-"""Checkpoints to models: an architecture by name, its weights, and its preprocessing."""
+"""Build a detector: an architecture by name, its weights, and its preprocessing."""
 
 import functools
 import hashlib
@@ -14,6 +14,7 @@ from explain2me.detectors.architectures import (
     check_architecture,
     classifier_of,
     logits_of_head,
+    num_logits_of,
     reading_settings,
 )
 from explain2me.detectors.checkpoints import AUXILIARY, first_few, read_checkpoint
@@ -22,16 +23,16 @@ from explain2me.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Detector:
-    """A classifier with what it needs to read an image.
+    """A classifier and its preprocessing.
 
     Attributes:
         model: in evaluation mode, on the CPU.
-        architecture: as asked for.
+        architecture: ``timm:NAME`` or ``torchvision:NAME``.
         input_size: height and width in pixels.
-        mean, std: of each channel, in [0, 1].
-        interpolation: of the resize of the whole image to ``input_size``.
-        num_classes: 2 for a single logit.
-        weights_sha256: of the checkpoint file, or of the weights where there is none.
+        mean, std: one value for each channel, for pixel values in [0, 1].
+        interpolation: for the resize of the whole image to ``input_size``, such as ``bilinear``.
+        num_classes: 2 for a model with a single logit.
+        weights_sha256: hash of the checkpoint file; without a checkpoint, of the tensors.
     """
 
     model: nn.Module
@@ -44,18 +45,24 @@ class Detector:
     weights_sha256: str
 
     def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
-        """Images 0..255 at the input size to what the model takes, float32, channels last, on the same device.
+        """Scale the pixels to [0, 1], subtract ``mean`` and divide by ``std``.
+
+        Args:
+            images: uint8 (N, 3, H, W), with H and W equal to ``input_size``.
+
+        Returns:
+            float32 (N, 3, H, W), channels last, on the device of the images.
 
         Raises:
-            ValueError: not uint8 (N, 3, H, W) of the input size.
+            ValueError: images of another type or shape.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != (3, *self.input_size):
             raise ValueError(
                 f"images must be uint8 of shape (N, 3, {self.input_size[0]}, {self.input_size[1]}), got {images.dtype} of "
-                f"shape {tuple(images.shape)}; resize them first"
+                f"shape {tuple(images.shape)}; give resized RGB images with values 0 to 255"
             )
         scale, shift = _scale_and_shift(self.mean, self.std, images.device)
-        # the conversion to channels last is much faster on bytes than on floats
+        # converting bytes to channels last is much faster than converting floats
         result = images.contiguous(memory_format=torch.channels_last).float()
         return result.mul_(scale).add_(shift)
 
@@ -64,7 +71,7 @@ class Detector:
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
-    """Kept on the device, since sending them there would wait for all that is queued on it."""
+    """Scale and shift of each channel, cached on the device: a new copy would wait for the device's queue."""
     with torch.inference_mode(False):
         scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=device)
@@ -84,43 +91,41 @@ def load_detector(
     seed: int = 0,
     new_head: bool = False,
 ) -> Detector:
-    """Build a classifier by name and load its weights; the global random state is left alone.
+    """Build a classifier by name and load its weights; the global random state does not change.
 
     Args:
         architecture: ``timm:NAME`` or ``torchvision:NAME``.
-        checkpoint: safetensors, or a file of ``torch.save`` that holds tensors only; nested state dicts and the prefixes
-            of wrappers (``module.``, ``model.``) are taken off. None: random weights, or pretrained ones.
-        num_classes: expected; None takes what the checkpoint has. With 2 a head of a single logit is accepted.
-        pretrained: without a checkpoint, the library's weights (downloaded by timm or torchvision): its default ones, or
-            those that torchvision names so, such as ``IMAGENET1K_V1``. timm's are named by the tag of ``timm:NAME.TAG``.
-        input_size: height and width in pixels; None takes the model's own, as for the next three.
-        mean: of each channel, in [0, 1].
-        std: of each channel, in [0, 1].
-        interpolation: of the resize, such as ``bilinear``.
-        seed: of random weights.
-        new_head: pretrained weights of another number of classes get a head of random weights, to be trained.
+        checkpoint: a safetensors file, or a file of ``torch.save`` that holds tensors only. Nested state dicts and the
+            prefixes of wrappers (``module.``, ``model.``) are removed. None: pretrained or random weights.
+        num_classes: the expected number; None takes that of the checkpoint. For 2, a head with one logit is accepted.
+        pretrained: used without a checkpoint. True: the library's default weights, which timm or torchvision downloads.
+            A name such as ``IMAGENET1K_V1``: these weights of torchvision. For timm, write ``timm:NAME.TAG`` instead.
+        input_size: height and width in pixels; None takes the model's own.
+        mean: one value for each channel, for pixel values in [0, 1]; None takes the model's own.
+        std: as ``mean``.
+        interpolation: for the resize, such as ``bilinear``; None takes the model's own.
+        seed: for random weights.
+        new_head: where pretrained weights have another number of classes, replace the head by one with random weights,
+            to be trained.
 
     Raises:
-        ConfigError: unknown architecture or pretrained weights; the nearest names are offered.
-        CheckpointError: a file that is missing, damaged, unsafe, of another architecture or number of classes, or that
-            holds values that are not finite; or pretrained weights that cannot be downloaded.
+        ConfigError: unknown architecture or pretrained weights; the message offers the nearest names.
+        CheckpointError: the file is missing, damaged or unsafe, does not fit the architecture or the number of classes,
+            or holds values that are not finite; or the pretrained weights cannot be loaded.
     """
     library, name = check_architecture(architecture)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     state, sha256 = (None, None) if checkpoint is None else read_checkpoint(Path(checkpoint))
+    build = functools.partial(build_model, library, name, size=size, state=state)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too
-        model = build_model(
-            library, name, num_classes, pretrained=pretrained, size=size, state=state, new_head=new_head
-        )
+        model = build(num_classes, pretrained=pretrained, new_head=new_head)
         if state is not None:
             num_logits = logits_of_head(model, state, num_classes, architecture, str(checkpoint))
-            if num_logits is not None and num_logits != classifier_of(model)[1].weight.shape[0]:
-                model = build_model(library, name, num_logits, pretrained=False, size=size, state=state)
-    if state is not None:
-        _load(model, state, architecture, str(checkpoint))
+            if num_logits not in (None, num_logits_of(model)):
+                model = build(num_logits, pretrained=False)
+            _load(model, state, architecture, str(checkpoint))
     settings = reading_settings(library, name, model, pretrained)
-    num_logits = int(classifier_of(model)[1].weight.shape[0])
     return Detector(
         model=model.eval(),
         architecture=architecture,
@@ -128,51 +133,58 @@ def load_detector(
         mean=mean or settings["mean"],
         std=std or settings["std"],
         interpolation=interpolation or settings["interpolation"],
-        num_classes=2 if num_logits == 1 else num_logits,
+        num_classes=max(num_logits_of(model), 2),
         weights_sha256=sha256 or sha256_of_tensors(model),
     )
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], architecture: str, checkpoint: str) -> None:
-    """Copy the weights; every name and shape must fit, and every value must be finite."""
-    own = model.state_dict()
-    given = {key: value for key, value in state.items() if key in own or not key.startswith(AUXILIARY)}
-    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in given if key not in own]
+    """Copy the weights of a checkpoint; every name and shape must fit, and every value must be finite."""
+    expected = model.state_dict()
+    weights = {key: value for key, value in state.items() if key in expected or not key.startswith(AUXILIARY)}
+    missing = [key for key in expected if key not in weights and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in weights if key not in expected]
     if missing or unknown:
         raise CheckpointError(
-            f"checkpoint {checkpoint!r} does not fit {architecture}: {len(missing)} of {len(own)} weights are missing"
-            f"{first_few(missing)} and {len(unknown)} are unknown{first_few(unknown)}; is it of another architecture?"
+            f"checkpoint {checkpoint!r} does not fit {architecture}: {len(missing)} of {len(expected)} weights are missing"
+            f"{first_few(missing)} and {len(unknown)} are unknown{first_few(unknown)}; give a checkpoint of {architecture}, "
+            f"or set the architecture of this one"
         )
-    for key, value in given.items():
-        if value.shape != own[key].shape:
+    for key, value in weights.items():
+        if value.shape != expected[key].shape:
             raise CheckpointError(
                 f"checkpoint {checkpoint!r} does not fit {architecture}: {key} must be of shape "
-                f"{tuple(own[key].shape)}, got {tuple(value.shape)}; is it of another architecture?"
+                f"{tuple(expected[key].shape)}, got {tuple(value.shape)}; give a checkpoint of {architecture}, or set the "
+                f"architecture of this one"
             )
-        if own[key].is_floating_point() and not value.is_floating_point():
-            raise CheckpointError(
-                f"checkpoint {checkpoint!r}: {key} must hold floating point numbers, got {value.dtype}; save the float model"
-            )
-        if value.is_floating_point() and not value.isfinite().all():
-            bad = int((~value.isfinite()).sum())
-            raise CheckpointError(
-                f"checkpoint {checkpoint!r}: {bad} of {value.numel()} values of {key} are not finite; the training "
-                f"diverged, or the file is damaged: give another checkpoint"
-            )
-    model.load_state_dict(given, strict=False)
+        _check_values(key, value, expected[key].dtype, checkpoint)
+    model.load_state_dict(weights, strict=False)
+
+
+def _check_values(key: str, value: Tensor, dtype: torch.dtype, checkpoint: str) -> None:
+    if dtype.is_floating_point and not value.is_floating_point():
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: {key} must hold floating point numbers, got {value.dtype}; save the floating "
+            f"point model"
+        )
+    if value.is_floating_point() and not value.isfinite().all():
+        count = int((~value.isfinite()).sum())
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: {count} of {value.numel()} values of {key} are not finite; give a checkpoint "
+            f"whose values are all finite"
+        )
 
 
 def sha256_without_head(model: nn.Module) -> str:
-    """Of the weights but those of the last layer, which are drawn where the number of classes is another."""
-    return sha256_of_tensors(model, but=f"{classifier_of(model)[0]}.")
+    """Hash of all tensors but those of the last layer, which is random where the number of classes changes."""
+    return sha256_of_tensors(model, skip_prefix=f"{classifier_of(model)[0]}.")
 
 
-def sha256_of_tensors(model: nn.Module, *, but: str | None = None) -> str:
-    """Hash of every tensor of a model in the order of their names; names that begin with ``but`` are left out."""
+def sha256_of_tensors(model: nn.Module, *, skip_prefix: str | None = None) -> str:
+    """Hash of every tensor of a model, sorted by name; names that begin with ``skip_prefix`` are skipped."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        if but is not None and key.startswith(but):
+        if skip_prefix is not None and key.startswith(skip_prefix):
             continue
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
