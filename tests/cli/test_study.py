@@ -118,7 +118,7 @@ def test_a_study_from_its_check_to_its_report(tmp_path, make_images, monkeypatch
     assert "set input_size = [64, 64]" in call("check", again)
     assert warning in " ".join(call("explain", again, "--out", str(tmp_path / "again")).split())
     assert warning not in call("check", again, "--set", "detectors.0.input_size=64")
-    swapped = "its weights were trained with the classes real, fake in the order of the logits (by the card beside them), and fake, real are"
+    swapped = "its weights were trained with the classes real, fake in the order of the logits (says the card beside them), but fake, real are"
     assert swapped not in call("check", again)
     other_order = ["--set", 'data.classes=["fake", "real"]']
     assert f'{swapped} used; set data.classes = ["real", "fake"]' in call("check", again, *other_order)

@@ -1,1 +1,1 @@
-"""Detectors: an architecture, its weights, and how it reads images."""
+"""Detectors: an architecture, its weights and its preprocessing."""

@@ -1,4 +1,4 @@
-"""What a training of explain2me wrote beside its weights: how they came about, for the reports, and how they read images."""
+"""Read the card that a training of explain2me writes beside its weights."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,19 +8,20 @@ from typing import Any
 from explain2me.run.record import Model
 
 CARD = "card.json"
-"""The file beside the weights; its ``files`` holds the hash of each."""
+"""Name of the file beside the weights; its field ``files`` holds the sha256 of each weights file."""
 RENORMALISING = ("torchvision:inception_v3", "torchvision:googlenet")
-"""Built with pretrained weights they normalise their input a second time, built for a checkpoint they do not."""
+"""Built with pretrained weights, they normalise their input a second time; built for a checkpoint, they do not."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 def trained(model: Model) -> dict[str, Any] | None:
-    """How the weights of a run were trained, in words and numbers; None where no card of just these weights is beside them.
+    """How the weights of a run were trained, from the card beside them.
 
     Returns:
-        ``loss``, ``human_maps``, ``images``, ``start`` in words; ``epochs`` made, the epoch ``taken``, ``val_auroc`` and
-        ``val_accuracy`` (or None); ``classes`` in the order of the logits; ``input_size``, ``mean``, ``std`` and
-        ``interpolation`` (None in older cards).
+        ``loss``, ``human_maps``, ``images`` and ``start`` (the initial weights) in words; ``epochs``, the number
+        trained; ``taken``, the epoch of these weights; its ``val_auroc`` and ``val_accuracy`` in [0, 1], or None;
+        ``classes`` in the order of the logits; ``input_size``, ``mean``, ``std`` and ``interpolation`` (None in older
+        cards). None without a valid card that lists the sha256 of these weights.
     """
     if model.checkpoint is None:
         return None
@@ -43,58 +44,60 @@ def trained(model: Model) -> dict[str, Any] | None:
             **{name: [float(value) for value in card["input"][name]] for name in ("mean", "std")},
             "interpolation": card["input"].get("interpolation"),
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # anybody may have a file of this name
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no card of explain2me
         return None
 
 
 def reading_warnings(models: Iterable[Model], classes: Sequence[str]) -> list[str]:
-    """What to set where a detector is read otherwise than its weights were trained: its images, or its logits.
+    """Warn of detectors whose preprocessing or class order differs from their training, and say what to set.
 
     Args:
         models: of a run.
         classes: of the run, in the order of the logits.
+
+    Returns:
+        Each warning once, in the order of the models.
     """
-    said: list[str | None] = []
+    warnings: list[str | None] = []
     for model in models:
         card = trained(model)
-        said += (
-            [_renormalises(model)]
-            if card is None
-            else [_reads_otherwise(model, card), _means_otherwise(model, card, classes)]
-        )
-    return list(dict.fromkeys(filter(None, said)))
+        if card is None:
+            warnings.append(_renormalisation_warning(model))
+        else:
+            warnings += [_preprocessing_warning(model, card), _classes_warning(model, card, classes)]
+    return list(dict.fromkeys(filter(None, warnings)))
 
 
-def _means_otherwise(model: Model, card: Mapping[str, Any], classes: Sequence[str]) -> str | None:
+def _classes_warning(model: Model, card: Mapping[str, Any], classes: Sequence[str]) -> str | None:
     if card["classes"] == list(classes):
         return None
     return (
         f"detector {model.detector!r}: its weights were trained with the classes {', '.join(card['classes'])} in the order of the "
-        f"logits (by the card beside them), and {', '.join(classes)} are used; set data.classes = {json.dumps(card['classes'])}"
+        f"logits (says the card beside them), but {', '.join(classes)} are used; set data.classes = {json.dumps(card['classes'])}"
     )
 
 
-def _reads_otherwise(model: Model, card: Mapping[str, Any]) -> str | None:
-    found: dict[str, Any] = {name: list(getattr(model, name)) for name in ("input_size", "mean", "std")}
-    found["interpolation"] = model.interpolation
-    changed = {name: card[name] for name in found if card[name] not in (None, found[name])}
+def _preprocessing_warning(model: Model, card: Mapping[str, Any]) -> str | None:
+    used: dict[str, Any] = {name: list(getattr(model, name)) for name in ("input_size", "mean", "std")}
+    used["interpolation"] = model.interpolation
+    changed = {name: card[name] for name in used if card[name] not in (None, used[name])}
     if not changed:
         return None
     name = next(iter(changed))
     return (
-        f"detector {model.detector!r}: its weights were trained with {name} = {changed[name]} (by the card beside them), and "
-        f"{found[name]} is used; set {', '.join(f'{key} = {json.dumps(value)}' for key, value in changed.items())}"
+        f"detector {model.detector!r}: its weights were trained with {name} = {changed[name]} (says the card beside them), but "
+        f"{used[name]} is used; set {', '.join(f'{key} = {json.dumps(value)}' for key, value in changed.items())}"
     )
 
 
-def _renormalises(model: Model) -> str | None:
+def _renormalisation_warning(model: Model) -> str | None:
     if model.checkpoint is None or model.architecture not in RENORMALISING or model.mean != IMAGENET_MEAN:
         return None
     return (
-        f"detector {model.detector!r}: no card tells how {model.architecture} was trained. One fine-tuned from torchvision's "
-        f"pretrained weights turns ImageNet's normalisation into 0.5 inside the model (transform_input), which its weights "
-        f"do not show: set mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5] for it; one trained from random weights is "
-        f"read rightly as it is"
+        f"detector {model.detector!r}: no card beside its weights says how {model.architecture} was trained. If it was "
+        f"fine-tuned from torchvision's pretrained weights, it normalised its input a second time (transform_input), which "
+        f"the weights do not show: set mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5]. If it was trained from random "
+        f"weights, change nothing"
     )
 
 
@@ -108,18 +111,18 @@ def _loss(strategy: Mapping[str, Any]) -> str:
 
 
 def human_maps_in_words(record: Mapping[str, Any] | None) -> str:
-    """Where the human maps of a training come from, by its card."""
+    """Source of the human maps of a training, from the field ``human_maps`` of its card."""
     if record is None:
         return "none"
     if "images" not in record:
         return str(record["kind"])
-    rest = "" if record["maps"] == record["images"] else ", the others are trained without"
+    rest = "" if record["maps"] == record["images"] else ", the others are trained without one"
     return f"a map of its own for {record['maps']} of {record['images']} images{rest}"
 
 
 def _images(record: Mapping[str, Any]) -> str:
-    of_each = ", ".join(f"{name} {count}" for name, count in record["by_label_and_source"].items())
-    return f"{record['images']} ({of_each})"
+    counts = ", ".join(f"{name} {count}" for name, count in record["by_label_and_source"].items())
+    return f"{record['images']} ({counts})"
 
 
 def _number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""The training runs of a detector in a config: which weights, loaded how."""
+"""List the training runs of a configured detector, and load their models."""
 
 import os
 from glob import glob
@@ -11,7 +11,17 @@ from explain2me.run.schema import ALL
 
 
 def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | None, int]]:
-    """(run name, checkpoint or None, seed of random weights) of each run of a detector.
+    """Run name, checkpoint and seed of each run of a detector.
+
+    A run is named by its checkpoint file. Where names repeat, or one is reserved, the names are ``run00``, ``run01``
+    and so on.
+
+    Args:
+        detector: from a config.
+        seed: of random weights; run i of ``random_runs`` gets ``seed + i``.
+
+    Returns:
+        One (run name, checkpoint or None, seed) for each run.
 
     Raises:
         CheckpointError: a pattern matches no file.
@@ -23,34 +33,42 @@ def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | Non
     patterns = (detector.checkpoints,) if isinstance(detector.checkpoints, str) else detector.checkpoints
     paths: list[str] = []
     for pattern in patterns:
-        exists = os.path.exists(pattern)  # noqa: PTH110 - False for a name that no file can have
-        found = [pattern] if exists else sorted(glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
-        if not found:
-            raise CheckpointError(
-                f"detector {detector.name!r}: no file matches checkpoints = {pattern!r}; give a path or a pattern, "
-                f"such as weights/*.safetensors, relative to the TOML file"
-            )
-        paths += [path for path in found if path not in paths]
+        paths += [path for path in _matches(pattern, detector.name) if path not in paths]
     stems = [Path(path).stem.replace("__", "_").lstrip(".") for path in paths]
     if len(set(stems)) < len(stems) or ALL in stems:
         stems = [f"run{i:02d}" for i in range(len(paths))]
     return [(stem, path, seed) for stem, path in zip(stems, paths, strict=True)]
 
 
-def load_model(wanted: DetectorConfig, checkpoint: str | None, seed: int, num_classes: int | None) -> Detector:
-    """The detector of one run, on the CPU and in evaluation mode; errors name the detector."""
-    size = (wanted.input_size, wanted.input_size) if isinstance(wanted.input_size, int) else wanted.input_size
+def _matches(pattern: str, detector: str) -> list[str]:
+    """The file of this name, or the sorted files that match the pattern."""
+    exists = os.path.exists(pattern)  # noqa: PTH110 - False, without an error, for a name that no file can have
+    paths = [pattern] if exists else sorted(glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    if not paths:
+        raise CheckpointError(
+            f"detector {detector!r}: no file matches checkpoints = {pattern!r}; give a path or a pattern, such as "
+            f"weights/*.safetensors, relative to the TOML file"
+        )
+    return paths
+
+
+def load_model(detector: DetectorConfig, checkpoint: str | None, seed: int, num_classes: int | None) -> Detector:
+    """Load one run of a detector, on the CPU and in evaluation mode.
+
+    Raises:
+        Explain2MeError: as :func:`load_detector`; the message begins with the name of the detector.
+    """
     try:
         return load_detector(
-            wanted.architecture,
+            detector.architecture,
             Path(checkpoint) if checkpoint else None,
             num_classes=num_classes,
-            pretrained=wanted.pretrained,
-            input_size=size,
-            mean=wanted.mean,
-            std=wanted.std,
-            interpolation=wanted.interpolation,
+            pretrained=detector.pretrained,
+            input_size=detector.input_size,
+            mean=detector.mean,
+            std=detector.std,
+            interpolation=detector.interpolation,
             seed=seed,
         )
     except Explain2MeError as error:
-        raise type(error)(f"detector {wanted.name!r}: {error}") from None
+        raise type(error)(f"detector {detector.name!r}: {error}") from None
