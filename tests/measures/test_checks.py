@@ -67,7 +67,9 @@ def test_refuses_what_is_not_a_batch_of_maps(maps):
 
 
 def test_refuses_arrays():
-    with pytest.raises(ValueError, match=r"maps must be a torch.Tensor of shape \(N, h, w\), got ndarray; use torch"):
+    with pytest.raises(
+        ValueError, match=r"maps must be a torch.Tensor of shape \(N, h, w\), got ndarray; convert it with torch"
+    ):
         is_dead(np.ones((1, 2, 2)))
 
 

@@ -22,7 +22,7 @@ def random_maps(n, h, w, *, seed=0):
 
 
 def refused(message):
-    """Our own check, or the one of the signature where that is switched on."""
+    """The error of our own check, or of jaxtyping's check of the signature where that is on."""
     return pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error")
 
 

@@ -74,7 +74,7 @@ def exact_at(image, sigma, rows, columns):
 
 
 def released(image, s, dtype):
-    """One filter for each step of 0.01 of s, as the released scripts do it: with uint8 each filter cuts off twice."""
+    """One filter for each step of 0.01 of s, as in the released scripts; with uint8 each filter truncates twice."""
     steps = np.round(s, 2)
     result = image.astype(dtype)
     for step in np.unique(steps):
@@ -98,7 +98,7 @@ def deviation_from_formula(images, maps, removal, num_pixels=1500):
 
 
 def refused(message):
-    """Our own check, or the one of the signature where that is switched on."""
+    """The error of our own check, or of jaxtyping's check of the signature where that is on."""
     return pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error")
 
 
@@ -113,7 +113,7 @@ def test_faces_match_the_formula(make_maps, removal):
 @needs_faces
 @pytest.mark.parametrize(("dtype", "mean", "largest"), [(np.uint8, 0.9, 3), (np.float64, 0.3, 2)])
 def test_faces_match_the_released_scripts(dtype, mean, largest):
-    """Most of the difference is their cutting to 8 bits, 1 grey level wherever they blur: without it little is left."""
+    """Their truncation to 8 bits, 1 grey level wherever they blur, causes most of the difference."""
     images, maps = faces(4), torch.cat([smooth_maps(2), sparse_maps(2)])
     errors = [
         np.abs(blurred.double().numpy() - released(image.numpy(), clearness(map_.numpy(), removal, 224, 224), dtype))

@@ -26,7 +26,7 @@ def grey(value, side=256):
 
 @pytest.fixture(params=NOISES)
 def noise(request):
-    """One kind at a middling level."""
+    """One kind of noise at a medium level."""
     return lambda images, level=LEVELS[request.param], **options: NOISES[request.param](images, level, **options)
 
 
@@ -134,7 +134,7 @@ FIRST_PIXELS = {
 
 
 def refused(message):
-    """Our own check, or the one of the signature where that is switched on."""
+    """The error of our own check, or of jaxtyping's check of the signature where that is on."""
     return pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error")
 
 
@@ -145,12 +145,12 @@ class TestWrongInput:
 
     @pytest.mark.parametrize("ids", [["a"], ["a", "b", "c"], "ab", torch.arange(3)], ids=str)
     def test_number_of_ids(self, noise, ids):
-        with refused("one string or whole number for each of 2 images"):
+        with refused("one string or integer for each of 2 images"):
             noise(random_images(2), seed=1, ids=ids)
 
     @pytest.mark.parametrize("ids", [torch.rand(2), torch.zeros(2, 1, dtype=torch.int64)], ids=["float", "2-d"])
     def test_tensor_of_ids(self, noise, ids):
-        with refused(r"ids must be whole numbers of shape \(N,\)"):
+        with refused(r"ids must be integers of shape \(N,\)"):
             noise(random_images(2), seed=1, ids=ids)
 
     def test_ids_and_seeds_that_are_not_whole(self, noise):
@@ -162,20 +162,20 @@ class TestWrongInput:
     @pytest.mark.parametrize("amount", [-0.01, 1.01, math.nan, math.inf])
     @pytest.mark.parametrize("function", [salt_and_pepper, uniform_blend])
     def test_amount(self, function, amount):
-        with refused(r"amount must be a share in \[0, 1\], got"):
+        with refused(r"amount must be in \[0, 1\], got"):
             function(random_images(1), amount, seed=1, ids=[0])
 
     @pytest.mark.parametrize("level", [-0.01, math.nan, math.inf])
     @pytest.mark.parametrize("function", [gaussian_noise, turbulence])
     def test_level(self, function, level):
-        with refused("finite number of at least 0, got"):
+        with refused("must be finite and at least 0, got"):
             function(random_images(1), level, seed=1, ids=[0])
 
 
 class TestSaltAndPepper:
     @pytest.mark.parametrize("amount", [0.01, 0.05, 0.5, 0.75, 1.0])
     def test_share_of_each(self, amount):
-        """Each channel value apart, salt as likely as pepper."""
+        """Each channel value is replaced independently; salt is as likely as pepper."""
         noisy = salt_and_pepper(grey(100), amount, seed=1, ids=["a"])
         n = noisy.numel()
         for value, share in ((0, amount / 2), (255, amount / 2), (100, 1 - amount)):

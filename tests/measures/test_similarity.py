@@ -21,7 +21,7 @@ def random_maps(n, h, w, *, seed=0, sparse=False):
 
 
 def refused(message):
-    """Our own check, or the one of the signature where that is switched on."""
+    """The error of our own check, or of jaxtyping's check of the signature where that is on."""
     return pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error")
 
 
@@ -87,8 +87,8 @@ def test_top_k_iou_shares_the_last_places_among_ties():
 
 
 @pytest.mark.parametrize("k", [0, -0.1, 1.1, math.nan])
-def test_top_k_iou_refuses_other_shares(k):
-    with refused(r"k must be a share of the cells in \(0, 1\]"):
+def test_top_k_iou_refuses_other_fractions(k):
+    with refused(r"k must be a fraction of the cells in \(0, 1\]"):
         top_k_iou(torch.ones(1, 2, 2), torch.ones(1, 2, 2), k=k)
 
 

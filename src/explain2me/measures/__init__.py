@@ -1,4 +1,4 @@
-"""The five measures of the paper's section 3, as pure functions on tensors: one file a subsection."""
+"""The five measures of section 3 of the paper, as pure functions on tensors, one file for each subsection."""
 
 from explain2me.measures.checks import is_dead, is_flat
 from explain2me.measures.entropy import entropy

@@ -1,4 +1,4 @@
-"""Section 3.1: how focused a salience map is."""
+"""Section 3.1: entropy of a salience map."""
 
 import math
 from typing import Literal
@@ -11,27 +11,32 @@ from explain2me.measures.checks import check_known, check_maps, is_dead, is_flat
 from explain2me.measures.scaling import minmax, to_8_bits
 
 NUM_LEVELS = 256
+"""Number of levels of an 8-bit map."""
 
 
 def entropy(
     maps: Float[Tensor, "N h w"], estimator: Literal["spatial", "intensity"] = "spatial"
 ) -> Float[Tensor, " N"]:
-    """Entropy of each map as a share of its maximum, in [0, 1]; lower means more focused (eq. 1 to 3).
+    """Entropy of each map divided by its maximum, in [0, 1]; lower means more focused (eq. 1 to 3).
 
-    ``spatial`` reads the map as a distribution over its cells, p = M / sum(M): 0 when one cell holds everything, 1
-    when all hold the same. ``intensity`` (eq. 1 as written) cuts the map to 8 bits, floor(255 minmax(M)), and takes
-    the distribution of the levels, whose entropy is at most min(8, log2(h w)) bits: the maximum in eq. 2 is wrong for
-    maps of more than 256 cells. The two move apart: a flat map has the worst spatial value, 1, and the best intensity
-    value, 0.
+    ``spatial`` takes the map as a distribution over its cells, p = M / sum(M). It is 0 when one cell holds all salience
+    and 1 when all cells hold the same.
 
-    NaN for a dead map. A map of a single cell scores 0 by both: all its salience is in one cell.
+    ``intensity`` (eq. 1 as written) quantises the map to 8 bits, floor(255 minmax(M)), and takes the distribution of
+    the levels. Their entropy is at most min(8, log2(h w)) bits; eq. 2 gives a wrong maximum for maps of more than 256
+    cells.
+
+    The two differ: a flat map has the worst spatial value, 1, and the best intensity value, 0.
 
     Args:
         maps: non-negative, any scale.
         estimator: ``spatial`` or ``intensity``.
 
+    Returns:
+        One value for each map; NaN for a dead map, 0 for a map of one cell.
+
     Raises:
-        ValueError: maps of another shape or type, with negative values, or an unknown estimator.
+        ValueError: maps of another shape or type or with negative values, or an unknown estimator.
 
     >>> maps = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[2.0, 2.0], [0.0, 0.0]], [[2.0, 2.0], [2.0, 2.0]]])
     >>> entropy(maps)
@@ -41,7 +46,8 @@ def entropy(
     """
     check_maps(maps)
     check_known(estimator, _ESTIMATORS, "estimator")
-    if bool((negative := (maps < 0) & maps.isfinite()).any()):
+    negative = (maps < 0) & maps.isfinite()
+    if bool(negative.any()):
         lowest = maps[negative].min().item()
         raise ValueError(f"maps must not be negative, got a minimum of {lowest:.3g}; apply relu() to signed maps")
     value = _ESTIMATORS[estimator](maps).clamp(0, 1)
@@ -50,7 +56,7 @@ def entropy(
 
 def _spatial(maps: Tensor) -> Tensor:
     cells = working(maps).masked_fill(is_dead(maps)[:, None, None], 1).flatten(1)
-    cells = cells / cells.amax(1, keepdim=True)  # a sum of huge values must not overflow
+    cells = cells / cells.amax(1, keepdim=True)  # keeps the sum of huge values finite
     shares = cells / cells.sum(1, keepdim=True)
     num_cells = shares.shape[1]
     if num_cells == 1:

@@ -1,4 +1,4 @@
-"""Section 3.4: the salient, or the non-salient, places of an image are blurred away."""
+"""Section 3.4: blur the salient or the non-salient regions of an image."""
 
 import functools
 import math
@@ -12,18 +12,21 @@ from explain2me.measures.checks import check_images, check_known, check_maps, is
 from explain2me.measures.scaling import minmax, resize_operator
 
 SIGMA_MAX = 10 / 224
-"""Sigma of the strongest blur, as a part of the mean side of the image."""
+"""Sigma of the strongest blur, as a fraction of the mean side of the image."""
 SIGMA_MAP = 5 / 224
-"""Sigma of the blur of the map itself."""
+"""Sigma of the blur of the map, as a fraction of the mean side of the image."""
 NUM_LEVELS = 12
+"""Number of blurred versions of an image, the first without blur, between which each pixel is interpolated."""
 SIGMA_MIN = 0.32
-"""Sigma in pixels of the weakest blurred level; less than that changes next to nothing."""
+"""Sigma in pixels of the weakest blurred level; a weaker blur hardly changes an image."""
 TRUNCATE = 4
+"""Radius of a Gaussian in sigmas."""
 NEGLIGIBLE = 1e-3
+"""Cosines that a blur scales by less than this are left out."""
 
 
 class Blurred(NamedTuple):
-    """Images after the removal of salient and of non-salient places, each uint8 (N, 3, H, W)."""
+    """Images after the removal of salient and of non-salient regions, each uint8 (N, 3, H, W)."""
 
     salient: Tensor
     nonsalient: Tensor
@@ -36,27 +39,31 @@ def blur_by_salience(
 ) -> UInt8[Tensor, "N 3 H W"]:
     """Blur each image where its map is high (``salient``), or where it is low (``nonsalient``).
 
-    t = minmax(M) at the size of the image (bicubic, cut to [0, 1]), or 1 - t for salient removal; s = g(t) / max(g(t)),
-    g a Gaussian of sigma 5; each pixel is blurred with sigma 10 (1 - s)^4. The sigmas are pixels at 224 and are scaled
-    with the mean side of the image, so that the blur is round on any image. Colour channels apart, reflected border.
+    First t = minmax(M), resampled to the size of the image (bicubic, clipped to [0, 1]); salient removal takes 1 - t.
+    Then s = g(t) / max(g(t)), where g is a Gaussian of sigma 5. Each pixel is blurred with sigma 10 (1 - s)^4. The
+    sigmas are pixels at 224 and scale with the mean side of the image, so that the blur is round on any image. Each
+    colour channel is blurred alone, with a reflected border.
 
-    The blur is interpolated between 12 levels of sigma; on photographs of faces each image stays within a mean of 0.1
-    grey level of the formula evaluated pixel by pixel.
+    The blur is interpolated between 12 levels of sigma. On photographs of faces, the mean difference from the formula
+    evaluated at each pixel is at most 0.1 grey levels for each image.
 
-    An image with a dead or flat map comes back unchanged and is invalid for this measure: count it by
-    :func:`is_dead` and :func:`is_flat`, never score it as robust.
+    An image with a dead or flat map comes back unchanged and is invalid for this measure: count it with :func:`is_dead`
+    and :func:`is_flat`, and leave it out of the scores.
 
     Args:
         images: clean.
         maps: one for each image, at any resolution.
         remove: ``salient`` or ``nonsalient``.
 
+    Returns:
+        The blurred images, uint8 (N, 3, H, W).
+
     Raises:
-        ValueError: images or maps of another shape or type, not one map an image, or another word in ``remove``.
+        ValueError: images or maps of another shape or type, another number of maps than images, or another ``remove``.
 
     >>> image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     >>> image[..., ::2] = 200
-    >>> left = torch.tensor([[[1.0, 0.0]]])  # salient removal leaves the right half as it was, and greys the left
+    >>> left = torch.tensor([[[1.0, 0.0]]])  # salient removal keeps the right half and blurs the left to grey
     >>> blur_by_salience(image, left)[0, 0, 0, [0, 1, 30, 31]]
     tensor([1..., ..., 200,   0], dtype=torch.uint8)
     """
@@ -66,14 +73,14 @@ def blur_by_salience(
 
 
 def blur_both(images: UInt8[Tensor, "N 3 H W"], maps: Float[Tensor, "N h w"]) -> Blurred:
-    """Both removals of :func:`blur_by_salience`, the same to the bit, in little more time than one.
+    """Both removals of :func:`blur_by_salience`, with bit-equal results, in little more time than one.
 
     Args:
         images: clean.
         maps: one for each image, at any resolution.
 
     Raises:
-        ValueError: images or maps of another shape or type, or not one map an image.
+        ValueError: images or maps of another shape or type, or another number of maps than images.
 
     >>> image, flat = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(1, 2, 2)
     >>> [blurred.equal(image) for blurred in blur_both(image, flat)]
@@ -87,12 +94,14 @@ def _blur(images: Tensor, maps: Tensor, removals: tuple[str, ...]) -> tuple[Tens
     check_images(images)
     check_maps(maps)
     if len(images) != len(maps):
-        raise ValueError(f"expected one map for each image, got {len(images)} images and {len(maps)} maps")
+        raise ValueError(
+            f"expected one map for each image, got {len(images)} images and {len(maps)} maps; give both in the same order"
+        )
     maps = maps.to(images.device)
     shares = minmax(maps).float()
     sigmas = _sigmas(*images.shape[2:])
     rows, columns = (_axis(side, sigmas, sum(images.shape[2:]) / 2, images.device) for side in images.shape[2:])
-    chunk = 1 if images.device.type == "cpu" else 8  # one image at a time stays in the cache of a CPU
+    chunk = 1 if images.device.type == "cpu" else 8  # one image at a time fits into the cache of a CPU
     results = images.new_empty(len(removals), *images.shape)
     with torch.autocast(images.device.type, enabled=False):
         for start in range(0, len(images), chunk):
@@ -105,25 +114,33 @@ def _blur(images: Tensor, maps: Tensor, removals: tuple[str, ...]) -> tuple[Tens
 
 
 class _Axis(NamedTuple):
-    """Blurs of one axis as matrices.
+    """The blurs along one axis of an image, as matrices.
 
-    A blur with a reflected border only scales cosines: it is a product in the basis of the cosine transform, and the
-    stronger it is, the fewer cosines are left of the image.
+    A blur with a reflected border is diagonal in the basis of the cosine transform: it only scales each cosine. The
+    stronger the blur, the fewer cosines have a scale that is not negligible.
     """
 
     cosines: Tensor
-    """(side, side), the transform: one cosine a row."""
+    """(side, side), the cosine transform, one cosine in each row."""
     levels: tuple[Tensor, ...]
-    """(side, fewer) each: from scaled cosines back to pixels; without the first level, which is no blur."""
+    """(side, number of cosines) each: scale the cosines and transform them back; without the first level, no blur."""
     map_blur: Tensor
-    """(side, side), the Gaussian for the map."""
+    """(side, side), the Gaussian g for the map."""
 
 
 def _blend(images: Tensor, positions: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-    """Interpolate each pixel of (n, 3, H, W) between the levels of blur next to its positions (removals, n, H, W).
+    """Interpolate each pixel linearly between the two levels of blur next to its position.
 
-    Level by level, each pixel weighted by how near its position is, so that one level at a time is held; gives
-    uint8 (removals, n, 3, H, W).
+    Adds one level after the other, weighted by its distance from the position, so that only one level is in memory.
+
+    Args:
+        images: uint8 (n, 3, H, W).
+        positions: (removals, n, H, W) in [0, levels - 1].
+        rows: blurs along the height.
+        columns: blurs along the width.
+
+    Returns:
+        uint8 (removals, n, 3, H, W).
     """
     blurred = images.float()
     waves = rows.cosines @ blurred @ columns.cosines.T
@@ -139,7 +156,7 @@ def _blend(images: Tensor, positions: Tensor, rows: _Axis, columns: _Axis) -> Te
 
 
 def _smoothed(shares: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-    """g(t) of scaled maps (n, h, w), at the size of the images; g(1 - t) is 1 - g(t)."""
+    """g(t) of maps (n, h, w) in [0, 1], at the size of the images; note that g(1 - t) = 1 - g(t)."""
     up, across = (
         resize_operator(len(axis.cosines), cells, "bicubic", shares.dtype, shares.device)
         for axis, cells in zip((rows, columns), shares.shape[1:], strict=True)
@@ -148,9 +165,9 @@ def _smoothed(shares: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
 
 
 def _positions(smoothed: Tensor, removal: str, sigmas: tuple[float, ...]) -> Tensor:
-    """Where the sigma of each pixel lies between the levels, (n, H, W) in [0, levels - 1]; linear in log sigma."""
-    kept = 1 - smoothed if removal == "salient" else smoothed
-    share = kept / kept.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    """Position of each pixel's sigma among the levels, (n, H, W) in [0, levels - 1]; linear in log sigma."""
+    keep = 1 - smoothed if removal == "salient" else smoothed
+    share = keep / keep.amax((1, 2), keepdim=True).clamp_min(1e-12)
     weakest, strongest = sigmas[1], sigmas[-1]
     sigma = strongest * (1 - share).square().square()
     steps = (sigma / weakest).clamp_min(1).log() * ((len(sigmas) - 2) / math.log(strongest / weakest))
@@ -158,7 +175,7 @@ def _positions(smoothed: Tensor, removal: str, sigmas: tuple[float, ...]) -> Ten
 
 
 def _sigmas(height: int, width: int) -> tuple[float, ...]:
-    """Sigma of each level in pixels: none, then evenly spaced in log."""
+    """Sigma of each level in pixels: 0, then evenly spaced in log sigma."""
     strongest = SIGMA_MAX * (height + width) / 2
     weakest = min(SIGMA_MIN, strongest / 2)
     step = (strongest / weakest) ** (1 / (NUM_LEVELS - 2))
@@ -167,7 +184,7 @@ def _sigmas(height: int, width: int) -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _axis(side: int, sigmas: tuple[float, ...], mean_side: float, device: torch.device) -> _Axis:
-    with torch.inference_mode(False), torch.device("cpu"):  # what is kept must serve every later caller
+    with torch.inference_mode(False), torch.device("cpu"):  # the cached tensor serves callers outside these modes too
         wave = torch.arange(side, dtype=torch.float64)
         cosines = torch.cos(math.pi / side * wave[:, None] * (wave + 0.5)) * math.sqrt(2 / side)
         cosines[0] = math.sqrt(1 / side)
@@ -182,7 +199,7 @@ def _axis(side: int, sigmas: tuple[float, ...], mean_side: float, device: torch.
 
 
 def _scales(side: int, sigma: float) -> Tensor:
-    """Factor by which a Gaussian, cut off at 4 sigma, scales each cosine of an axis."""
+    """Factor (side,) by which a Gaussian, truncated at 4 sigma, scales each cosine of an axis."""
     radius = int(TRUNCATE * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)

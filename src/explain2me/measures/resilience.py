@@ -1,4 +1,4 @@
-"""Section 3.3: whether the salience follows the object when the image is shifted, flipped or rotated."""
+"""Section 3.3: does the salience follow the object when the image is shifted, flipped or rotated?"""
 
 import functools
 from collections.abc import Callable
@@ -21,19 +21,20 @@ from explain2me.measures.scaling import minmax, resize, resize_operator
 from explain2me.measures.similarity import SIMILARITIES, correlation_of_sums, ssim_of_moments, where_defined
 
 GRID = 14
-"""A shift moves the content by this part of the input size: 16 of 224 pixels."""
+"""A shift moves the content by 1 / 14 of the input size: 16 of 224 pixels."""
 CHUNK = 8
+"""Number of maps that are resampled at once."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """One transform of an image, and the way back for its map.
+    """A transform of an image, and its inverse for the map.
 
     Attributes:
         name: key in ``TRANSFORMS``.
         group: the column of the paper's Table 2.
-        down: of a shift, direction in which the content moves: 1, 0 or -1.
-        right: the same to the right.
+        down: vertical direction of a shift: 1 moves the content down, -1 up, 0 not.
+        right: horizontal direction of a shift: 1 moves the content right, -1 left, 0 not.
 
     >>> images = torch.arange(4).view(1, 1, 2, 2)
     >>> TRANSFORMS["rotate_90CC"].apply(images)
@@ -47,26 +48,29 @@ class Transform:
     right: int = 0
 
     def apply(self, images: Shaped[Tensor, "N C H W"]) -> Shaped[Tensor, "N C H W"]:
-        """Transform the images, of any type; a shift replicates the edge pixels.
+        """Transform images of any dtype; a shift replicates the edge pixels.
 
         Raises:
-            ValueError: not of shape (N, C, H, W), or a rotation of images that are not square.
+            ValueError: the shape is not (N, C, H, W), or a rotation of images that are not square.
         """
         if images.ndim != 4:
-            raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
+            raise ValueError(
+                f"images must have shape (N, C, H, W), got {tuple(images.shape)}; give one image as images[None]"
+            )
         if self.group == "shifts":
             return _shift(images, *self.shift_by(*images.shape[2:]))
         return self._turn(images, back=False)
 
     def undo(self, maps: Float[Tensor, "N h w"]) -> Float[Tensor, "N h w"]:
-        """Move the maps of transformed images back, so that they can be drawn on the image as it was.
+        """Move the maps of transformed images back, so that they can be drawn on the original image.
 
-        Flips and rotations are undone exactly at any resolution. A shift is h/14 cells: whole ones, round(h/14), where
-        the map has 14 cells or more a side, otherwise a part of a cell, by linear interpolation; the edge that came in
-        is replicated. So undone shifts are for display: :func:`resilience` scores only what both maps see.
+        Flips and rotations are undone exactly at any resolution. A shift moves by h/14 cells: by round(h/14) whole
+        cells where the map has at least 14 cells a side, otherwise by a fraction of a cell, with linear interpolation.
+        Undone shifts are for display, because the edge cells are replicated; :func:`resilience` scores the overlap
+        only.
 
         Raises:
-            ValueError: not floating point (N, h, w), or a rotation of maps that are not square.
+            ValueError: the maps are not floating point (N, h, w), or a rotation of maps that are not square.
 
         >>> TRANSFORMS["shift_R"].undo(torch.tensor([[[0.0, 0.0, 7.0, 0.0, 0.0, 0.0, 0.0]]]))
         tensor([[[0.0000, 3.5000, 3.5000, 0.0000, 0.0000, 0.0000, 0.0000]]])
@@ -77,7 +81,7 @@ class Transform:
         return self._turn(maps, back=True)
 
     def shift_by(self, height: int, width: int) -> tuple[int, int]:
-        """Pixels by which the content of an image of this size moves (down, right)."""
+        """Pixels (down, right) by which the content of an image of this size moves."""
         return self.down * shift_distance(height), self.right * shift_distance(width)
 
     def _turn(self, planes: Tensor, *, back: bool) -> Tensor:
@@ -109,7 +113,7 @@ TRANSFORMS: dict[str, Transform] = {
 
 
 def shift_distance(side: int) -> int:
-    """Pixels of a shift along a side of an image: round(side / 14).
+    """Distance of a shift in pixels along a side of an image: round(side / 14).
 
     >>> shift_distance(224)
     16
@@ -125,25 +129,25 @@ def resilience(
     *,
     similarity: str = "ssim",
 ) -> Float[Tensor, " N"]:
-    """Similarity of each clean map to that of the transformed image, moved back; higher: salience follows the object.
+    """Similarity of each clean map to the moved-back map of the transformed image (eq. 6).
 
-    In the range of the similarity, [-1, 1] for ssim; 1 means that the map moved with the image (eq. 6).
-
-    Flips and rotations are undone at native resolution. For a shift, which is a part of a cell, both maps are sampled
-    at input size (bilinear), moved back by whole pixels and compared where both see the same content: the replicated
-    border carries no information.
-
-    NaN where either map is dead or flat, or for a shift is so within what both see.
+    Higher means that the salience follows the object. Flips and rotations are undone at native resolution. A shift may
+    be a fraction of a cell: both maps are resampled to the input size (bilinear), one is moved back by whole pixels,
+    and the overlap is compared, because the replicated border carries no information.
 
     Args:
         maps: of the clean images.
-        transformed_maps: of the transformed images, as they came, not moved back.
+        transformed_maps: of the transformed images, not moved back.
         transform: a key of ``TRANSFORMS``.
         input_size: of the model in pixels, one number or (height, width).
         similarity: a key of ``SIMILARITIES``.
 
+    Returns:
+        One value for each image, in the range of the similarity ([-1, 1] for ssim); 1 means that the map moved with the
+        image. NaN where either map is dead or flat, or is so within the overlap of a shift.
+
     Raises:
-        ValueError: shapes differ or are not (N, h, w), an unknown name, or a rotation with an input that is not square.
+        ValueError: the shapes differ or are not (N, h, w), an unknown name, or a rotation with a non-square input.
 
     >>> maps = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     >>> resilience(maps, maps.flip(2), "flip_LR", 224), resilience(maps, maps, "flip_LR", 224)
@@ -167,11 +171,15 @@ def resilience(
 
 
 def check_square(name: str, height: int, width: int) -> None:
-    """Refuse a rotation by 90 degrees of what is not square."""
+    """Check that the input of a rotation by 90 degrees is square.
+
+    Raises:
+        ValueError: it is not.
+    """
     if height != width:
         raise ValueError(
             f"{name} needs a square image and map, got height {height} and width {width}; "
-            "resize the input to a square or leave the rotations out"
+            "resize the input to a square, or leave the rotations out"
         )
 
 
@@ -180,16 +188,16 @@ def _shift(planes: Tensor, down: int, right: int) -> Tensor:
 
 
 def _shift_axis(planes: Tensor, distance: int, axis: int) -> Tensor:
-    """Content moves by whole cells along an axis, forwards if positive; the edge is replicated."""
+    """Move the content by whole cells along an axis, forwards if positive, and replicate the edge."""
     size = planes.shape[axis]
     edge = planes.narrow(axis, 0 if distance > 0 else size - 1, 1)
     edge = edge.expand(*planes.shape[:axis], abs(distance), *planes.shape[axis + 1 :])
-    kept = planes.narrow(axis, max(0, -distance), size - abs(distance))
-    return torch.cat([edge, kept] if distance > 0 else [kept, edge], axis)
+    content = planes.narrow(axis, max(0, -distance), size - abs(distance))
+    return torch.cat([edge, content] if distance > 0 else [content, edge], axis)
 
 
 def _shift_cells(maps: Tensor, direction: int, axis: int) -> Tensor:
-    """Content moves by side / 14 cells; whole ones from 14 cells a side on."""
+    """Move the content by side / 14 cells, rounded to whole cells where there are 14 or more."""
     side = maps.shape[axis]
     if direction == 0 or side >= GRID:
         return _shift_axis(maps, direction * shift_distance(side), axis)
@@ -199,7 +207,7 @@ def _shift_cells(maps: Tensor, direction: int, axis: int) -> Tensor:
 def _overlap_similarity(
     similarity: str, maps: Tensor, transformed: Tensor, shift: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Any similarity of the pixels that both maps see: sample, move back, crop, compare."""
+    """Any similarity of the overlap: resample both maps, crop them to the same content, compare."""
     clean, moved = zip(*(_clean_and_moved(*side) for side in zip(size, shift, strict=True)), strict=True)
     compare: Callable[..., Tensor] = SIMILARITIES[similarity]
     if similarity == "ssim_windowed":
@@ -207,7 +215,7 @@ def _overlap_similarity(
         compare = functools.partial(compare, input_size=overlap)
 
     def sample(cells: Tensor) -> Tensor:
-        # without the last bits, so that pixels that are equal in truth tie
+        # rounded, so that pixels tie that differ by rounding errors only
         return resize(cells, size, mode="bilinear").round(decimals=12)
 
     values = [
@@ -218,21 +226,21 @@ def _overlap_similarity(
 
 
 class _Sampling(NamedTuple):
-    """How one of the two maps is sampled along one axis of the overlap; with A the operator (pixels, cells)."""
+    """Sampling of one of the two maps along one axis of the overlap; A is the operator (pixels, cells)."""
 
     sums: Tensor
     """(cells,), A' 1."""
     squares: Tensor
     """(cells, cells), A' A."""
     turning_points: Tensor
-    """(few, cells), the rows of A among which the extrema are."""
+    """(turning points, cells), the rows of A that contain the extrema."""
 
 
 class _Axis(NamedTuple):
     """One axis of the overlap.
 
-    With A and B the operators of the two maps M and T, the sum of X Y over all pixels, where X = A_h M A_w' and
-    Y = B_h T B_w', is the sum over cells of M * (A_h' B_h) T (B_w' A_w). So no pixel is ever sampled.
+    Let A and B be the operators of the two maps M and T, X = A_h M A_w' and Y = B_h T B_w'. The sum of X * Y over all
+    pixels equals the sum of M * (A_h' B_h) T (B_w' A_w) over all cells, so no pixel needs to be sampled.
     """
 
     num_pixels: int
@@ -245,14 +253,14 @@ class _Axis(NamedTuple):
 def _overlap_of_moments(
     similarity: str, maps: Tensor, transformed: Tensor, shift: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Exactly ``_overlap_similarity`` for ssim and pearson, which only need moments, at a hundredth of the work."""
+    """``_overlap_similarity`` of ssim and pearson from moments: the same value at about 1 % of the work."""
     rows, columns = (
         _axis(pixels, cells, distance, maps.dtype, maps.device)
         for pixels, cells, distance in zip(size, maps.shape[1:], shift, strict=True)
     )
     num_pixels = rows.num_pixels * columns.num_pixels
-    x, mean_x, void_x = _scale_overlap(maps, rows.clean, columns.clean, num_pixels)
-    y, mean_y, void_y = _scale_overlap(transformed, rows.moved, columns.moved, num_pixels)
+    x, mean_x, undefined_x = _scale_overlap(maps, rows.clean, columns.clean, num_pixels)
+    y, mean_y, undefined_y = _scale_overlap(transformed, rows.moved, columns.moved, num_pixels)
     squares_x = (x * (rows.clean.squares @ x @ columns.clean.squares)).sum((1, 2))
     squares_y = (y * (rows.moved.squares @ y @ columns.moved.squares)).sum((1, 2))
     products = (x * (rows.products @ y @ columns.products.T)).sum((1, 2))
@@ -261,25 +269,29 @@ def _overlap_of_moments(
     else:
         n = max(num_pixels - 1, 1)
         value = ssim_of_moments(mean_x, mean_y, squares_x / n, squares_y / n, products / n)
-    return value.masked_fill(void_x | void_y, torch.nan)
+    return value.masked_fill(undefined_x | undefined_y, torch.nan)
 
 
 def _scale_overlap(
     cells: Tensor, rows: _Sampling, columns: _Sampling, num_pixels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale maps so that their overlap spans [0, 1]; returns them less its mean, the mean, and whether it is void."""
+    """Scale maps so that their overlap spans [0, 1].
+
+    Returns:
+        The scaled maps minus the mean of their overlap, that mean, and whether the overlap is dead or flat.
+    """
     extrema = rows.turning_points @ cells @ columns.turning_points.T
     low, high = extrema.amin((1, 2), keepdim=True), extrema.amax((1, 2), keepdim=True)
     total = rows.sums @ cells @ columns.sums
-    void = (high - low <= FLAT_RANGE * high)[:, 0, 0] | (total <= DEAD_SUM)
+    undefined = (high - low <= FLAT_RANGE * high)[:, 0, 0] | (total <= DEAD_SUM)
     cells = (cells - low) / torch.where(high > low, high - low, 1)
     mean = rows.sums @ cells @ columns.sums / num_pixels
-    return cells - mean[:, None, None], mean, void
+    return cells - mean[:, None, None], mean, undefined
 
 
 @functools.lru_cache(maxsize=64)
 def _axis(pixels: int, cells: int, distance: int, dtype: torch.dtype, device: torch.device) -> _Axis:
-    with torch.inference_mode(False), torch.device("cpu"):  # what is kept must serve every later caller
+    with torch.inference_mode(False), torch.device("cpu"):  # the cached tensor serves callers outside these modes too
         sampling = resize_operator(pixels, cells, "bilinear", torch.float64, torch.device("cpu"))
         spans = _clean_and_moved(pixels, distance)
         a, b = (sampling[span] for span in spans)
@@ -287,16 +299,16 @@ def _axis(pixels: int, cells: int, distance: int, dtype: torch.dtype, device: to
             _Sampling(
                 *(
                     part.to(device, dtype)
-                    for part in (seen.sum(0), seen.T @ seen, sampling[_turning_points(pixels, cells, span)])
+                    for part in (operator.sum(0), operator.T @ operator, sampling[_turning_points(pixels, cells, span)])
                 )
             )
-            for seen, span in zip((a, b), spans, strict=True)
+            for operator, span in zip((a, b), spans, strict=True)
         )
         return _Axis(len(a), clean, moved, (a.T @ b).to(device, dtype))
 
 
 def _clean_and_moved(pixels: int, distance: int) -> tuple[slice, slice]:
-    """Where along a side the content that both images show lies in the clean and in the shifted one."""
+    """Spans along a side of the common content, in the clean and in the shifted image."""
     return (
         slice(max(0, -distance), pixels - max(0, distance)),
         slice(max(0, distance), pixels - max(0, -distance)),
@@ -304,10 +316,10 @@ def _clean_and_moved(pixels: int, distance: int) -> tuple[slice, slice]:
 
 
 def _turning_points(pixels: int, cells: int, span: slice) -> Tensor:
-    """First and last pixel of a span between each two cell centres.
+    """First and last pixel of a span between neighbouring cell centres.
 
-    Between the centres of neighbouring cells the sampled map is linear along each axis, so over the pixels of the span
-    its extrema lie at these.
+    Between neighbouring cell centres the resampled map is linear along each axis, so its extrema over the span are at
+    these pixels.
     """
     pixel = torch.arange(span.start, span.stop)
     piece = torch.floor((pixel + 0.5) * cells / pixels - 0.5).long()

@@ -1,4 +1,4 @@
-"""Section 3.5: whether independently trained runs of a detector look at the same places."""
+"""Section 3.5: similarity of the maps of independently trained runs of a detector."""
 
 import itertools
 
@@ -11,14 +11,15 @@ from explain2me.measures.similarity import SIMILARITIES
 
 
 def stability(maps: Float[Tensor, "R N h w"], *, similarity: str = "ssim") -> Float[Tensor, " N"]:
-    """Mean similarity over all R (R - 1) / 2 pairs of runs, one value an image; higher means the runs agree (eq. 7).
-
-    In the range of the similarity, [-1, 1] for ssim; 1 means that all runs have the same map. Pairs without a value
-    (a map of either run is dead or flat) are left out of the mean; NaN where no pair has one.
+    """Mean similarity over all R (R - 1) / 2 pairs of runs, for each image; higher means the runs agree (eq. 7).
 
     Args:
-        maps: clean maps of the same N images by each of the R runs.
+        maps: clean maps of the same N images from R runs.
         similarity: a key of ``SIMILARITIES``.
+
+    Returns:
+        One value for each image, in the range of the similarity ([-1, 1] for ssim); 1 means that all runs have the same
+        map. The mean skips pairs in which a map is dead or flat; NaN where no pair remains.
 
     Raises:
         ValueError: fewer than two runs, another shape, or an unknown similarity.
@@ -31,14 +32,16 @@ def stability(maps: Float[Tensor, "R N h w"], *, similarity: str = "ssim") -> Fl
 
 
 def stability_matrix(maps: Float[Tensor, "R N h w"], *, similarity: str = "ssim") -> Float[Tensor, "R R"]:
-    """Mean similarity over the images for each two runs, symmetric: shows clusters of runs that agree.
-
-    Images on which a pair has no value are left out of its mean; NaN where it has none. On the diagonal each run
-    meets itself: 1, or NaN where all its maps are dead or flat.
+    """Mean similarity over the images for each pair of runs; shows clusters of runs that agree.
 
     Args:
-        maps: clean maps of the same N images by each of the R runs.
+        maps: clean maps of the same N images from R runs.
         similarity: a key of ``SIMILARITIES``.
+
+    Returns:
+        A symmetric matrix in the range of the similarity. The mean of a pair skips images with a dead or flat map; NaN
+        where no image remains. The diagonal holds each run's similarity to itself: 1, or NaN where all its maps are
+        dead or flat.
 
     Raises:
         ValueError: fewer than two runs, another shape, or an unknown similarity.
@@ -56,7 +59,7 @@ def stability_matrix(maps: Float[Tensor, "R N h w"], *, similarity: str = "ssim"
 
 
 def pairs(num_runs: int) -> list[tuple[int, int]]:
-    """All pairs of runs, in the order of the mean of eq. 7.
+    """All pairs (i, j) of runs with i < j, in the order of the sum in eq. 7.
 
     Raises:
         ValueError: fewer than two runs.
@@ -66,17 +69,17 @@ def pairs(num_runs: int) -> list[tuple[int, int]]:
     """
     if num_runs < 2:
         raise ValueError(
-            f"stability compares runs: expected at least 2, got {num_runs}; train another copy of the detector"
+            f"stability compares runs: expected at least 2, got {num_runs}; train another run of the detector"
         )
     return list(itertools.combinations(range(num_runs), 2))
 
 
 def _pair_scores(maps: Tensor, similarity: str) -> Tensor:
-    """Similarity of each pair of runs on each image, (pairs, N), in working precision."""
+    """Similarity (pairs, N) of each pair of runs on each image, in working precision."""
     if maps.ndim != 4:
         raise ValueError(
             f"maps must have shape (R, N, h, w), one batch of maps for each run, got {tuple(maps.shape)}; "
-            "join the runs with torch.stack"
+            "combine the runs with torch.stack"
         )
     check_known(similarity, SIMILARITIES, "similarity")
     for run in maps[:1]:
