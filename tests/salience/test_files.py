@@ -38,9 +38,9 @@ def test_png_of_16_bits_keeps_its_depth(tmp_path):
 def test_npy(tmp_path, dtype):
     values = np.array([[0, 1], [1, 0]]).astype(dtype)
     np.save(tmp_path / "a.npy", values)
-    found = load_map(tmp_path / "a.npy")
-    assert found.dtype == np.float32
-    assert np.array_equal(found, values.astype(np.float32))
+    stored = load_map(tmp_path / "a.npy")
+    assert stored.dtype == np.float32
+    assert np.array_equal(stored, values.astype(np.float32))
 
 
 def density_by_convolution(points, size, fine=15):
@@ -56,15 +56,15 @@ def density_by_convolution(points, size, fine=15):
 def test_fixations_are_density_of_their_durations(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("x,y,duration,who\n10.2,5.9,300,S1\n30,20,100,S2\n-4,5,900,S3\n")
-    found = load_map(path, image_size=(32, 48))
-    np.testing.assert_allclose(found, density_by_convolution([(10, 5, 300), (30, 20, 100)], (32, 48)), atol=5e-6)
-    assert found.sum() == pytest.approx(1, abs=1e-5)
-    assert np.unravel_index(found.argmax(), found.shape) == (5, 10)
+    density = load_map(path, image_size=(32, 48))
+    np.testing.assert_allclose(density, density_by_convolution([(10, 5, 300), (30, 20, 100)], (32, 48)), atol=5e-6)
+    assert density.sum() == pytest.approx(1, abs=1e-5)
+    assert np.unravel_index(density.argmax(), density.shape) == (5, 10)
 
 
 def test_fixations_without_durations_count_alike():
-    found = read_fixations(b"y,x\n1,2\n3,4\n")
-    assert found.tolist() == [[2, 1, 1], [4, 3, 1]]
+    fixations = read_fixations(b"y,x\n1,2\n3,4\n")
+    assert fixations.tolist() == [[2, 1, 1], [4, 3, 1]]
 
 
 def test_mean_of_a_folder_weighs_every_map_alike(tmp_path):
@@ -82,9 +82,9 @@ def test_mean_of_a_folder_weighs_every_map_alike(tmp_path):
 def test_resize_does_not_swap_height_and_width():
     values = np.zeros((4, 8), np.float32)
     values[0] = 1
-    found = resize_map(values, (2, 16))
-    assert found.shape == (2, 16)
-    assert found[0].min() > found[1].max()
+    resized = resize_map(values, (2, 16))
+    assert resized.shape == (2, 16)
+    assert resized[0].min() > resized[1].max()
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_resize_does_not_swap_height_and_width():
     [
         ("a.png", None, "no such file"),
         ("a.png", b"", "empty"),
-        ("a.png", b"text", "not a PNG"),
-        ("a.png", png(VALUES)[:40], "not a PNG"),
+        ("a.png", b"text", "expected a PNG image"),
+        ("a.png", png(VALUES)[:40], "expected a PNG image"),
         ("a.jpg", b"text", "expected a file that ends in .png, .npy, .csv"),
         ("a.png", png(np.zeros((3, 3), np.uint8)), "some above"),
-        ("a.npy", b"text", "not an array of numpy.save"),
+        ("a.npy", b"text", "expected an array of numpy.save"),
         ("a.csv", b"a,b\n1,2\n", "expected the columns x, y"),
         ("a.csv", b"x,y\n1,left\n", "must be numbers"),
         ("a.csv", b"x,y,duration\n1,1,-5\n", "at least 0"),
@@ -104,9 +104,9 @@ def test_resize_does_not_swap_height_and_width():
         (
             "a.csv",
             b"x,y\n3,3\n900,900\n4,900\n",
-            "a.csv': 2 of 3 fixations lie outside the image of .* Remove those that",
+            "a.csv': 2 of 3 fixations lie outside the image of .* remove fixations beside it",
         ),
-        ("a.csv", b"x,y\n0.2,0.3\n", "a.csv': all of x and y are from 0 to 1"),
+        ("a.csv", b"x,y\n0.2,0.3\n", "a.csv': expected x and y in pixels, got values from 0 to 1 only"),
         ("a.csv", b"x,y\n\xff,1\n", "UTF-8"),
     ],
     ids=lambda value: repr(value)[:30],
@@ -144,14 +144,14 @@ def test_pickled_array_is_refused_and_not_run(tmp_path):
             return (canary.write_text, ("ran",))
 
     np.save(tmp_path / "a.npy", np.array([[Evil()]], dtype=object), allow_pickle=True)
-    with pytest.raises(ManifestError, match=r"not an array of numpy\.save"):
+    with pytest.raises(ManifestError, match=r"expected an array of numpy\.save"):
         load_map(tmp_path / "a.npy")
     assert not canary.exists()
 
 
 def test_fixations_need_the_size_of_their_image(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,1\n")
-    with pytest.raises(ManifestError, match="needs the size of its image"):
+    with pytest.raises(ManifestError, match="expected image_size, which a table of fixations needs"):
         load_map(tmp_path / "a.csv")
 
 
@@ -163,14 +163,14 @@ def test_mean_of_nothing(tmp_path):
 
 
 def test_density_reference_is_not_trivial():
-    found = fixation_density(np.array([[1.0, 1.0, 1.0]]), (20, 40))
-    assert found[1, 1] == found.max()
-    assert found[19, 39] < 1e-6 * found.max()
+    density = fixation_density(np.array([[1.0, 1.0, 1.0]]), (20, 40))
+    assert density[1, 1] == density.max()
+    assert density[19, 39] < 1e-6 * density.max()
 
 
 def test_shares_are_not_taken_for_pixels():
     with pytest.raises(
-        ManifestError, match="seem to be shares of the image; multiply them by its width and height, 40 x 20"
+        ManifestError, match="seem to be fractions of the image; multiply them by its width and height, 40 x 20"
     ):
         fixation_density(np.array([[0.5, 0.25, 1.0], [1.0, 0.0, 1.0]]), (20, 40))
     assert fixation_density(np.array([[0.5, 0.25, 1.0], [3.0, 0.0, 1.0]]), (20, 40)).sum() == pytest.approx(1)
@@ -201,6 +201,6 @@ def test_maps_are_read_at_the_size_that_is_needed(tmp_path):
 
 
 def test_a_narrow_image_has_a_density_too():
-    found = fixation_density(np.array([[3.0, 1700.0, 1.0]]), (4000, 10), size=(32, 32))
-    assert np.isfinite(found).all()
-    assert found.argmax() // 32 == 13
+    density = fixation_density(np.array([[3.0, 1700.0, 1.0]]), (4000, 10), size=(32, 32))
+    assert np.isfinite(density).all()
+    assert density.argmax() // 32 == 13
