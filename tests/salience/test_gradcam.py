@@ -98,7 +98,7 @@ def test_the_pure_function_by_hand():
 
 @pytest.mark.parametrize(("a", "g"), [((2, 3, 4, 4), (2, 3, 4, 5)), ((3, 4, 4), (3, 4, 4))])
 def test_the_pure_function_refuses_other_shapes(a, g):
-    with pytest.raises(ValueError, match=r"must have one shape \(N, C, h, w\), got \("):
+    with pytest.raises(ValueError, match=r"must have the same shape \(N, C, h, w\), got \("):
         gradcam(torch.zeros(a), torch.zeros(g))
 
 

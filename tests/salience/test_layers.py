@@ -120,11 +120,11 @@ def test_transformers_with_registers_and_non_square_images():
 
 
 @pytest.mark.parametrize("num_prefix", [0, 1, 2, 5])
-@pytest.mark.parametrize("told", [False, True])
-def test_prefix_tokens_of_every_shape_of_image(num_prefix, told):
+@pytest.mark.parametrize("known", [False, True])
+def test_prefix_tokens_of_every_shape_of_image(num_prefix, known):
     for h in range(3, 24):
         for w in range(3, 24):
-            grid = token_grid(num_prefix + h * w, (16 * h, 16 * w), num_prefix if told else None)
+            grid = token_grid(num_prefix + h * w, (16 * h, 16 * w), num_prefix if known else None)
             assert grid == ("NLC", h, w, num_prefix)
 
 

@@ -72,7 +72,7 @@ def test_a_compiled_model_is_refused_with_advice(really):
     else:
         model.stem._compiled_call_impl = model.stem._call_impl
     for layer in ("auto", "stem", "stem.0"):
-        with pytest.raises(LayerError, match=r"'stem' is compiled; give the model as it was"):
+        with pytest.raises(LayerError, match=r"'stem' is compiled; give the model from before"):
             GradCAM(model, layer).__enter__()
     GradCAM(model, "last").__enter__()
 
@@ -102,7 +102,7 @@ def test_wrong_images(images, message):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (torch.tensor([0, 1]), r"with N = 3, a row for each image, got torch.int64 of shape \(2,\)"),
+        (torch.tensor([0, 1]), r"with N = 3, got torch.int64 of shape \(2,\); give one row for each image"),
         (torch.tensor([[0, 1, 2, 0]]), r"got torch.int64 of shape \(1, 4\)"),
         (torch.tensor([0.0, 1.0, 1.0]), r"must be integers.*got torch.float32"),
         (torch.tensor([True, True, False]), r"must be integers.*got torch.bool"),

@@ -1,1 +1,1 @@
-"""Salience methods: where a classifier looks, for a class, from one forward pass where that is possible."""
+"""Salience methods: maps of the image regions that a classifier uses for a class."""

@@ -1,8 +1,8 @@
-"""Grad-CAM for any image classifier, exact, at the cost of the bare forward pass.
+"""Exact Grad-CAM for any image classifier, at about the cost of the bare forward pass.
 
 The forward pass runs without gradients up to one tensor A, by default the tensor that enters global pooling. There it
-is cut: A goes on as a leaf of the autograd graph, so that only the head behind A is differentiated. Which tensor A is,
-and the cut, are in :mod:`explain2me.salience.layers`.
+is cut: A becomes a leaf of the autograd graph, so that only the head after A is differentiated.
+:mod:`explain2me.salience.layers` finds A, :mod:`explain2me.salience.cut` makes the cut.
 """
 
 import contextlib
@@ -15,22 +15,33 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from explain2me.errors import LayerError
+from explain2me.salience.cut import Cut
 from explain2me.salience.grids import Grid
-from explain2me.salience.layers import CallInput, Cut, ModuleTensor, find_layer, named_module, refuse_compiled
+from explain2me.salience.layers import CallInput, ModuleTensor, find_layer, named_module, refuse_compiled
 
 
 class GradCAMResult(NamedTuple):
-    """Raw maps (after ReLU, not scaled, native resolution) and the logits of the same pass; float32 (float64 stays)."""
+    """Raw maps (after ReLU, not scaled, native resolution) and the logits of the same forward pass.
+
+    float32; float64 for a float64 model.
+    """
 
     maps: Float[Tensor, "N ... h w"]
     logits: Float[Tensor, "N num_logits"]
 
 
 def gradcam(activations: Float[Tensor, "N C h w"], gradients: Float[Tensor, "N C h w"]) -> Float[Tensor, "N h w"]:
-    """Grad-CAM of each image: ``ReLU(sum_k a_k A_k)``, a_k the spatial mean of the gradient of the score by A_k.
+    """Grad-CAM of each image: ``ReLU(sum_k a_k A_k)``, where a_k is the spatial mean of d(score) / dA_k.
 
-    At least 0, not scaled; high where the class finds its evidence. All zero where no cell speaks for the class, which
-    can happen with a right prediction. Half precision is summed in float32. Selvaraju et al. 2017, eq. 1 and 2.
+    At least 0, not scaled; high where the activations increase the score. All zero where no cell increases it, which is
+    possible for a correct prediction too. Half precision is summed in float32. Selvaraju et al. 2017, eq. 1 and 2.
+
+    Args:
+        activations: A, of one layer.
+        gradients: of the score of the explained class with respect to A.
+
+    Raises:
+        ValueError: the two shapes differ, or are not (N, C, h, w).
 
     >>> activations = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])
     >>> gradients = torch.tensor([[[[2.0, 2.0]], [[-1.0, -1.0]]]])
@@ -39,15 +50,18 @@ def gradcam(activations: Float[Tensor, "N C h w"], gradients: Float[Tensor, "N C
     """
     if activations.ndim != 4 or activations.shape != gradients.shape:
         raise ValueError(
-            "activations and gradients must have one shape (N, C, h, w), "
-            f"got {tuple(activations.shape)} and {tuple(gradients.shape)}; give both of the same layer and batch"
+            "activations and gradients must have the same shape (N, C, h, w), "
+            f"got {tuple(activations.shape)} and {tuple(gradients.shape)}; take both from the same layer and batch"
         )
     weights = _at_least_float32(gradients).mean((2, 3), keepdim=True)
     return (_at_least_float32(activations) * weights).sum(1).relu()
 
 
 def predicted_classes(logits: Float[Tensor, "N num_logits"]) -> Int[Tensor, " N"]:
-    """The predicted class of each image: that of the largest logit; with a single logit, class 1 where it is above 0.
+    """Predicted class of each image: the largest logit; for a single logit, class 1 where it is above 0.
+
+    Raises:
+        ValueError: the shape is not (N, num_logits).
 
     >>> predicted_classes(torch.tensor([[0.1, 2.0], [3.0, -1.0]]))
     tensor([1, 0])
@@ -55,7 +69,9 @@ def predicted_classes(logits: Float[Tensor, "N num_logits"]) -> Int[Tensor, " N"
     tensor([0, 1])
     """
     if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits must have shape (N, num_logits), got {tuple(logits.shape)}")
+        raise ValueError(
+            f"logits must have shape (N, num_logits), got {tuple(logits.shape)}; give one row for each image"
+        )
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
@@ -70,23 +86,27 @@ def choose_predicted(logits: Float[Tensor, "N num_logits"]) -> Int[Tensor, "N 1"
 
 
 class GradCAM:
-    """``with GradCAM(model) as cam: maps, logits = cam(images)``: salience maps of a classifier.
+    """Salience maps of a classifier: ``with GradCAM(model) as cam: maps, logits = cam(images)``.
 
-    Inside the block the model is in eval mode; on leaving it every module's mode is put back, also after an exception.
-    Hooks exist only during a call. Parameters, their ``grad`` and ``requires_grad``, and the random number generators
-    are left as they are; ``torch.no_grad()`` and ``torch.inference_mode()`` around a call change nothing. Under
-    ``torch.autocast`` with float32 weights what lies behind A runs in float32.
+    Inside the block the model is in evaluation mode; leaving the block restores the mode of every module, also after an
+    exception. Hooks exist only during a call. Parameters, their ``grad`` and ``requires_grad``, and the random number
+    generators stay unchanged. A call works inside ``torch.no_grad()`` and ``torch.inference_mode()`` too. Under
+    ``torch.autocast``, a model with float32 weights runs in float32 after A.
 
     Args:
-        model: takes images (N, 3, H, W), returns logits (N, num_logits), or (N,) for a single logit; an output with a
-            field ``logits`` is understood too. With a single logit the score of class 1 is +logit, of class 0 -logit.
-        layer: ``"auto"``, or the dotted name of a module whose output is mapped: (N, C, h, w), (N, h, w, C), or tokens
-            (N, L, C) on a grid (class and register tokens in front are left out). Of a module used several times the
-            last use counts. ``"auto"`` is the tensor that enters the last global pooling; without global pooling the
-            last map that is flattened; with a class token the tokens behind the first norm of the last block. A pooling
-            that is written out (generalised mean: x^p, mean, root) is cut at its mean, so the map is that of x^p.
+        model: takes images (N, 3, H, W), returns logits (N, num_logits), or (N,) for a single logit; also accepts an
+            output with a field or key ``logits``. With a single logit the score of class 1 is the logit, that of class
+            0 its negative.
+        layer: ``"auto"`` or the dotted name of a module.
 
-    ``layer`` says after a call which tensor was taken, for the record.
+            A name takes the output of the module: (N, C, h, w), (N, h, w, C), or tokens (N, L, C) on a grid, without
+            class and register tokens. Where a module is called several times, the last call counts.
+
+            ``"auto"`` takes the tensor that enters the last global pooling; without global pooling, the last map that
+            is flattened; with a class token, the tokens after the first norm of the last block. A pooling written out
+            as separate functions (generalised mean: x^p, mean, root) is cut at its mean, so the map is that of x^p.
+
+    After a call, the attribute ``layer`` describes the tensor that was used.
 
     >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2, bias=False))
     >>> _ = nn.init.constant_(model[2].weight, 1.0)
@@ -99,21 +119,21 @@ class GradCAM:
     def __init__(self, model: nn.Module, layer: str = "auto") -> None:
         self.model = model
         self.layer = layer
-        self._asked = layer
+        self._requested = layer
         self._modes: dict[nn.Module, bool] | None = None
         self._float32 = True
-        self._found: dict[tuple[int, ...], CallInput | ModuleTensor] = {}
+        self._auto_places: dict[tuple[int, ...], CallInput | ModuleTensor] = {}
 
     def __enter__(self) -> Self:
         if self._modes is not None:
-            raise RuntimeError("this GradCAM is open already; make a second GradCAM(model) for a block inside a block")
-        if self._asked != "auto":
-            named_module(self.model, self._asked)
-        refuse_compiled(self.model, self._asked)
+            raise RuntimeError("this GradCAM is open already; make a second GradCAM(model) for a nested block")
+        if self._requested != "auto":
+            named_module(self.model, self._requested)
+        refuse_compiled(self.model, self._requested)
         self._float32 = all(p.dtype == torch.float32 for p in self.model.parameters() if p.is_floating_point())
         self._modes = {module: module.training for module in self.model.modules()}
         for module in self._modes:
-            module.training = False  # not eval(): some models do more there, which nothing would undo
+            module.training = False  # not eval(), which some models override with changes that would stay
         return self
 
     def __exit__(
@@ -124,18 +144,19 @@ class GradCAM:
             module.training = training
 
     def __call__(self, images: Float[Tensor, "N 3 H W"], classes: Int[Tensor, "N ..."] | None = None) -> GradCAMResult:
-        """Maps for ``classes``, from one forward pass.
+        """Compute the maps of ``classes`` from one forward pass.
 
         Args:
             images: preprocessed images (N, 3, H, W), N at least 1.
-            classes: None for the predicted class, (N,) for one class of each image, (N, K) for K of them.
+            classes: (N,) for one class of each image, (N, K) for K of them; None takes the predicted class.
 
         Returns:
             maps (N, h, w), or (N, K, h, w) for classes (N, K), and logits (N, num_logits).
 
         Raises:
-            ValueError: wrong shape or type, a class that the head does not have, a model that returns no logits.
-            LayerError: the layer is not reached, or has no spatial map, or the logits do not depend on it.
+            ValueError: wrong shape or type, a class that the model does not have, or a model that returns no logits.
+            LayerError: the forward pass does not reach the layer, the layer has no spatial map, or the logits do not
+                depend on it.
         """
         if classes is None:
             maps, logits = self.explain(images, choose_predicted)
@@ -145,23 +166,32 @@ class GradCAM:
         return GradCAMResult(maps[:, 0] if classes.ndim == 1 else maps, logits)
 
     def explain(self, images: Float[Tensor, "N 3 H W"], choose: Callable[[Tensor], Tensor]) -> GradCAMResult:
-        """Maps (N, K, h, w) for the classes (N, K) that ``choose`` picks once it has seen the logits (N, num_logits).
+        """Compute the maps of classes that depend on the logits, from one forward pass.
 
-        So a class may depend on the prediction, and there is still one forward pass. Errors as in a call.
+        Args:
+            images: preprocessed images (N, 3, H, W), N at least 1.
+            choose: takes the logits (N, num_logits), returns the classes (N, K).
+
+        Returns:
+            maps (N, K, h, w) and logits (N, num_logits).
+
+        Raises:
+            ValueError: as for a call.
+            LayerError: as for a call.
         """
         _check_images(images)
         if self._modes is None:
-            raise RuntimeError("GradCAM works inside its block only: `with GradCAM(model) as cam: cam(images)`")
+            raise RuntimeError("GradCAM works only inside its block; write `with GradCAM(model) as cam: cam(images)`")
         with torch.inference_mode(False):
-            if images.is_inference():  # neither gradients nor counts of what is overwritten can be had of it
+            if images.is_inference():  # it has neither gradients nor a version counter, which the cut needs
                 images = images.clone()
             place = self._place(images)
-            with torch.no_grad(), _rng_and_autocast_kept(images):
+            with torch.no_grad(), _rng_and_autocast_restored(images):
                 cut = Cut(leave_autocast=self._float32)
-                with _branches_told(cut, images):
+                with _branch_errors(cut, images):
                     output = place.run(self.model, images, cut)
                 scores = _logits(output, len(images))
-            leaf, grid = cut.finished(place.layer)
+            leaf, grid = cut.leaf_and_grid(place.layer)
             self.layer = cut.layer
             logits = _at_least_float32(scores.detach())
             classes = choose(logits)
@@ -171,13 +201,13 @@ class GradCAM:
         return GradCAMResult(maps, logits)
 
     def _place(self, images: Tensor) -> CallInput | ModuleTensor:
-        if self._asked != "auto":
-            return ModuleTensor(self._asked)
+        if self._requested != "auto":
+            return ModuleTensor(self._requested)
         size = tuple(images.shape[1:])
-        if size not in self._found:
-            with _rng_and_autocast_kept(images):
-                self._found[size] = find_layer(self.model, images)
-        return self._found[size]
+        if size not in self._auto_places:
+            with _rng_and_autocast_restored(images):
+                self._auto_places[size] = find_layer(self.model, images)
+        return self._auto_places[size]
 
 
 def _maps(
@@ -185,48 +215,48 @@ def _maps(
 ) -> Float[Tensor, "N K h w"]:
     if not scores.requires_grad:
         raise LayerError(
-            f"the logits do not depend on the {layer}; name a layer that leads to them, one that the model does not run under a "
-            f"torch.no_grad() of its own"
+            f"the logits have no gradient with respect to the {layer}; name a layer that they depend on and that the model does "
+            f"not run inside torch.no_grad()"
         )
     maps: list[Tensor] = []
     for k, column in enumerate(classes.unbind(1)):
-        twin = next((j for j in range(k) if torch.equal(classes[:, j], column)), None)
-        maps.append(_map(scores[:, k], leaf, grid, layer) if twin is None else maps[twin])
+        same = next((j for j in range(k) if torch.equal(classes[:, j], column)), None)
+        maps.append(_map(scores[:, k], leaf, grid, layer) if same is None else maps[same])
     return torch.stack(maps, 1)
 
 
 def _map(score: Float[Tensor, " N"], leaf: Tensor, grid: Grid, layer: str) -> Float[Tensor, "N h w"]:
     (gradients,) = torch.autograd.grad(score.sum(), leaf, retain_graph=True, allow_unused=True)
     if gradients is None:
-        raise LayerError(f"the logits do not depend on the {layer}; name a layer that leads to them")
+        raise LayerError(f"the logits do not depend on the {layer}; name a layer that they depend on")
     cells = grid.spread(gradients)
     if grid.num_prefix and not cells.any() and gradients.any():
         raise LayerError(
             f"the logits depend on the class token of the {layer} only, not on its grid; "
-            "name a layer inside the last block or before it (its first norm, say), or take 'auto'"
+            "name a layer inside or before the last block, such as its first norm, or take 'auto'"
         )
     return gradcam(grid.spread(leaf.detach()), cells)
 
 
 def _signed(logits: Float[Tensor, "N num_logits"], classes: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """The score of each class: its logit; with a single logit, +logit for class 1 and -logit for class 0."""
+    """Score (N, K) of each class: its logit; for a single logit, +logit for class 1 and -logit for class 0."""
     return logits * (2 * classes - 1) if logits.shape[1] == 1 else logits.gather(1, classes)
 
 
 def _logits(output: object, num_images: int) -> Float[Tensor, "N num_logits"]:
-    """The logits in what a model returned."""
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(found, Tensor):
+    """Extract the logits from the output of a model."""
+    tensor = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(tensor, Tensor):
         raise ValueError(
             f"the model must return logits (N, num_logits), got {_kind(output)}; wrap it in a module that returns them"
         )
-    if found.ndim == 0 and num_images == 1:  # .squeeze() at the end of a model of one logit
-        found = found[None]
-    logits = found[:, None] if found.ndim == 1 else found.flatten(1) if found.shape[2:].numel() == 1 else found
+    if tensor.ndim == 0 and num_images == 1:  # a model with one logit may end with .squeeze()
+        tensor = tensor[None]
+    logits = tensor[:, None] if tensor.ndim == 1 else tensor.flatten(1) if tensor.shape[2:].numel() == 1 else tensor
     if logits.ndim != 2 or len(logits) != num_images or logits.shape[1] == 0 or not logits.is_floating_point():
         raise ValueError(
-            f"the model must return logits of shape ({num_images}, num_logits), got {found.dtype} of shape "
-            f"{tuple(found.shape)}; GradCAM explains image classifiers"
+            f"the model must return logits of shape ({num_images}, num_logits), got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}; give an image classifier"
         )
     return logits
 
@@ -241,11 +271,11 @@ def _check_images(images: Tensor) -> None:
 
 def _check_classes(classes: Tensor, images: Tensor, *, num_logits: int | None = None) -> None:
     shapes = (2,) if num_logits is not None else (1, 2)
-    whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
-    if not whole or classes.ndim not in shapes or len(classes) != len(images) or classes.numel() == 0:
+    integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+    if not integer or classes.ndim not in shapes or len(classes) != len(images) or classes.numel() == 0:
         raise ValueError(
             f"classes must be integers of shape {'(N,) or ' if 1 in shapes else ''}(N, K) with N = {len(images)}, "
-            f"a row for each image, got {classes.dtype} of shape {tuple(classes.shape)}"
+            f"got {classes.dtype} of shape {tuple(classes.shape)}; give one row for each image"
         )
     if num_logits is None:
         return
@@ -253,7 +283,7 @@ def _check_classes(classes: Tensor, images: Tensor, *, num_logits: int | None = 
     if classes.min() < 0 or classes.max() >= num_classes:
         raise ValueError(
             f"classes must be in 0..{num_classes - 1} for {num_logits} logits, got values from {int(classes.min())} to "
-            f"{int(classes.max())}"
+            f"{int(classes.max())}; number the classes from 0"
         )
 
 
@@ -270,24 +300,28 @@ def _kind(output: object) -> str:
 
 
 @contextlib.contextmanager
-def _branches_told(cut: Cut, images: Tensor) -> Iterator[None]:
-    """What went on in float32 behind the cut met what another branch had computed under autocast."""
+def _branch_errors(cut: Cut, images: Tensor) -> Iterator[None]:
+    """Explain the type error of a layer on one of several branches.
+
+    After the cut the pass continues in float32; another branch may still have the half precision of autocast.
+    """
     autocast = torch.is_autocast_enabled(images.device.type)
     try:
         yield
     except RuntimeError as error:
-        of_types = any(word in str(error) for word in ("dtype", "scalar type", "bias type"))
+        about_types = any(word in str(error) for word in ("dtype", "scalar type", "bias type"))
         missing = isinstance(error, NotImplementedError)
-        if missing or not (of_types and autocast and cut.leave_autocast and cut.leaf is not None):
+        if missing or not (about_types and autocast and cut.leave_autocast and cut.leaf is not None):
             raise
         raise LayerError(
-            f"the {cut.layer} lies on one of several branches, which cannot go on in float32 alone ({error!s:.120}); name a "
-            f"layer behind the place where they meet, take 'auto', or run in float32"
+            f"the pass cannot continue in float32 after the {cut.layer} ({error!s:.120}); where it is one of several branches, "
+            f"name a layer after they meet; otherwise take 'auto', or run in float32"
         ) from error
 
 
 @contextlib.contextmanager
-def _rng_and_autocast_kept(images: Tensor) -> Iterator[None]:
+def _rng_and_autocast_restored(images: Tensor) -> Iterator[None]:
+    """Restore the random state and autocast, which a model or the cut may change."""
     kind = images.device.type
     autocast = torch.is_autocast_enabled(kind)
     with torch.random.fork_rng([images.device] if kind == "cuda" else []):

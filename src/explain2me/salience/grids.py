@@ -1,4 +1,4 @@
-"""How features lie on the cells of a map, read from shapes alone.
+"""Map a feature tensor to the cells of a salience map, using shapes only.
 
 Axes: N images, C channels, h w grid, L tokens (prefix tokens such as class and registers, then the grid row by row).
 """
@@ -10,18 +10,20 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
-
-
-Size = tuple[int, int]  # height, width of the images
-
-
-MOST_PREFIX_TOKENS = 16
+Size = tuple[int, int]  # height and width of the images in pixels
+MAX_PREFIX_TOKENS = 16
 USUAL_PREFIX_TOKENS = 5
-"""A class token and four registers."""
+"""One class token and four registers."""
 
 
 class Grid(NamedTuple):
-    """How a tensor of features lies on the h x w cells of a map."""
+    """Layout of a feature tensor on the h x w cells of a map.
+
+    Attributes:
+        layout: order of the axes.
+        h, w: height and width of the map in cells.
+        num_prefix: number of tokens before the grid; 0 for layouts without tokens.
+    """
 
     layout: Layout
     h: int
@@ -29,7 +31,7 @@ class Grid(NamedTuple):
     num_prefix: int = 0
 
     def spread(self, features: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "N C h w"]:
-        """The same features as (N, C, h, w), prefix tokens left out; a view.
+        """View the features as (N, C, h, w), without the prefix tokens.
 
         >>> import torch
         >>> Grid("NLC", 2, 3, num_prefix=1).spread(torch.zeros(4, 7, 5)).shape
@@ -47,7 +49,13 @@ class Grid(NamedTuple):
 
 
 def collapsed_grid(shape: tuple[int, ...], output: tuple[int, ...], size: Size, num_prefix: int | None) -> Grid | None:
-    """The grid that a function took away from features of this shape, or None where it left the grid alone.
+    """The grid that a function removed from its input; None where the output still has it.
+
+    Args:
+        shape: of the input, with 3 or 4 axes.
+        output: shape of the output.
+        size: height and width of the images.
+        num_prefix: number of prefix tokens; None: unknown.
 
     >>> collapsed_grid((1, 64, 7, 7), (1, 64, 1, 1), (224, 224), None)
     Grid(layout='NCHW', h=7, w=7, num_prefix=0)
@@ -74,7 +82,14 @@ def collapsed_grid(shape: tuple[int, ...], output: tuple[int, ...], size: Size, 
 
 
 def named_grid(shape: tuple[int, ...], size: Size, num_prefix: int | None) -> Grid | None:
-    """The grid of features of this shape, None where they have none; the image size tells h and w from channels.
+    """The grid of features of this shape; None where they have no grid.
+
+    The axes that fit the aspect ratio of the images are h and w, the other one is the channels.
+
+    Args:
+        shape: of the features.
+        size: height and width of the images.
+        num_prefix: number of prefix tokens; None: unknown.
 
     >>> named_grid((8, 7, 7, 768), (224, 224), None)
     Grid(layout='NHWC', h=7, w=7, num_prefix=0)
@@ -93,30 +108,36 @@ def named_grid(shape: tuple[int, ...], size: Size, num_prefix: int | None) -> Gr
 
 
 def token_grid(num_tokens: int, size: Size, num_prefix: int | None) -> Grid | None:
-    """The grid of a row of tokens: one of whole square patches of the images, else one of about their aspect ratio.
+    """The grid of a sequence of tokens; None where no grid fits.
 
-    Of several, the one with the fewest prefix tokens.
+    Prefers whole square patches of the images, then the fewest prefix tokens, then the nearest aspect ratio.
+
+    Args:
+        num_tokens: prefix and grid.
+        size: height and width of the images.
+        num_prefix: number of prefix tokens, or 0 of them; None: unknown, 0 to 16.
 
     >>> token_grid(5 + 8 * 12, (128, 192), None)
     Grid(layout='NLC', h=8, w=12, num_prefix=5)
     """
-    found = [
+    grids = [
         Grid("NLC", h, cells // h, prefix)
-        for prefix in (range(MOST_PREFIX_TOKENS + 1) if num_prefix is None else sorted({0, num_prefix}))
+        for prefix in (range(MAX_PREFIX_TOKENS + 1) if num_prefix is None else sorted({0, num_prefix}))
         if (cells := num_tokens - prefix) > 1
         for h in range(1, cells + 1)
         if cells % h == 0 and _fits(h, cells // h, size)
     ]
-    whole = (grid for grid in found if grid.num_prefix <= USUAL_PREFIX_TOKENS and _is_whole(grid, size))
+    whole = (grid for grid in grids if grid.num_prefix <= USUAL_PREFIX_TOKENS and _is_whole(grid, size))
     return next(whole, None) or min(
-        found, key=lambda grid: (grid.num_prefix, abs(grid.h * size[1] - grid.w * size[0])), default=None
+        grids, key=lambda grid: (grid.num_prefix, abs(grid.h * size[1] - grid.w * size[0])), default=None
     )
 
 
 def _is_whole(grid: Grid, size: Size) -> bool:
+    """Whether the cells are square patches of the images without a remainder."""
     return size[0] % grid.h == size[1] % grid.w == 0 and size[0] * grid.w == size[1] * grid.h
 
 
 def _fits(h: int, w: int, size: Size) -> bool:
-    """Whether an image of this size, its sides divided alike and rounded alike, can give h x w cells."""
+    """Whether h x w has the aspect ratio of the image, up to rounding of both sides to whole cells."""
     return abs(h * size[1] - w * size[0]) < max(size)
