@@ -1,4 +1,4 @@
-"""The batch size that is found is as fast as any, and stays what it was."""
+"""The chosen batch size is about as fast as any, and a run keeps it."""
 
 import itertools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from explain2me.stages.explain import explain_run
 
 
 def machine(seconds: Callable[[int], float], memory: int = 10**9) -> tuple[Callable[[int], None], Callable[[], float]]:
-    """A machine on which a batch takes so long, and its clock."""
+    """A simulated machine: a function that explains a batch, and its clock."""
     now = itertools.count()
     state = {"time": 0.0}
 
@@ -31,7 +31,7 @@ SIZES = (4, 8, 16, 32, 64, 128)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "memory", "wanted"),
+    ("seconds", "memory", "expected"),
     [
         (lambda size: size, 1000, 4),  # no gain at all
         (lambda size: max(size, 32), 1000, 32),  # gains up to 32
@@ -41,9 +41,9 @@ SIZES = (4, 8, 16, 32, 64, 128)
         (lambda size: 1, 2, 0),  # none fits
     ],
 )
-def test_the_smallest_size_that_is_about_as_fast_as_any(seconds, memory: int, wanted: int) -> None:
+def test_the_smallest_size_that_is_about_as_fast_as_any(seconds, memory: int, expected: int) -> None:
     explain, clock = machine(seconds, memory)
-    assert fastest(explain, SIZES, clock=clock) == wanted
+    assert fastest(explain, SIZES, clock=clock) == expected
 
 
 def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], tmp_path: Path, monkeypatch) -> None:
@@ -55,7 +55,7 @@ def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], t
     run = explain_run(load_config(config), tmp_path / "run")
     assert run.config.compute.batch_size == 7
     assert explain_run(load_config(config), tmp_path / "run").config.compute.batch_size == 7
-    assert next(sizes) == 5  # was not looked for again
+    assert next(sizes) == 5  # the search did not run again
 
 
 def test_of_two_machines_that_begin_together_the_second_takes_what_the_first_found(

@@ -1,4 +1,4 @@
-"""Compiled models give the same maps; what lies behind the cut is left as it is."""
+"""Compiled models give the same maps; the part after the cut is not compiled."""
 
 import shutil
 from collections.abc import Callable
@@ -48,12 +48,12 @@ def test_maps_are_those_of_the_model_as_it_was(architecture: str, layer: str, co
     images = torch.rand(2, 3, *detector.input_size)
     with GradCAM(detector.model, layer) as cam:
         maps, logits = cam(images)
-        found = cam.layer
+        layer_name = cam.layer
     compile_before(detector.model, images, layer)
     assert compiled_names(detector.model) >= compiled
     with GradCAM(detector.model, layer) as cam:
         again, compiled_logits = cam(images)
-        assert cam.layer == found
+        assert cam.layer == layer_name
     torch.testing.assert_close(again, maps, rtol=1e-3, atol=1e-4 * float(maps.max()))
     torch.testing.assert_close(compiled_logits, logits, rtol=1e-3, atol=1e-4)
 
@@ -77,7 +77,7 @@ def test_a_compiled_run_pads_its_last_batch_and_is_another_run(
     assert not names[0] & names[1]
 
 
-def test_what_cannot_be_compiled_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compiler_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no compiler")
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_compiled_says_what_to_do(monkeypatch: pytest.MonkeyPatch
 def test_a_compiler_that_changes_the_maps_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda run, **_: lambda *inputs: run(*inputs).flip(-1) * 3)
     detector = load_detector("timm:test_resnet", num_classes=2)
-    with pytest.raises(LayerError, match="compiled gives other maps"):
+    with pytest.raises(LayerError, match=r"does not give the same maps, .* when compiled"):
         compile_before(detector.model, torch.rand(2, 3, 160, 160))
 
 

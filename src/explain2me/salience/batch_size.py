@@ -21,17 +21,17 @@ GAIN = 1.05
 
 
 def find_batch_size(config: Config, load: Callable[[DetectorConfig], Detector]) -> int:
-    """The smallest batch size that is about as fast as any larger one, for the slowest architecture of a config.
+    """For each architecture, find the smallest batch size within 5 % of its fastest rate; return the smallest of these.
 
-    Each architecture explains blank images in growing batches, on the device and at the precision of the run. On a GPU
-    the size is at most half of the largest batch that fits into memory.
+    Each architecture explains blank images in growing batches, on the device and at the precision of the run. Where the
+    memory is exhausted, the size is at most half of the largest batch that fits.
 
     Args:
         config: of the run.
         load: loads a detector of the config on the CPU.
 
     Raises:
-        ConfigError: not even the smallest batch fits into memory.
+        ConfigError: the smallest batch does not fit into memory.
     """
     sizes: dict[tuple[str, object], int] = {}
     for settings in config.detectors:
@@ -67,12 +67,15 @@ def _explain(detector: Detector, explainer: Explainer, blank: torch.Tensor, coun
 def fastest(
     explain: Callable[[int], None], sizes: Sequence[int], *, clock: Callable[[], float] = time.perf_counter
 ) -> int:
-    """The smallest size whose time for an image is nearly that of the best size; 0 where no size fits into memory.
+    """Find the smallest batch size whose rate, in images per second, is within 5 % of the best.
 
     Args:
-        explain: explains a batch of the given size.
-        sizes: to try, in growing order.
-        clock: returns seconds.
+        explain: explains a batch of the given size; called twice for each size, the second call is timed.
+        sizes: to try, in ascending order.
+        clock: returns the time in seconds.
+
+    Returns:
+        The size; 0 where no size fits into memory.
     """
     rates: dict[int, float] = {}
     idle = 0

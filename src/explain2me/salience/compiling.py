@@ -1,6 +1,6 @@
-"""torch.compile for the part of a model before the explained tensor.
+"""Compile the part of a model before the explained tensor.
 
-The part behind the explained tensor is not compiled: hooks and cuts do not work in compiled code.
+The part after the explained tensor is not compiled: hooks and cuts do not work in compiled code.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def compile_before(
         Number of compiled parts.
 
     Raises:
-        LayerError: there is no compiler, or the compiled model gives other maps or explains another tensor.
+        LayerError: compiling fails, or the compiled model gives other maps or logits, or explains another tensor.
     """
     before = {name for name, _ in model.named_modules()} - _unfinished(model, images, layer)
     with make_explainer(model, layer) as explainer:
@@ -81,11 +81,12 @@ def compile_before(
     except Exception as error:
         raise LayerError(
             f"{type(model).__name__} cannot be compiled before {explained} ({' '.join(str(error).split())[:300]}); set "
-            f"compute.compile = false; on a CPU a C++ compiler is needed"
+            f"compute.compile = false, or install a C++ compiler, which torch.compile needs on a CPU"
         ) from error
     if explainer.layer != explained or not _same(maps, compiled_maps, logits, compiled_logits):
         raise LayerError(
-            f"{type(model).__name__} compiled gives other maps than before; set compute.compile = false, and report it"
+            f"{type(model).__name__} does not give the same maps, logits and explained tensor when compiled; set "
+            f"compute.compile = false, and report it"
         )
     return len(parts)
 
@@ -98,7 +99,7 @@ def _same(maps: Tensor, compiled_maps: Tensor, logits: Tensor, compiled_logits: 
 
 
 def _compile_parts(model: nn.Module, before: set[str]) -> list[str]:
-    """Replace the largest parts that end before the cut by compiled ones; gives their names."""
+    """Replace the largest parts that end before the cut by compiled ones; returns their names."""
     parts = _largest(model, "", before)
     for name in parts:
         parent, _, last = name.rpartition(".")
@@ -154,6 +155,6 @@ def _largest(module: nn.Module, prefix: str, before: set[str]) -> list[str]:
         full = f"{prefix}{name}"
         if not any(True for _ in child.parameters()):
             continue
-        container = isinstance(child, nn.ModuleList | nn.ModuleDict)  # has no call of its own
+        container = isinstance(child, nn.ModuleList | nn.ModuleDict)  # never called itself
         names += [full] if full in before and not container else _largest(child, f"{full}.", before)
     return names

@@ -76,7 +76,7 @@ def predicted_classes(logits: Float[Tensor, "N num_logits"]) -> Int[Tensor, " N"
 
 
 def choose_predicted(logits: Float[Tensor, "N num_logits"]) -> Int[Tensor, "N 1"]:
-    """The predicted class of each image as the one class to explain: the ``choose`` of an explainer.
+    """Choose the predicted class of each image; the usual ``choose`` of an explainer.
 
     >>> choose_predicted(torch.tensor([[0.1, 2.0], [3.0, -1.0]]))
     tensor([[1],

@@ -1,4 +1,4 @@
-"""THE TABLE of salience methods: one row a method. Config and stage 1 read these rows.
+"""THE TABLE of salience methods, one row for each; the config and stage 1 read it.
 
 To add a method, write one file in ``salience/`` (or none, for a library's method) and one row here. This module imports
 no other module of the library and no heavy package, so a config is checked before PyTorch is imported.
@@ -42,11 +42,11 @@ class Method:
     """One way to make a salience map.
 
     Attributes:
-        name: as in configs.
-        label: for people.
+        name: in configs.
+        label: in reports.
         explainer: ``module:name`` of an :class:`Explainer`.
-        passes: forward passes for an image.
-        tells_classes_apart: whether the map depends on the class that is explained.
+        passes: number of forward passes for each image.
+        tells_classes_apart: whether the map depends on the explained class.
         source: where the method was published.
     """
 
