@@ -34,6 +34,7 @@ HEAVY = (
     "PIL",
 )
 
+MOST_FOLDERS, MOST_FILES_AT_THE_TOP, MOST_FILES, MOST_LINES = 13, 6, 12, 400
 LAYERS = (
     "errors", "text", "statistics.scores", "salience.methods", "measures", "config", "images", "run", "detectors", "salience", "workers", "statistics", "stages",
     "train", "report", "demo", "cli", "__main__",
@@ -77,6 +78,16 @@ def test_no_module_imports_itself_over_others():
 
 def test_no_catch_all_modules():
     assert not {path.stem for path in MODULES} & {"utils", "util", "base", "helpers", "common", "misc"}
+
+
+def test_the_folders_and_files_stay_small():
+    folders = {SOURCE, *(path.parent for path in MODULES)}
+    assert len([folder for folder in folders if folder.parent == SOURCE]) <= MOST_FOLDERS
+    assert len(list(SOURCE.glob("*.py"))) <= MOST_FILES_AT_THE_TOP
+    num_files = {str(folder): len(list(folder.glob("*.py"))) for folder in folders}
+    assert {folder: count for folder, count in num_files.items() if count > MOST_FILES} == {}
+    num_lines = {str(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert {path: count for path, count in num_lines.items() if count > MOST_LINES} == {}
 
 
 def place(module: str) -> int:

@@ -57,7 +57,7 @@ def check(
 def _list_all(config: "Config") -> "Listing":
     """List the images to test; and those to train on, only to find mistakes."""
     from explain2me.images.listing import list_source
-    from explain2me.stages.select import list_data
+    from explain2me.images.select import list_data
 
     listing = list_data(config)
     training = config.training
@@ -68,10 +68,10 @@ def _list_all(config: "Config") -> "Listing":
 
 def _check_run(config: "Config", out: Path | None, listing: "Listing", console: "Console") -> None:
     """Check the detectors that the config names, and print what would run."""
+    from explain2me.images.select import select_images
     from explain2me.run.conditions import conditions_for
     from explain2me.stages import check as stage
     from explain2me.stages.refusals import refuse_other_run
-    from explain2me.stages.select import select_images
 
     if out is not None and config.training is None:
         refuse_other_run(config, out)
@@ -116,7 +116,7 @@ def _verify_hashes(config: "Config", listing: "Listing", console: "Console") -> 
     """Compare every image to test with its hash; exit code 2 if one differs or is missing."""
     from explain2me.images.examine import verify_hashes
     from explain2me.images.listing import image_root
-    from explain2me.stages.select import require_all_hashes
+    from explain2me.images.select import require_all_hashes
 
     images = require_all_hashes(config, listing)
     with progress_bars(console) as progress:

@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from explain2me.config.schema import Config
-    from explain2me.stages.select import Selection
+    from explain2me.images.select import Selection
 
 
 def set_option(example: str) -> Any:
@@ -44,7 +44,7 @@ def select(config: "Config", *, verify_hashes: bool) -> "Selection":
         config: of the run.
         verify_hashes: whether every image must have a hash.
     """
-    from explain2me.stages.select import list_data, require_all_hashes, select_images
+    from explain2me.images.select import list_data, require_all_hashes, select_images
 
     listing = list_data(config)
     if verify_hashes:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from explain2me.config.schema import Config
+    from explain2me.images.select import Selection
     from explain2me.run.folder import Run
     from explain2me.run.record import Model
-    from explain2me.stages.select import Selection
     from explain2me.workers.progress import TimeLeft
 
 
@@ -72,7 +72,7 @@ def run_all_stages(
         folder: of the run.
         share: (i, N): the share of the maps to make.
         console: to print on.
-        selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
+        selection: of :func:`explain2me.images.select.select_images`, if it was called already.
     """
     from explain2me.report.terminal import show_run
 

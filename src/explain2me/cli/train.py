@@ -53,7 +53,7 @@ def study(
     verify_hashes: VerifyHashes = False,
 ) -> None:
     """Train, run and compare; with --shard train a share, and compare where every share is there."""
-    from explain2me.stages.select import list_data, require_all_hashes
+    from explain2me.images.select import list_data, require_all_hashes
 
     settings, folder = load_settings(config, out, sets)
     share = parse_shard(shard)

@@ -7,7 +7,7 @@ from pathlib import Path
 from explain2me.config.schema import DetectorConfig
 from explain2me.detectors.load import Detector, load_detector
 from explain2me.errors import CheckpointError, Explain2MeError
-from explain2me.run.schema import ALL
+from explain2me.statistics.scores import ALL
 
 
 def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | None, int]]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from explain2me.report.write import Plots
 from explain2me.run.folder import Run
-from explain2me.run.schema import ALL
+from explain2me.statistics.scores import ALL
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from explain2me.run.folder import Run, Stretch, stretches_of
-from explain2me.run.schema import ALL
-from explain2me.statistics.scores import CLEAN, MEASURES, Measure, Score
+from explain2me.statistics.scores import ALL, CLEAN, MEASURES, Measure, Score
 from explain2me.text import printable_line
 
 SOFTMAX = "softmax"

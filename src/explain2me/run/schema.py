@@ -2,9 +2,6 @@
 
 import pyarrow as pa
 
-ALL = "all"
-"""How tables call every label, every source and the mean over runs; no label, source or run may have this name."""
-
 SCHEMA_VERSION = 1
 RESULTS_VERSION = 1
 """Raised by each release in which a number of stage 1 or 2 changes; maps of another one are refused, scores made anew."""

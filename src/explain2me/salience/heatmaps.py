@@ -52,7 +52,7 @@ def read_map(path: Path) -> bytes:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ManifestError(
-            f"{where}: expected a file that ends in {', '.join(SUFFIXES)}, got {suffix or 'no suffix'!r}; convert the map to "
+            f"{_named(path)}: expected a file that ends in {', '.join(SUFFIXES)}, got {suffix or 'no suffix'!r}; convert the map to "
             f"one of these formats"
         )
     try:
@@ -79,6 +79,10 @@ def parse_map(
             f"leave the cell of the manifest empty for an image without a map"
         )
     return values if size is None else resize_map(values, size)
+
+
+def _named(path: Path) -> str:
+    return f"salience map {printable_line(str(path))!r}"
 
 
 def read_fixations(data: bytes, where: str = "fixations") -> Float[np.ndarray, "F 3"]:

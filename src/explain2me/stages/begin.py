@@ -12,6 +12,7 @@ from explain2me.detectors.cards import trained
 from explain2me.detectors.load import Detector
 from explain2me.detectors.runs import load_model, weights_of
 from explain2me.errors import CheckpointError, ManifestError, RunFolderError
+from explain2me.images.select import Selection
 from explain2me.run.files import sha256_of, write_json, write_parquet
 from explain2me.run.folder import Run, open_run
 from explain2me.run.provenance import provenance
@@ -21,7 +22,6 @@ from explain2me.salience.batch_size import find_batch_size
 from explain2me.stages.check import check
 from explain2me.stages.index import forget_chunks, index_run
 from explain2me.stages.refusals import open_existing, refuse_other_config
-from explain2me.stages.select import Selection
 from explain2me.workers import Engine
 from explain2me.workers.device import engine_of, with_device
 
@@ -39,7 +39,7 @@ def begin_run(
     Args:
         config: of the run.
         folder: of the run; created if missing.
-        selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
+        selection: of :func:`explain2me.images.select.select_images`, if it was called already.
         share: (i, N) of several machines that may do this in one folder at the same time.
         on_indexed: called with the number of images read, and of all images.
 

@@ -17,12 +17,12 @@ from explain2me.detectors.load import Detector
 from explain2me.detectors.runs import load_model, weights_of
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
 from explain2me.images.listing import Listing, missing_files
+from explain2me.images.select import Selection, select_images
 from explain2me.run.conditions import conditions_for
 from explain2me.run.record import Model
 from explain2me.run.schema import SCHEMA_VERSION
 from explain2me.salience.gradcam import choose_predicted
 from explain2me.salience.methods import METHODS
-from explain2me.stages.select import Selection, select_images
 from explain2me.statistics.cells import FEW_CELLS
 from explain2me.text import nearest
 
@@ -32,7 +32,7 @@ def check(config: Config, selection: Selection | None = None) -> tuple[pa.Table,
 
     Args:
         config: of the run.
-        selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
+        selection: of :func:`explain2me.images.select.select_images`, if it was called already.
 
     Returns:
         The listed images, and the start of run.json.
@@ -76,7 +76,7 @@ def warnings_of(
         config: of the run.
         models: of the run.
         images: that the run takes; some files of a manifest are looked for, none is opened.
-        listing: of :func:`explain2me.stages.select.list_data`.
+        listing: of :func:`explain2me.images.select.list_data`.
         classes: in the order of the logits.
         map_sizes: height and width in cells of the maps of each model, by its name.
     """

@@ -12,6 +12,7 @@ import torch
 
 from explain2me.config.schema import Config
 from explain2me.errors import Explain2MeError
+from explain2me.images.select import Selection
 from explain2me.run.events import log_event
 from explain2me.run.files import write_parquet
 from explain2me.run.folder import Run
@@ -20,7 +21,6 @@ from explain2me.run.plan import Shard, missing_of, plan, refuse_unplanned, share
 from explain2me.run.record import Model
 from explain2me.run.schema import QUARANTINE
 from explain2me.stages.begin import begin_run
-from explain2me.stages.select import Selection
 from explain2me.stages.shard import explain_rows, open_warm
 from explain2me.workers import Engine, report_progress, run_tasks
 from explain2me.workers.device import engine_of
@@ -48,7 +48,7 @@ def explain_run(
     Args:
         config: of the run.
         folder: of the run; created if missing.
-        selection: of :func:`explain2me.stages.select.select_images`, if it was called already.
+        selection: of :func:`explain2me.images.select.select_images`, if it was called already.
         share: (i, N): machine i of N in one folder makes its share of the shards.
         on_indexed: called with the number of images read, and of all images.
         on_start: called once with the run, the number of image x model pairs of this share, and the number of missing

@@ -11,8 +11,7 @@ import pyarrow.dataset as ds
 from explain2me.run.conditions import conditions_of
 from explain2me.run.folder import Run, Stretch
 from explain2me.run.record import Model
-from explain2me.run.schema import ALL
-from explain2me.statistics.scores import MEASURES, Measure
+from explain2me.statistics.scores import ALL, MEASURES, Measure
 
 FEW_CELLS = 25
 """A map of fewer cells is called coarse; the maps of the paper have 7 x 7 cells."""

@@ -21,10 +21,9 @@ from explain2me.config.schema import Config
 from explain2me.run.conditions import conditions_of
 from explain2me.run.folder import Run, Stretch, stretches_of
 from explain2me.run.packs import read_parquet
-from explain2me.run.schema import ALL
 from explain2me.statistics.bootstrap import image_weights, interval, run_weights, weighted_auroc
 from explain2me.statistics.estimates import Estimate, auroc_estimate
-from explain2me.statistics.scores import CLEAN
+from explain2me.statistics.scores import ALL, CLEAN
 
 SCORES = ("softmax", "released")
 """softmax: log probability of the positive class. released: the logit of the positive class, as in the authors' scripts."""

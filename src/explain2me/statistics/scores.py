@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+ALL = "all"
+"""How tables call every label, every source and the mean over runs; no label, source or run may have this name."""
 CLEAN = "clean"
 """Name of the condition without a perturbation."""
 VARIANTS = ("predicted", "fixed")

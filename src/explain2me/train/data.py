@@ -22,10 +22,10 @@ from explain2me.images.containers import container_of
 from explain2me.images.decode import MAX_PIXELS, load_array
 from explain2me.images.examine import index_images
 from explain2me.images.listing import check_labels, image_root, list_images, resolve, sample_images
+from explain2me.images.select import class_names
 from explain2me.run.files import write_parquet
 from explain2me.run.packs import read_parquet
 from explain2me.salience.heatmaps import load_map
-from explain2me.stages.select import class_names
 from explain2me.train.augment import draw_move, move_image, move_map
 
 CACHE_BYTES = 2 * 2**30

@@ -33,6 +33,7 @@ from explain2me.images.examine import index_images
 from explain2me.images.listing import image_root, list_images
 from explain2me.images.reading import read_file
 from explain2me.report.material import Material
+from explain2me.report.tables import Tables
 from explain2me.run.folder import open_run
 from explain2me.stages.explain import explain_run
 
@@ -188,5 +189,5 @@ def test_explain_gives_the_part_files_of_the_folder(
     assert len(found) == 3
     assert found == part_files(run_of_the_folder)
     run = open_run(tmp_path / "run")
-    material = Material(run, *[pd.DataFrame()] * 7, columns=[])  # what the report shows of an image
+    material = Material(run, Tables(run), pd.DataFrame())  # the report reads the images through it
     assert all(material.pixels(image, (96, 96)) is not None for image in range(len(run.image_table)))

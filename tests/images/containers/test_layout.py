@@ -19,8 +19,8 @@ from container_files import (
 from explain2me.config.load import load_config
 from explain2me.images.containers import container_of
 from explain2me.images.listing import list_source
+from explain2me.images.select import list_data
 from explain2me.stages.check import warnings_of
-from explain2me.stages.select import list_data
 
 
 def test_container_of(tmp_path):

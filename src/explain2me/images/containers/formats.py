@@ -6,7 +6,6 @@ from pathlib import Path
 
 from explain2me.errors import ImageError, ManifestError
 from explain2me.images.containers.rows import Container, Listing, label_by_folders
-from explain2me.images.containers.webdataset import without_download_tables
 from explain2me.images.rows import COLUMNS, Row
 
 FORMATS = {
@@ -58,7 +57,7 @@ def read_rows(
     """
     listing = Listing((*COLUMNS, *extra), classes, suffixes)
     try:
-        rows, num_ignored = _list_files(without_download_tables(files), listing)
+        rows, num_ignored = _list_files(_without_download_tables(files), listing)
         if not rows:
             todo = f"the suffixes of images are {', '.join(sorted(suffixes))}"
             raise ManifestError(f"expected images in {len(files)} container files, got none; {todo}")
@@ -69,6 +68,16 @@ def read_rows(
         for row in rows:
             del row.cells["split"]
     return rows, num_ignored
+
+
+def _without_download_tables(files: Sequence[Container]) -> Sequence[Container]:
+    """Leave out the tables of downloads that img2dataset writes, each beside the tar of the same name."""
+    tars = {file.path.with_suffix("") for file in files if file.path.suffix.lower() == ".tar"}
+    tables = [file for file in files if file.path.suffix.lower() == ".parquet" and file.path.with_suffix("") in tars]
+    if not tables:
+        return files
+    is_download_table = import_module(FORMATS[".parquet"]).is_download_table
+    return [file for file in files if not (file in tables and is_download_table(file.path))]
 
 
 def _list_files(files: Sequence[Container], listing: Listing) -> tuple[list[Row], int]:

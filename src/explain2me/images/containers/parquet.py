@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from explain2me.errors import ImageError
-from explain2me.images.containers.tables import list_table, read_row
+from explain2me.images.containers.tables import Table, list_table, read_row
 
 MAX_TEXT = 16 * 2**10
 """Bytes of the label, source, split and the like of a row, on average over the rows."""
@@ -71,3 +71,11 @@ def _unpacked_bytes(column: pa.Array) -> int:
 
 read_image = partial(read_row, ParquetFile)
 list_images = partial(list_table, ParquetFile)
+
+
+def is_download_table(path: Path) -> bool:
+    """Whether a Parquet file is the table of downloads that img2dataset writes beside each tar."""
+    try:
+        return {"url", "status"} <= set(Table(ParquetFile, path).names)
+    except (ImageError, OSError):  # whoever reads the file reports it
+        return False

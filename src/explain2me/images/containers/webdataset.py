@@ -9,14 +9,12 @@ img2dataset writes a Parquet file beside each tar, about the downloads: it is le
 which is that of the download before img2dataset resized it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from explain2me.errors import ImageError, ManifestError
-from explain2me.images.containers.parquet import ParquetFile
+from explain2me.errors import ManifestError
 from explain2me.images.containers.rows import Container, Listing, as_text, cell_text, class_name, json_object
-from explain2me.images.containers.tables import Table
-from explain2me.images.containers.tar import Tar, open_tar
+from explain2me.images.containers.tar import Tar, open_tar, read_tar_member
 from explain2me.images.rows import COLUMNS, Row
 
 MAX_JSON = 2**20
@@ -25,19 +23,6 @@ MAX_LABEL = 4096
 """Bytes of a member .cls."""
 Sample = Mapping[str, bytes]
 """Names of the members of a sample, by their extension in lower case."""
-
-
-def without_download_tables(files: Sequence[Container]) -> Sequence[Container]:
-    """Leave out the Parquet files that img2dataset writes beside its tars: where each image came from."""
-    tars = {file.path.with_suffix("") for file in files if file.path.suffix.lower() == ".tar"}
-    return [file for file in files if not (file.path.with_suffix("") in tars and _is_download_table(file))]
-
-
-def _is_download_table(file: Container) -> bool:
-    try:
-        return file.path.suffix.lower() == ".parquet" and {"url", "status"} <= set(Table(ParquetFile, file.path).names)
-    except (ImageError, OSError):  # said by whoever reads it
-        return False
 
 
 def list_images(file: Container, listing: Listing) -> tuple[list[Row], int]:
@@ -133,3 +118,6 @@ def _read_small(tar: Tar, member: bytes, max_bytes: int, where: str) -> bytes:
 
 def _member(file: Container, name: bytes) -> str:
     return f"{file.name!r}: the member {as_text(name)!r}"
+
+
+read_image = read_tar_member

@@ -18,8 +18,7 @@ from explain2me.report.tables import (
     records,
     single_run_detectors,
 )
-from explain2me.run.schema import ALL
-from explain2me.statistics.scores import CLEAN, MEASURES
+from explain2me.statistics.scores import ALL, CLEAN, MEASURES
 from explain2me.text import printable_line
 
 DIFFERENCES_NOTE = (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from explain2me.config.schema import Config
 from explain2me.errors import ConfigError, ManifestError
 from explain2me.images.listing import Listing, check_labels, list_images, list_source, require_hashes, sample_images
+from explain2me.statistics.scores import ALL
 from explain2me.text import nearest
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ def select_images(config: Config, listing: Listing | None = None) -> Selection:
     """
     listing = listing or list_data(config)
     table = listing.table()
-    from explain2me.run.schema import ALL  # imports pyarrow
 
     for name in ("label", "source"):
         if ALL in listing.columns[name]:
