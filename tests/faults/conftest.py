@@ -15,6 +15,8 @@ import pytest
 from explain2me.config.load import load_config
 from explain2me.config.schema import Config
 
+FEW = "[measures]\nresilience = false\nfocus = false\n"
+"""Two conditions of sixteen: enough where only the order of events counts."""
 COMMAND = "import sys; sys.path.pop(0); from explain2me.cli import main; main()"
 
 
@@ -27,9 +29,11 @@ class Driver:
     environment: dict[str, str] = field(default_factory=dict)
     started: list[subprocess.Popen] = field(default_factory=list)
 
-    def start(
-        self, command: str, out: Path, *options: str, before: Callable[[], None] | None = None
-    ) -> subprocess.Popen:
+    def use_every_condition(self) -> None:
+        """Runs that take longer, and larger files."""
+        self.config.write_text(self.config.read_text().replace(FEW, ""))
+
+    def start(self, command: str, out: Path, *options: str) -> subprocess.Popen:
         """Begin and do not wait."""
         words = [sys.executable, "-c", COMMAND, command, str(self.config), "--out", str(out), *options]
         log = self.config.with_name(f"stderr-{len(self.started)}")
@@ -39,19 +43,18 @@ class Driver:
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env=os.environ | self.environment,
-                preexec_fn=before,
                 start_new_session=True,
             )
         process.log = log
         self.started.append(process)
         return process
 
-    def call(self, command: str, out: Path, *options: str, before: Callable[[], None] | None = None) -> tuple[int, str]:
+    def call(self, command: str, out: Path, *options: str) -> tuple[int, str]:
         """Exit code and standard error; in this process where nothing is done to it, which is faster."""
-        if before is None and not any("workers" in option or "ray" in option for option in options):
+        if not any("workers" in option or "ray" in option for option in options):
             code, _, error = self.here(command, self.config, "--out", out, *options)
             return code, error
-        process = self.start(command, out, *options, before=before)
+        process = self.start(command, out, *options)
         return process.wait(300), process.log.read_text()
 
     @staticmethod
@@ -97,7 +100,7 @@ def driver(
     config = tmp_path / "config.toml"
     table = detector_table("a", f"{weights}/seed[01].safetensors")
     config.write_text(
-        f'name = "x"\n{table}[data]\nmanifest = "{images}"\n[summary]\nbootstrap = 20\n[report]\nafter_run = false\n'
+        f'name = "x"\n{table}[data]\nmanifest = "{images}"\n{FEW}[summary]\nbootstrap = 20\n[report]\nafter_run = false\n'
         '[compute]\ndevice = "cpu"\nbatch_size = 4\nshard_size = 2\nthreads = 1\n'
     )
     made = Driver(config, call)

@@ -1,4 +1,4 @@
-"""Disks that are full, folders that may not be written, files that vanish: one clear line, no half file, and it goes on."""
+"""Disks that are full, folders that may not be written, files that vanish: one clear line, no half file, and the run continues."""
 
 import os
 import shutil
@@ -26,9 +26,10 @@ def no_half_files(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_full_disk_is_one_line_and_the_run_goes_on(driver: Any, tmp_path: Path, workers: int) -> None:
+def test_a_full_disk_is_one_line_and_the_run_continues(driver: Any, tmp_path: Path, workers: int) -> None:
+    driver.use_every_condition()
     options = ("--set", "compute.shard_size=13", *(("--set", f"compute.workers={workers}") if workers > 1 else ()))
-    assert driver.call("run", tmp_path / "whole", *options)[0] == 0
+    assert driver.call("explain", tmp_path / "whole", *options)[0] == 0
     largest = max(path.stat().st_size for path in (tmp_path / "whole" / "maps").rglob("*.parquet"))
     folder = tmp_path / "run"
     with small_files(largest - 1000):
@@ -38,7 +39,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(driver: Any, tmp_path: Path
     assert "what is committed stays" in line
     assert "too large" in line or "No space" in line
     assert no_half_files(folder)
-    assert driver.call("run", folder, *options)[0] == 0
+    assert driver.call("explain", folder, *options)[0] == 0
     assert verify_run(open_run(folder)) == []
     assert driver.results(folder) == driver.results(tmp_path / "whole")
 
@@ -62,6 +63,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle(driver: Any, tmp_path: Path, small_disk: Path) -> None:
+    driver.use_every_condition()
     options = ("--set", "compute.shard_size=6")
     folder = small_disk / "run"
     filler = small_disk / "filler"

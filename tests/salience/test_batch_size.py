@@ -10,7 +10,11 @@ import torch
 from explain2me.config.load import load_config
 from explain2me.errors import ConfigError
 from explain2me.salience.batch_size import fastest
+from explain2me.stages import begin
+from explain2me.stages.begin import prepare
 from explain2me.stages.explain import explain_run
+
+ENTROPY = "noise = false\nresilience = false\nfocus = false\nstability = false"
 
 
 def machine(seconds: Callable[[int], float], memory: int = 10**9) -> tuple[Callable[[int], None], Callable[[], float]]:
@@ -47,9 +51,7 @@ def test_the_smallest_size_that_is_about_as_fast_as_any(seconds, memory: int, ex
 
 
 def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], tmp_path: Path, monkeypatch) -> None:
-    from explain2me.stages import begin
-
-    config = write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 10')
+    config = write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 10', measures=ENTROPY)
     sizes = iter([7, 5])
     monkeypatch.setattr(begin, "find_batch_size", lambda *_: next(sizes))
     run = explain_run(load_config(config), tmp_path / "run")
@@ -61,8 +63,6 @@ def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], t
 def test_of_two_machines_that_begin_together_the_second_takes_what_the_first_found(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch
 ) -> None:
-    from explain2me.stages import begin
-
     config = load_config(write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 10'))
     sizes = iter([5, 7])
     monkeypatch.setattr(begin, "find_batch_size", lambda *_: next(sizes))
@@ -70,16 +70,17 @@ def test_of_two_machines_that_begin_together_the_second_takes_what_the_first_fou
 
     def meanwhile(done: int, total: int) -> None:
         if not others and done == total:
-            others.append(begin.prepare(config, tmp_path / "run", share=(1, 2)))
+            others.append(prepare(config, tmp_path / "run", share=(1, 2)))
 
-    run = begin.prepare(config, tmp_path / "run", share=(0, 2), on_indexed=meanwhile)
+    run = prepare(config, tmp_path / "run", share=(0, 2), on_indexed=meanwhile)
     assert others[0].config.compute.batch_size == run.config.compute.batch_size == 7
     assert not [path for path in run.folder.iterdir() if path.name not in ("run.json", "images.parquet")]
 
 
 def test_it_is_found_on_real_networks(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    config = write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 16')
-    run = explain_run(load_config(config), tmp_path / "run")
+    run = prepare(
+        load_config(write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 16')), tmp_path / "run"
+    )
     assert run.config.compute.batch_size in (4, 8, 16)
 
 

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from explain2me.errors import ConfigError, Explain2MeError
 from explain2me.workers import Engine, run_tasks
+from explain2me.workers.ray import open_workers
 
 WORK = """
 import os, pathlib, signal, time
@@ -113,16 +116,21 @@ def test_what_a_task_raises_is_not_taken_for_the_death_of_its_worker(
     ],
 )
 def test_more_workers_than_a_ray_cluster_has_room_for_are_refused(
-    workers: int, gpus: float, there: dict[str, float], message: str | None
+    monkeypatch: pytest.MonkeyPatch, workers: int, gpus: float, there: dict[str, float], message: str | None
 ) -> None:
-    from explain2me.workers.ray import _check_room
+    class Ray:
+        """A cluster of this size."""
 
+        is_initialized = staticmethod(lambda: True)
+        cluster_resources = staticmethod(lambda: there)
+
+    monkeypatch.setitem(sys.modules, "ray", Ray)
     engine = Engine("ray", workers=workers, gpus=gpus)
     if message is None:
-        _check_room(engine, there)
+        assert len(open_workers(engine)) == workers
     else:
         with pytest.raises(ConfigError, match=message):
-            _check_room(engine, there)
+            open_workers(engine)
 
 
 def paths_in(folder: Path, *names: str) -> list[str]:
@@ -201,9 +209,6 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_their_driver(tmp_path: Path, work: ModuleType, end: signal.Signals) -> None:
-    import subprocess
-    import sys
-
     (tmp_path / "driver.py").write_text(DRIVER)
     tasks = paths_in(tmp_path, "a", "b")
     driver = subprocess.Popen([sys.executable, tmp_path / "driver.py", *tasks], stderr=subprocess.DEVNULL)
