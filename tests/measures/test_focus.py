@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from explain2me.measures import blur_both, blur_by_salience
-from explain2me.measures.focus import NUM_LEVELS, _axis, _scales, _sigmas
+from explain2me.measures.focus import NUM_LEVELS, axis_operators, blur_levels, cosine_scales
 
 FACES = Path(__file__).resolve().parents[2] / "../shared/data/faces"
 needs_faces = pytest.mark.skipif(
@@ -241,21 +241,21 @@ class TestOperators:
     @pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0, 5.0, 10.0, 30.0])
     @pytest.mark.parametrize("side", [1, 16, 224])
     def test_cosines_hold_the_blur_of_scipy(self, side, sigma):
-        cosines = _axis(side, _sigmas(side, side), float(side), torch.device("cpu")).cosines.double()
-        ours = cosines.T @ (_scales(side, sigma)[:, None] * cosines)
+        cosines = axis_operators(side, blur_levels(side, side), float(side), torch.device("cpu")).cosines.double()
+        ours = cosines.T @ (cosine_scales(side, sigma)[:, None] * cosines)
         want = scipy.ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode="reflect", truncate=4)
         np.testing.assert_allclose(ours, want, atol=1e-6)
 
     def test_levels_left_short_hold_it_too(self):
-        sigmas = _sigmas(224, 224)
-        axis = _axis(224, sigmas, 224.0, torch.device("cpu"))
+        sigmas = blur_levels(224, 224)
+        axis = axis_operators(224, sigmas, 224.0, torch.device("cpu"))
         for sigma, level in zip(sigmas[1:], axis.levels, strict=True):
             want = scipy.ndimage.gaussian_filter1d(np.eye(224), sigma, axis=0, mode="reflect", truncate=4)
             np.testing.assert_allclose(level @ axis.cosines[: level.shape[1]], want, atol=2e-3)
 
     @pytest.mark.parametrize("size", [(224, 224), (2, 3), (1024, 512)])
     def test_sigmas(self, size):
-        sigmas = _sigmas(*size)
+        sigmas = blur_levels(*size)
         assert len(sigmas) == NUM_LEVELS
         assert sigmas[0] == 0
         assert sigmas[-1] == pytest.approx(10 * sum(size) / 448)

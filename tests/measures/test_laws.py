@@ -3,7 +3,6 @@
 import functools
 import inspect
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,10 @@ import torch
 
 import explain2me.measures as measures
 from explain2me.measures import NOISES, SIMILARITIES, TRANSFORMS, blur_both, entropy, resilience, stability
+from explain2me.measures.focus import axis_operators
+from explain2me.measures.noise import blur_operator
+from explain2me.measures.resilience import sampling_axis
+from explain2me.measures.scaling import resize_operator
 
 GOOD, ZERO, FLAT, NAN, INF = range(5)
 INPUT_SIZE = 56
@@ -68,12 +71,7 @@ OTHERS = {
     "about runs and sizes": {"pairs", "stability_matrix", "shift_distance"},
 }
 
-KEPT = (
-    sys.modules["explain2me.measures.scaling"].resize_operator,
-    sys.modules["explain2me.measures.resilience"]._axis,
-    sys.modules["explain2me.measures.focus"]._axis,
-    sys.modules["explain2me.measures.noise"]._blur_operator,
-)
+KEPT = (resize_operator, sampling_axis, axis_operators, blur_operator)
 
 every_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 

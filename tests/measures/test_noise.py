@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from explain2me.measures import NOISES, gaussian_noise, salt_and_pepper, turbulence, uniform_blend
-from explain2me.measures.noise import _blur, _blur_operator, _displace, _key, _random_bits, _replacements, _tilt
+from explain2me.measures.noise import blur, blur_operator, displace, key_of, random_bits, replacements, tilt_field
 
 LEVELS = {"salt_pepper": 0.3, "gaussian": 0.1, "uniform_blend": 0.4, "turbulence": 3.0}
 
@@ -108,7 +108,7 @@ class TestKeys:
 
     def test_the_stream_is_fixed(self):
         """Guards stored runs: these numbers must never change, on any platform or version."""
-        assert _random_bits(7, 3, "<u4").tolist() == FIRST_BITS
+        assert random_bits(7, 3, "<u4").tolist() == FIRST_BITS
         image = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2) * 20
         for kind, want in FIRST_PIXELS.items():
             assert NOISES[kind](image, LEVELS[kind], seed=7, ids=["face 1"]).flatten().tolist() == want, kind
@@ -198,7 +198,7 @@ class TestSaltAndPepper:
         """A probability of 2^-31 is not 0: of 2^32 equally likely words, one is pepper and one is salt."""
         words = {0.5: [0, 2**30 - 1, 2**30, 2**31 - 1, 2**31], 1.0: [0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1]}
         bits = np.array(words.get(amount, range(5)), dtype=np.uint32)
-        keep, white = _replacements(bits, amount)
+        keep, white = replacements(bits, amount)
         assert np.flatnonzero(white).tolist() == list(salt)
         assert np.flatnonzero((keep == 0) & (white == 0)).tolist() == list(pepper)
         assert set(keep) | set(white) <= {0, 255}
@@ -232,7 +232,7 @@ class TestUniformBlend:
     @given(st.floats(0, 1), st.integers(0, 255))
     def test_is_the_formula(self, amount, value):
         mixed = uniform_blend(grey(value, 8), amount, seed=3, ids=["a"]).double().flatten().numpy()
-        noise = _random_bits(_key(3, "a", "uniform_blend", amount), mixed.size, "<u1")
+        noise = random_bits(key_of(3, "a", "uniform_blend", amount), mixed.size, "<u1")
         assert np.abs(mixed - ((1 - amount) * value + amount * noise)).max() <= 0.5 + 1e-4
 
     def test_pure_noise_is_uniform_and_forgets_the_image(self):
@@ -251,7 +251,7 @@ class TestUniformBlend:
 
 class TestTurbulence:
     def test_tilt_has_the_given_size_and_is_smooth(self):
-        steps = torch.stack([_tilt(key, 224, 224, 16.0, 3.0) for key in range(8)]) / 32
+        steps = torch.stack([tilt_field(key, 224, 224, 16.0, 3.0) for key in range(8)]) / 32
         inside = steps[:, :, 40:-40, 40:-40]
         assert inside.std().item() == pytest.approx(3, rel=0.15)
         assert (steps.diff(dim=2).abs().max()) < 1
@@ -265,17 +265,17 @@ class TestTurbulence:
         want = [
             scipy.ndimage.map_coordinates(c, (rows, columns), order=1, mode="nearest") for c in image.double().numpy()
         ]
-        torch.testing.assert_close(_displace(image, steps).double() / 1024, torch.tensor(np.stack(want)))
+        torch.testing.assert_close(displace(image, steps).double() / 1024, torch.tensor(np.stack(want)))
 
     @pytest.mark.parametrize("sigma", [0.05, 0.4, 1.5, 9.0])
     def test_blur_matches_scipy(self, sigma):
-        operator = _blur_operator(20, sigma, torch.device("cpu")) / 2**16
+        operator = blur_operator(20, sigma, torch.device("cpu")) / 2**16
         want = scipy.ndimage.gaussian_filter1d(np.eye(20), sigma, axis=0, mode="reflect", truncate=4)
         torch.testing.assert_close(operator, torch.tensor(want), rtol=0, atol=1e-4)
         assert operator.sum(1).tolist() == [1] * 20
 
     def test_blur_rounds(self):
-        assert _blur(torch.full((1, 2, 2), 1024 * 7 + 600), 0.0).unique().tolist() == [8]
+        assert blur(torch.full((1, 2, 2), 1024 * 7 + 600), 0.0).unique().tolist() == [8]
 
     def test_grows_with_strength(self):
         image = (

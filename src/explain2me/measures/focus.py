@@ -99,8 +99,10 @@ def _blur(images: Tensor, maps: Tensor, removals: tuple[str, ...]) -> tuple[Tens
         )
     maps = maps.to(images.device)
     shares = minmax(maps).float()
-    sigmas = _sigmas(*images.shape[2:])
-    rows, columns = (_axis(side, sigmas, sum(images.shape[2:]) / 2, images.device) for side in images.shape[2:])
+    sigmas = blur_levels(*images.shape[2:])
+    rows, columns = (
+        axis_operators(side, sigmas, sum(images.shape[2:]) / 2, images.device) for side in images.shape[2:]
+    )
     chunk = 1 if images.device.type == "cpu" else 8  # one image at a time fits into the cache of a CPU
     results = images.new_empty(len(removals), *images.shape)
     with torch.autocast(images.device.type, enabled=False):
@@ -174,7 +176,7 @@ def _positions(smoothed: Tensor, removal: str, sigmas: tuple[float, ...]) -> Ten
     return torch.where(sigma < weakest, sigma / weakest, 1 + steps).clamp_(0, len(sigmas) - 1)
 
 
-def _sigmas(height: int, width: int) -> tuple[float, ...]:
+def blur_levels(height: int, width: int) -> tuple[float, ...]:
     """Sigma of each level in pixels: 0, then evenly spaced in log sigma."""
     strongest = SIGMA_MAX * (height + width) / 2
     weakest = min(SIGMA_MIN, strongest / 2)
@@ -183,22 +185,23 @@ def _sigmas(height: int, width: int) -> tuple[float, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def _axis(side: int, sigmas: tuple[float, ...], mean_side: float, device: torch.device) -> _Axis:
+def axis_operators(side: int, sigmas: tuple[float, ...], mean_side: float, device: torch.device) -> _Axis:
+    """Cosines of one axis, and the filter of each level above 0 in their basis."""
     with torch.inference_mode(False), torch.device("cpu"):  # the cached tensor serves callers outside these modes too
         wave = torch.arange(side, dtype=torch.float64)
         cosines = torch.cos(math.pi / side * wave[:, None] * (wave + 0.5)) * math.sqrt(2 / side)
         cosines[0] = math.sqrt(1 / side)
         levels = []
         for sigma in sigmas[1:]:
-            scales = _scales(side, sigma)
+            scales = cosine_scales(side, sigma)
             count = int((scales.abs() > NEGLIGIBLE).nonzero().max()) + 1
             levels.append((scales[:, None] * cosines)[:count].T)
-        map_blur = cosines.T @ (_scales(side, SIGMA_MAP * mean_side)[:, None] * cosines)
+        map_blur = cosines.T @ (cosine_scales(side, SIGMA_MAP * mean_side)[:, None] * cosines)
         cosines, map_blur, *levels = (m.to(device, torch.float32).contiguous() for m in (cosines, map_blur, *levels))
         return _Axis(cosines, tuple(levels), map_blur)
 
 
-def _scales(side: int, sigma: float) -> Tensor:
+def cosine_scales(side: int, sigma: float) -> Tensor:
     """Factor (side,) by which a Gaussian, truncated at 4 sigma, scales each cosine of an axis."""
     radius = int(TRUNCATE * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)

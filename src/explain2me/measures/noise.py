@@ -45,7 +45,7 @@ def salt_and_pepper(images: Images, amount: float, *, seed: int, ids: Ids) -> Im
     keys = _keys(images, "salt_pepper", _checked_amount(amount), seed, ids)
     keep, salt = np.empty(images.shape, np.uint8), np.empty(images.shape, np.uint8)
     for key, kept, white in zip(keys, keep, salt, strict=True):
-        kept[...], white[...] = _replacements(_random_bits(key, kept.size, "<u4").reshape(kept.shape), amount)
+        kept[...], white[...] = replacements(random_bits(key, kept.size, "<u4").reshape(kept.shape), amount)
     return (images & _to(keep, images)) | _to(salt, images)
 
 
@@ -71,7 +71,7 @@ def gaussian_noise(images: Images, sigma: float, *, seed: int, ids: Ids) -> Imag
     table = np.clip(np.rint(255 * float(sigma) * _normal_quantiles()), -255, 255).astype(np.int16)
     noise = np.empty(images.shape, np.int16)
     for key, values in zip(keys, noise, strict=True):
-        np.take(table, _random_bits(key, values.size, "<u2").reshape(values.shape), out=values, mode="clip")
+        np.take(table, random_bits(key, values.size, "<u2").reshape(values.shape), out=values, mode="clip")
     return (images.short() + _to(noise, images)).clamp_(0, 255).byte()
 
 
@@ -96,7 +96,7 @@ def uniform_blend(images: Images, amount: float, *, seed: int, ids: Ids) -> Imag
     weight = round(amount * 2**22)
     noise = np.empty(images.shape, np.uint8)
     for key, values in zip(keys, noise, strict=True):
-        values[...] = _random_bits(key, values.size, "<u1").reshape(values.shape)
+        values[...] = random_bits(key, values.size, "<u1").reshape(values.shape)
     blend = images.int() * (2**22 - weight) + _to(noise, images).int() * weight + 2**21
     return (blend >> 22).byte()
 
@@ -131,8 +131,8 @@ def turbulence(images: Images, strength: float, *, seed: int, ids: Ids) -> Image
     device = images.device if working_dtype(images.device) == torch.float64 else torch.device("cpu")
     distorted = torch.empty_like(images)
     for key, image, out in zip(keys, images, distorted, strict=True):
-        tilted = _displace(image.to(device), _tilt(key, height, width, side / 14, tilt).to(device))
-        out.copy_(_blur(tilted, tilt / 2))
+        tilted = displace(image.to(device), tilt_field(key, height, width, side / 14, tilt).to(device))
+        out.copy_(blur(tilted, tilt / 2))
     return distorted
 
 
@@ -145,7 +145,7 @@ NOISES: dict[str, Callable[..., Tensor]] = {
 """Kinds of noise by name, each called as ``noise(images, level, seed=..., ids=...)``."""
 
 
-def _replacements(bits: np.ndarray, amount: float) -> tuple[np.ndarray, np.ndarray]:
+def replacements(bits: np.ndarray, amount: float) -> tuple[np.ndarray, np.ndarray]:
     """From 32 random bits for each value, two byte masks: the bits to keep, and the bits to set (255 for salt)."""
     half = np.uint32(round(amount * 2**31))
     is_pepper = (bits < half).view(np.uint8)
@@ -161,17 +161,17 @@ _NORMAL_SCALE = 2**10
 """Standard deviation of the white noise, which takes integer values."""
 
 
-def _tilt(key: int, height: int, width: int, smoothness: float, deviation: float) -> Tensor:
+def tilt_field(key: int, height: int, width: int, smoothness: float, deviation: float) -> Tensor:
     """Displacements (2, height, width), down and right, in integer steps; smoothness and deviation in pixels."""
-    bits = _random_bits(key, 2 * height * width, "<u2").reshape(2, height, width)
+    bits = random_bits(key, 2 * height * width, "<u2").reshape(2, height, width)
     white = np.rint(_NORMAL_SCALE * _normal_quantiles()).astype(np.float64)[bits]
-    rows, columns = (_blur_operator(side, smoothness, torch.device("cpu")) for side in (height, width))
+    rows, columns = (blur_operator(side, smoothness, torch.device("cpu")) for side in (height, width))
     field = rows @ torch.from_numpy(white) @ columns.T
     field_deviation = _NORMAL_SCALE * int((_weights(smoothness) ** 2).sum())  # exact except near the border
     return (field * (deviation * _STEPS / field_deviation)).round().long()
 
 
-def _displace(image: Tensor, steps: Tensor) -> Tensor:
+def displace(image: Tensor, steps: Tensor) -> Tensor:
     """Sample a uint8 image (3, H, W) at displaced pixels (bilinear, edges replicated), times _STEPS^2, in integers."""
     height, width = image.shape[1:]
     rows, columns = (
@@ -185,15 +185,15 @@ def _displace(image: Tensor, steps: Tensor) -> Tensor:
     return upper * (_STEPS - down) + lower * down
 
 
-def _blur(tilted: Tensor, sigma: float) -> Tensor:
-    """Blur the result of ``_displace`` and scale it back to 8 bits, rounded."""
-    rows, columns = (_blur_operator(side, sigma, tilted.device) for side in tilted.shape[1:])
+def blur(tilted: Tensor, sigma: float) -> Tensor:
+    """Blur the result of ``displace`` and scale it back to 8 bits, rounded."""
+    rows, columns = (blur_operator(side, sigma, tilted.device) for side in tilted.shape[1:])
     blurred = rows @ tilted.double() @ columns.T  # integers below 2^53: exact in any order of summation
     return (blurred / (_STEPS**2 * _WEIGHTS**2) + 0.5).floor().byte()
 
 
 @functools.lru_cache(maxsize=16)
-def _blur_operator(side: int, sigma: float, device: torch.device) -> Tensor:
+def blur_operator(side: int, sigma: float, device: torch.device) -> Tensor:
     """Matrix (side, side) that blurs one axis with a reflected border; integers, each row sums to _WEIGHTS."""
     with torch.inference_mode(False), torch.device("cpu"):  # the cached tensor serves callers outside these modes too
         weights = torch.from_numpy(_weights(sigma)).double()
@@ -230,10 +230,11 @@ def _keys(images: Tensor, kind: str, level: float, seed: int, ids: Ids) -> list[
                 f"ids must be integers of shape (N,), got {ids.dtype} of shape {tuple(ids.shape)}; give one id for each image"
             )
         ids = ids.tolist()
-    return [_key(operator.index(seed), image_id, kind, level) for image_id in ids]
+    return [key_of(operator.index(seed), image_id, kind, level) for image_id in ids]
 
 
-def _key(seed: int, image_id: str | int, kind: str, level: float) -> int:
+def key_of(seed: int, image_id: str | int, kind: str, level: float) -> int:
+    """The 128-bit key of the random numbers of an image."""
     plain_id = (
         str(image_id) if isinstance(image_id, str) else operator.index(image_id)
     )  # repr of NumPy's str has its type
@@ -242,7 +243,7 @@ def _key(seed: int, image_id: str | int, kind: str, level: float) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=16).digest(), "little")
 
 
-def _random_bits(key: int, count: int, dtype: str) -> np.ndarray:
+def random_bits(key: int, count: int, dtype: str) -> np.ndarray:
     """``count`` random integers of a dtype, from the raw stream, which is all that NumPy guarantees across versions."""
     bytes_each = np.dtype(dtype).itemsize
     raw = np.random.Philox(key=key).random_raw(-(-count * bytes_each // 8))

@@ -255,7 +255,7 @@ def _overlap_of_moments(
 ) -> Tensor:
     """``_overlap_similarity`` of ssim and pearson from moments: the same value at about 1 % of the work."""
     rows, columns = (
-        _axis(pixels, cells, distance, maps.dtype, maps.device)
+        sampling_axis(pixels, cells, distance, maps.dtype, maps.device)
         for pixels, cells, distance in zip(size, maps.shape[1:], shift, strict=True)
     )
     num_pixels = rows.num_pixels * columns.num_pixels
@@ -290,7 +290,8 @@ def _scale_overlap(
 
 
 @functools.lru_cache(maxsize=64)
-def _axis(pixels: int, cells: int, distance: int, dtype: torch.dtype, device: torch.device) -> _Axis:
+def sampling_axis(pixels: int, cells: int, distance: int, dtype: torch.dtype, device: torch.device) -> _Axis:
+    """Closed-form sums over one axis of what the clean and the moved map both show."""
     with torch.inference_mode(False), torch.device("cpu"):  # the cached tensor serves callers outside these modes too
         sampling = resize_operator(pixels, cells, "bilinear", torch.float64, torch.device("cpu"))
         spans = _clean_and_moved(pixels, distance)
