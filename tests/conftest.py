@@ -203,6 +203,14 @@ def _write_config(folder: Path, images: Path, weights: Path, **tables: str) -> P
     return path
 
 
+@pytest.fixture
+def no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the PDF files of figures empty: embedding their fonts takes half of the time of a small report."""
+    from explain2me.report.write import KINDS
+
+    monkeypatch.setitem(KINDS, "pdf", lambda figure, stream: None)
+
+
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 

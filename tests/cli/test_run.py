@@ -64,6 +64,7 @@ def test_damage_is_found_and_exit_is_2(call: Call) -> None:
     assert "not in the plan" in output
 
 
+@pytest.mark.usefixtures("no_pdf")
 def test_missing_images_are_quarantined_and_too_many_make_exit_3(
     call: Call, write_config: Callable[..., Path], rewrite_manifest: Callable[..., Path]
 ) -> None:

@@ -70,6 +70,7 @@ def compared_without(tmp_path, make_images, small_config, weights, detector_tabl
     return make
 
 
+@pytest.mark.usefixtures("no_pdf")
 @pytest.mark.parametrize("gone", ["a", "b"], ids=["the first", "the last"])
 def test_a_detector_without_any_usable_image_does_not_take_the_others_with_it(compared_without, gone):
     run = compared_without(lambda model: model.detector == gone)

@@ -11,7 +11,6 @@ from PIL import Image
 from explain2me.config.load import load_config
 from explain2me.report import write_report
 from explain2me.report.material import Material, gather
-from explain2me.report.write import KINDS
 from explain2me.run.folder import Run
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
@@ -37,19 +36,22 @@ def _make_run(folder, toml, *, report=True):
 
 
 @pytest.fixture(scope="session")
-def reported(tmp_path_factory, images, weights, detector_table):
-    folder = tmp_path_factory.mktemp("report")
+def reported(make_once, images, weights, detector_table):
     text = f'name = "tiny"\n{detector_table("first-detector", f"{weights}/seed[01].safetensors")}'
     text += detector_table("second", f"{weights}/seed[12].safetensors")
     text += f'[data]\nmanifest = "{images}"\n[summary]\nbootstrap = 50\n[report]\nimages = 2\n'
     text += '[measures]\nnoise = {levels = [0.05, 0.5]}\nsimilarity = ["ssim", "pearson"]\n'
-    return _make_run(folder, text + '[compute]\ndevice = "cpu"\nbatch_size = 8\n')
+    text += '[compute]\ndevice = "cpu"\nbatch_size = 8\n'
+    return Run(make_once("reported", lambda folder: _make_run(folder, text)) / "run")
 
 
 @pytest.fixture(scope="session")
-def hostile(tmp_path_factory, weights):
+def hostile(make_once, weights):
     """A run whose files, sources, labels and detectors have names that would run something somewhere."""
-    folder = tmp_path_factory.mktemp("hostile")
+    return Run(make_once("hostile", lambda folder: _make_hostile_run(folder, weights)) / "run")
+
+
+def _make_hostile_run(folder, weights):
     rng = np.random.default_rng(0)
     lines = ["path,label,source,image_id"]
     for i in range(12):
@@ -62,7 +64,7 @@ def hostile(tmp_path_factory, weights):
     for i, name in enumerate(names):
         text += f"[[detectors]]\nname = {json.dumps(name)}\narchitecture = 'timm:test_resnet'\ninput_size = 96\n"
         text += f"checkpoints = '{weights}/seed[{i}{i + 1}].safetensors'\n"
-    return _make_run(folder, text + "[summary]\nbootstrap = 20\n[report]\nimages = 1\n[compute]\ndevice = 'cpu'\n")
+    _make_run(folder, text + "[summary]\nbootstrap = 20\n[report]\nimages = 1\n[compute]\ndevice = 'cpu'\n")
 
 
 @pytest.fixture(scope="session")
@@ -88,9 +90,3 @@ def material(gathered) -> Material:
         setattr(tables, name, getattr(gathered.tables, name).copy())
     own = {name: copy.deepcopy(getattr(gathered, name)) for name in ("dead", "dead_of_runs", "one_class", "map_sizes")}
     return dataclasses.replace(gathered, tables=tables, **own)
-
-
-@pytest.fixture
-def no_pdf(monkeypatch):
-    """Leave the PDF files of figures empty: embedding their fonts takes half of the time of a small report."""
-    monkeypatch.setitem(KINDS, "pdf", lambda figure, stream: None)

@@ -71,8 +71,7 @@ def test_nothing_is_wider_than_the_window(visit, reported, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
 def test_axe_finds_nothing(visit, reported, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 

@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="module")
-def toys(reported, tmp_path_factory):
+@pytest.fixture(scope="session")
+def toys(reported, make_once):
     """The run with three more measures, and what its report has: (folder of the report, contents)."""
-    folder = tmp_path_factory.mktemp("toys") / "run"
-    shutil.copytree(reported.folder, folder, ignore=shutil.ignore_patterns("report"))
-    command = [sys.executable, str(Path(__file__).with_name("toys.py")), str(folder)]
-    output = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert output.returncode == 0, output.stderr
-    return folder / "report", json.loads(output.stdout.splitlines()[-1])
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(reported.folder, folder / "run", ignore=shutil.ignore_patterns("report"))
+        command = [sys.executable, str(Path(__file__).with_name("toys.py")), str(folder / "run")]
+        output = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert output.returncode == 0, output.stderr
+        (folder / "contents.json").write_text(output.stdout.splitlines()[-1])
+
+    folder = make_once("toys", fill)
+    return folder / "run" / "report", json.loads((folder / "contents.json").read_text())
 
 
 def test_it_is_in_the_tables(toys):
