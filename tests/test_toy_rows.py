@@ -1,38 +1,16 @@
 """A new measure and a new method need one file and one row: the command line then does the rest."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
-
-REPORT_IS_DERIVED = False
-"""Whether the report reads the table of measures. If so, a new measure goes through `run`, `show` and `report`, too."""
-STAGES = (("check", "CONFIG"), ("explain", "CONFIG", "--out", "RUN"), ("measure", "RUN"), ("summarise", "RUN"))
-WITH_REPORT = (("check", "CONFIG"), ("run", "CONFIG", "--out", "RUN"), ("report", "RUN"), ("show", "RUN"))
-
-PROGRAM = """
-import sys
-sys.path.insert(0, {folder!r})
-{rows}
-from explain2me.cli import main
-
-for command in {commands}:
-    sys.argv = ["explain2me", *({{"CONFIG": {config!r}, "RUN": {out!r}}}.get(word, word) for word in command)]
-    try:
-        main()
-    except SystemExit as stop:
-        assert not stop.code, (command, stop.code)
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
-from explain2me import open_run
-run = open_run({out!r})
-maps = run.maps().filter(pc.equal(run.maps()["condition"].cast("string"), "clean"))
-scores, summary, differences = run.scores().to_pandas(), run.summary().to_pandas(), run.summary("differences").to_pandas()
-"""
+import pandas as pd
+import pytest
 
-MEASURE_FILE = """
+FILE = """
 import torch
 
 def peak(maps, estimator):
@@ -40,10 +18,6 @@ def peak(maps, estimator):
 
 def overlap(maps, other_maps, kind, input_size, *, similarity):
     return torch.minimum(maps, other_maps).sum((1, 2)) / torch.maximum(maps, other_maps).sum((1, 2))
-"""
-
-METHOD_FILE = """
-import torch
 
 class Brightness:
     def __init__(self, model, layer):
@@ -63,94 +37,123 @@ class Brightness:
         return maps[:, None].expand(-1, choose(logits).shape[1], -1, -1), logits
 """
 
-MEASURE_ROW = """
-from explain2me.statistics.scores import CLEAN, MEASURES, VARIANTS, Measure, Score
-MEASURES["toy"] = Measure(
-    name="toy", title="Toy", question="How high?", meaning="Higher is higher.", of={of!r}, function="toy:{function}",
-    variants={variants}, scores=(Score("toy", "toy", {condition!r}, higher_is_better=True),), {more}
-)
-"""
-
-METHOD_ROW = """
+PROGRAM = """
+import json, sys
+folder = sys.argv[1]
+sys.path.insert(0, folder)
 from explain2me.salience.methods import METHODS, Method
+from explain2me.statistics.scores import MEASURES, VARIANTS, Measure, Score
+
+def add(name, of, function, variants, condition, **more):
+    scores = (Score(name, name, condition, higher_is_better=True),)
+    words = dict(title=name, question="How high?", meaning="Higher is higher.")
+    MEASURES[name] = Measure(
+        name=name, of=of, function=f"toy:{function}", variants=variants, scores=scores, **words, **more
+    )
+
+add("toy_map", "map", "peak", ("largest",), "clean")
+add("toy_level", "perturbation", "overlap", VARIANTS, "level", perturbation="corruption")
+add("toy_pairs", "pairs", "overlap", VARIANTS, "clean")
 METHODS["toy"] = Method("toy", "Toy", "toy:Brightness", 1, False, "nobody")
+
+from explain2me.cli import main
+config, out = f"{folder}/config.toml", f"{folder}/run"
+for command in (["check", config], ["run", config, "--out", out], ["report", out], ["show", out]):
+    sys.argv = ["explain2me", *command]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, (command, stop.code)
+
+from explain2me import open_run
+run = open_run(out)
+tables = {"scores": run.scores(), "maps": run.maps(), "summary": run.summary()}
+tables |= {name: run.summary(name) for name in ("differences", "toy_pairs_matrix")}
+for name, table in tables.items():
+    table.to_pandas().to_pickle(f"{folder}/{name}.pickle")
+print(json.dumps([model.layer for model in run.models]))
 """
 
-OFF = "entropy = false\nnoise = false\nresilience = false\nfocus = false\nstability = false"
-ONLY_SCORES = """
-assert set(scores.measure) == set(summary.measure) == {"toy"}
-assert scores.value.between(0, 1).all() and set(scores.variant) == set(summary.variant) == set(differences.variant) - {
-    "softmax", "released"}
-assert set(differences[differences.measure == "toy"].detector) == {"a"}
+MEASURES = """
+resilience = false
+focus = false
+noise = {kind = 'gaussian', levels = [0.05, 0.1]}
+toy_map = true
+toy_level = {kind = 'gaussian', levels = [0.05]}
+toy_pairs = true
 """
-KINDS = {
-    "map": (
-        {"of": "map", "function": "peak", "variants": "('largest',)", "condition": "clean", "more": ""},
-        "toy = true",
-        ONLY_SCORES + "cells = np.stack(maps['map'].to_numpy())\n"
-        "assert np.allclose(sorted(scores.value), sorted(cells.max(1) / cells.sum(1)))\n"
-        "assert scores.chance.isna().all()\n",
-    ),
-    "perturbation": (
-        {
-            "of": "perturbation",
-            "function": "overlap",
-            "variants": "VARIANTS",
-            "condition": "level",
-            "more": "perturbation='corruption'",
-        },
-        "toy = {kind = 'gaussian', levels = [0.05]}\nnoise = {kind = 'gaussian', levels = [0.05, 0.1]}",
-        "assert set(scores.measure) == set(summary.measure) == {'noise', 'toy'}\n"
-        "assert set(scores.condition[scores.measure == 'toy']) == {'gaussian@0.05'}\n"
-        "assert set(summary.condition[summary.measure == 'noise']) == {'gaussian@0.05', 'gaussian@0.1'}\n"
-        "assert summary.chance[summary.measure == 'toy'].between(0, 1).all()\n"
-        "assert len(run.maps()) == 3 * len(maps)\n",
-    ),
-    "pairs": (
-        {"of": "pairs", "function": "overlap", "variants": "VARIANTS", "condition": "clean", "more": ""},
-        "toy = true",
-        ONLY_SCORES + "assert set(scores.run) == {'seed0', 'seed1'} and set(scores.other_run) == {'seed1', 'seed2'}\n"
-        "matrix = run.summary('toy_matrix').to_pandas()\n"
-        "assert set(zip(matrix.detector, matrix.run)) == {('a', 'seed0'), ('a', 'seed1'), ('b', 'seed1'), ('b', 'seed2')}\n",
-    ),
-}
 
 
-def run_program(tmp_path: Path, file: str, rows: str, config: Path, checks: str, *, commands) -> None:
-    (tmp_path / "toy.py").write_text(file)
-    settings = {"folder": str(tmp_path), "config": str(config), "out": str(tmp_path / "run"), "rows": rows}
-    program = PROGRAM.format(commands=commands, **settings) + checks
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+class Toys(NamedTuple):
+    """What the run with the new rows holds."""
+
+    scores: pd.DataFrame
+    maps: pd.DataFrame
+    summary: pd.DataFrame
+    differences: pd.DataFrame
+    matrix: pd.DataFrame
+    layers: list[str]
+
+    def of(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """Scores, summary and differences of one measure; what holds for every new measure is checked."""
+        rows = tuple(table[table.measure == measure] for table in (self.scores, self.summary, self.differences))
+        scores, summary, differences = rows
+        assert scores.value.between(0, 1).all()
+        assert set(scores.variant) == set(summary.variant) == set(differences.variant)
+        assert set(differences.detector) == {"a"}
+        return scores, summary, differences
 
 
-def two_detectors(detector_table, weights: Path) -> str:
-    return detector_table("a", f"{weights}/seed[01].safetensors") + detector_table(
-        "b", f"{weights}/seed[12].safetensors"
-    )
+@pytest.fixture(scope="session")
+def toys(make_once, images, weights, detector_table) -> Toys:
+    """A process of its own, which has three more measures and one more method in its tables."""
+
+    def fill(folder: Path) -> None:
+        (folder / "toy.py").write_text(FILE)
+        detectors = "".join(
+            detector_table(n, f"{weights}/seed[{s}].safetensors") for n, s in (("a", "01"), ("b", "12"))
+        )
+        (folder / "config.toml").write_text(
+            f'name = "toys"\n{detectors}[data]\nmanifest = "{images}"\n[measures]{MEASURES}[salience]\nmethod = "toy"\n'
+            '[summary]\nbootstrap = 10\n[compute]\ndevice = "cpu"\n[report]\nafter_run = false\nimages = 1\n'
+        )
+        command = [sys.executable, "-c", PROGRAM, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "layers.json").write_text(done.stdout.splitlines()[-1])
+
+    folder = make_once("toy-rows", fill)
+    names = ("scores", "maps", "summary", "differences", "toy_pairs_matrix")
+    tables = [pd.read_pickle(folder / f"{name}.pickle") for name in names]
+    return Toys(*tables, layers=json.loads((folder / "layers.json").read_text()))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_new_measure_is_one_file_and_one_row(kind, tmp_path, write_config, weights, detector_table) -> None:
-    row, settings, checks = KINDS[kind]
-    off = "\n".join(line for line in OFF.splitlines() if line.split(" =")[0] not in fields_of(settings))
-    config = write_config(detectors=two_detectors(detector_table, weights), measures=f"{off}\n{settings}")
-    commands = WITH_REPORT if REPORT_IS_DERIVED else STAGES
-    run_program(tmp_path, MEASURE_FILE, MEASURE_ROW.format(**row), config, checks, commands=commands)
+def test_a_new_measure_of_single_maps_is_one_file_and_one_row(toys: Toys) -> None:
+    scores, _, _ = toys.of("toy_map")
+    cells = np.stack(toys.maps[toys.maps.condition == "clean"]["map"].to_numpy())
+    np.testing.assert_allclose(sorted(scores.value), sorted(cells.max(1) / cells.sum(1)), rtol=1e-6)
+    assert scores.chance.isna().all()
 
 
-def fields_of(settings: str) -> set[str]:
-    return {line.split(" =")[0] for line in settings.splitlines()}
+def test_a_new_measure_of_a_perturbation_is_one_file_and_one_row(toys: Toys) -> None:
+    scores, summary, _ = toys.of("toy_level")
+    assert set(scores.condition) == {"gaussian@0.05"}
+    assert set(toys.summary.condition[toys.summary.measure == "noise"]) == {"gaussian@0.05", "gaussian@0.1"}
+    assert summary.chance.between(0, 1).all()
+    assert len(toys.maps) == 3 * (toys.maps.condition == "clean").sum()  # a condition of two measures is made once
 
 
-def test_a_new_method_is_one_file_and_one_row(tmp_path, write_config, weights, detector_table) -> None:
-    measures = "noise = false\nresilience = false\nfocus = false"
-    extra = '[salience]\nmethod = "toy"'
-    config = write_config(detectors=two_detectors(detector_table, weights), measures=measures, extra=extra)
-    checks = (
-        "assert {model.layer for model in run.models} == {'input'}\n"
-        "assert len(maps['map'][0]) == 16 and set(scores.measure) == {'entropy', 'stability'}\n"
-        "assert np.isclose(summary['mean'][(summary.measure == 'stability')], 1).all()\n"
-        "assert len(differences)\n"
-    )
-    run_program(tmp_path, METHOD_FILE, METHOD_ROW, config, checks, commands=WITH_REPORT)
+def test_a_new_measure_of_pairs_of_runs_is_one_file_and_one_row(toys: Toys) -> None:
+    scores, _, _ = toys.of("toy_pairs")
+    assert set(scores.run) == {"seed0", "seed1"}
+    assert set(scores.other_run) == {"seed1", "seed2"}
+    pairs = {("a", "seed0"), ("a", "seed1"), ("b", "seed1"), ("b", "seed2")}
+    assert set(zip(toys.matrix.detector, toys.matrix.run, strict=True)) == pairs
+
+
+def test_a_new_method_is_one_file_and_one_row(toys: Toys) -> None:
+    assert set(toys.layers) == {"input"}
+    assert len(toys.maps["map"].iloc[0]) == 16
+    assert {"entropy", "noise", "stability"} <= set(toys.scores.measure)
+    assert np.isclose(toys.summary["mean"][toys.summary.measure == "stability"], 1).all()
+    assert len(toys.differences)

@@ -14,12 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from explain2me import open_run
-from explain2me.report import write_report
-from explain2me.report.figures.radar import radar_values
-from explain2me.report.material import gather
-from explain2me.report.notebook import style
-from explain2me.report.terminal import show_run
 from explain2me.statistics.scores import MEASURES, FigureRow, Score
 
 COPIES = {"toy": "entropy", "tug": "focus", "pact": "stability"}
@@ -28,9 +22,16 @@ CONDITIONS = {"focus_salient": "tug_near", "focus_nonsalient": "tug_far"}
 
 def main(folder: Path) -> None:
     """Add the rows, write the report, print what it has."""
+    add_measures()  # before the config is imported, which has a field for each
     from rich.console import Console
 
-    add_measures()
+    from explain2me import open_run
+    from explain2me.report import write_report
+    from explain2me.report.figures.radar import radar_values
+    from explain2me.report.material import gather
+    from explain2me.report.notebook import style
+    from explain2me.report.terminal import show_run
+
     for path in (folder / "scores").glob("*.parquet"):
         pq.write_table(with_copies(pq.read_table(path, partitioning=None)), path)
     for name in ("measures", "differences"):
