@@ -158,23 +158,35 @@ def make_images() -> Callable[..., Path]:
     return _make_images
 
 
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Call the command line in a fresh folder; returns exit code, output and errors."""
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Call the command line in the folder where we are; returns exit code, output and errors."""
+    return _command
+
+
+def _command(*arguments: object) -> tuple[int, str, str]:
     from explain2me import cli
 
+    output, errors = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+        pytest.raises(SystemExit) as stop,
+    ):
+        patch.setattr(sys, "argv", ["explain2me", *map(str, arguments)])
+        cli.main()
+    return int(stop.value.code or 0), output.getvalue(), errors.getvalue()
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Call the command line in a fresh folder; returns exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["explain2me", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return run
+    return _command
 
 
 WriteConfig = Callable[..., Path]
@@ -215,23 +227,14 @@ def no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished_folder(make_once: MakeOnce, images: Path, weights: Path) -> Path:
+def finished_folder(make_once: MakeOnce, command: Command, images: Path, weights: Path) -> Path:
     """The run of ``write_config()``, as the command `run` made it, in ``run``; what that printed is in ``output``."""
 
     def fill(folder: Path) -> None:
-        from explain2me import cli
-
         config = _write_config(folder, images, weights)
-        printed = io.StringIO()
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(printed),
-            pytest.raises(SystemExit) as stop,
-        ):
-            patch.setattr(sys, "argv", ["explain2me", "run", str(config), "--out", str(folder / "run")])
-            cli.main()
-        assert not stop.value.code
-        (folder / "output").write_text(printed.getvalue())
+        code, output, errors = command("run", config, "--out", folder / "run")
+        assert (code, errors) == (0, "")
+        (folder / "output").write_text(output)
 
     return make_once("finished", fill)
 

@@ -11,6 +11,7 @@ from PIL import Image
 from explain2me.config.load import load_config
 from explain2me.report import write_report
 from explain2me.report.material import Material, gather
+from explain2me.report.write import KINDS
 from explain2me.run.folder import Run
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
@@ -48,7 +49,13 @@ def reported(make_once, images, weights, detector_table):
 @pytest.fixture(scope="session")
 def hostile(make_once, weights):
     """A run whose files, sources, labels and detectors have names that would run something somewhere."""
-    return Run(make_once("hostile", lambda folder: _make_hostile_run(folder, weights)) / "run")
+
+    def fill(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(KINDS, "pdf", lambda figure, stream: None)
+            _make_hostile_run(folder, weights)
+
+    return Run(make_once("hostile", fill) / "run")
 
 
 def _make_hostile_run(folder, weights):

