@@ -137,7 +137,7 @@ def test_prepare_refuses_the_folder_of_another_seed(tmp_path):
         demo.prepare(tmp_path, seed=2)
 
 
-def test_it_is_said_what_is_made():
+def test_the_demo_says_what_it_makes():
     for word in ("Tipping & Bishop 1999", "SIMULATED", "lfw_subset"):
         assert word in demo.ABOUT
 

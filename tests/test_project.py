@@ -145,7 +145,7 @@ except SystemExit as stop:
 
 
 @pytest.mark.parametrize("command", ["check", "run", "explain", "train", "study"])
-def test_a_wrong_config_is_told_before_anything_heavy_is_imported(command, tmp_path):
+def test_a_wrong_config_is_refused_before_anything_heavy_is_imported(command, tmp_path):
     (tmp_path / "wrong.toml").write_text(
         'name = "wrong"\n[data]\nmanifest = "images"\npositive = "fake"\nsplits = "test"\n'
     )

@@ -123,7 +123,7 @@ def test_wrong_checkpoints_are_refused(
 
 
 @pytest.mark.parametrize("command", ["study", "train"])
-def test_a_config_without_training_is_told_so(call: Call, write_config: Callable[..., Path], command: str) -> None:
+def test_a_config_without_training_is_refused(call: Call, write_config: Callable[..., Path], command: str) -> None:
     code, _, error = call(command, write_config())
     assert code == 2
     assert (

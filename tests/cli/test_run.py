@@ -82,7 +82,7 @@ def test_missing_images_are_quarantined_and_too_many_make_exit_3(
 
 
 @pytest.mark.usefixtures("copied_run")
-def test_tables_older_than_the_scores_are_said_to_be(call: Call) -> None:
+def test_a_warning_names_tables_older_than_the_scores(call: Call) -> None:
     said = call("measure", "runs/tiny", "--set", 'measures.similarity="pearson"')[1]
     assert "call `explain2me summarise" in said
     _, output, errors = call("show", "runs/tiny", "--brief")

@@ -14,7 +14,7 @@ def test_examples_load(name):
     assert load_config(path).name
 
 
-def test_the_paper_s_protocol():
+def test_the_protocol_of_the_paper():
     path = Path(__file__).resolve().parents[2] / "examples" / "paper.toml"
     config = load_config(path)
     training = config.training

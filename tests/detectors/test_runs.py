@@ -11,7 +11,7 @@ from explain2me.errors import Explain2MeError
 from explain2me.stages.check import check
 
 
-def test_a_checkpoint_is_not_called_as_the_mean_over_runs_is(tmp_path, weights):
+def test_no_run_has_the_name_of_the_mean_over_runs(tmp_path, weights):
     for i, name in enumerate(("all", "seed1")):
         shutil.copy(weights / f"seed{i}.safetensors", tmp_path / f"{name}.safetensors")
     wanted = DetectorConfig(name="d", architecture="timm:test_resnet", checkpoints=str(tmp_path / "*.safetensors"))

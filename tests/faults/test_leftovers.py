@@ -14,7 +14,7 @@ from explain2me.stages.summarise import summarise_run
 from explain2me.stages.verify import verify_run
 
 
-def test_a_file_that_was_being_written_is_taken_for_nothing(copied_run):
+def test_files_of_a_stopped_process_are_ignored(copied_run):
     folder, config = copied_run.folder, copied_run.config
     model = copied_run.models[0].name
     left = [folder / where / ".tmp-x.tmp" for where in ("quarantine", "scores", "summary", f"maps/model={model}", ".")]

@@ -22,7 +22,7 @@ from explain2me.stages.summarise import summarise_run
 from explain2me.stages.verify import verify_run
 
 
-def test_a_shard_without_any_usable_image_is_a_part_without_rows(tmp_path, make_images, small_config):
+def test_a_shard_without_usable_images_is_a_part_without_rows(tmp_path, make_images, small_config):
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 5, ("real", "b"): 4})
     config = small_config(manifest, shard_size=4)
     last = manifest.parent / "real" / "b" / "003.png"
@@ -72,7 +72,7 @@ def compared_without(tmp_path, make_images, small_config, weights, detector_tabl
 
 @pytest.mark.usefixtures("no_pdf")
 @pytest.mark.parametrize("gone", ["a", "b"], ids=["the first", "the last"])
-def test_a_detector_without_any_usable_image_does_not_take_the_others_with_it(compared_without, gone):
+def test_a_detector_without_usable_images_changes_no_other(compared_without, gone):
     run = compared_without(lambda model: model.detector == gone)
     other = "b" if gone == "a" else "a"
     rows = run.summary("performance").to_pandas()

@@ -98,7 +98,7 @@ def test_batches_keep_the_order(tmp_path, num_threads, prefetch):
     assert not image_threads()
 
 
-def test_failures_are_told_and_move_no_border(tmp_path):
+def test_failures_are_reported_and_move_no_border(tmp_path):
     paths = make_images(tmp_path, 9)
     for number in (1, 3, 4, 5):
         paths[number].write_bytes(b"text")

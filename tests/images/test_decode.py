@@ -240,7 +240,7 @@ except Exception as error:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
-def test_a_machine_short_of_memory_is_not_blamed_on_the_image(tmp_path):
+def test_too_little_memory_is_not_blamed_on_the_image(tmp_path):
     for name, side in (("large", 7500), ("small", 64)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
     paths = [str(tmp_path / f"{name}.png") for name in ("large", "small")]

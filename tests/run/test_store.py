@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from image_rows import GROUPS, image_rows
 
 from explain2me.config.load import parse_config
 from explain2me.errors import RunFolderError
@@ -18,8 +19,6 @@ from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.packs import read_parquet
 from explain2me.run.plan import plan
 from explain2me.run.record import Model
-from explain2me.run.schema import IMAGES
-from explain2me.statistics.chance import partners
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
@@ -63,48 +62,9 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def image_rows(groups: dict[tuple[str, str], int]) -> pa.Table:
-    rows = [(label, source) for (label, source), count in groups.items() for _ in range(count)]
-    count = len(rows)
-    columns = {
-        "image": range(count),
-        "image_id": [f"{i}" for i in range(count)],
-        "path": [f"{i}.png" for i in range(count)],
-        "label": [label for label, _ in rows],
-        "source": [source for _, source in rows],
-        "width": [8] * count,
-        "height": [8] * count,
-        "sha256": ["0"] * count,
-    }
-    return pa.table({name: pa.array(list(column), IMAGES.field(name).type) for name, column in columns.items()})
-
-
-GROUPS = {("fake", "a"): 30, ("fake", "b"): 1, ("real", "a"): 2, ("real", "c"): 17}
-
-
 def test_stretches_are_groups_of_label_and_source() -> None:
     found = [(s.label, s.source, s.stop - s.start) for s in stretches_of(image_rows(GROUPS))]
     assert found == [(label, source, count) for (label, source), count in GROUPS.items()]
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_partners_are_other_images_of_the_same_source_label_and_prediction(seed: int) -> None:
-    images = image_rows(GROUPS)
-    predicted = np.random.default_rng(seed).integers(0, 2, len(images))
-    predicted[7] = -1  # quarantined
-    found = partners(images, predicted, seed=seed)
-    rows = [
-        (*row.values(), wanted)
-        for row, wanted in zip(images.select(["label", "source"]).to_pylist(), predicted, strict=True)
-    ]
-    for i, partner in enumerate(found):
-        if rows.count(rows[i]) == 1 or predicted[i] == -1:
-            assert partner == -1
-        else:
-            assert partner != i
-            assert rows[i] == rows[partner]
-    group = np.flatnonzero(predicted[:30] == 1)
-    assert sorted(found[group]) == group.tolist()  # a permutation
 
 
 def run_folder(folder: Path, images: pa.Table, **compute: object) -> Run:

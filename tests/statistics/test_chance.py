@@ -1,7 +1,9 @@
 """Chance: the similarity to the map of another image."""
 
 import numpy as np
+import pytest
 import torch
+from image_rows import GROUPS, image_rows
 
 from explain2me.run.plan import plan
 from explain2me.stages.measure import MapReader
@@ -27,3 +29,23 @@ def test_chance_reads_the_predictions_of_the_model_whose_map_is_exchanged(finish
         found = reader.partners(model)
         want = partners(finished_run.image_table, clean.predicted.to_numpy(), seed=finished_run.config.seed)
         assert np.array_equal(found, want)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_partners_are_other_images_of_the_same_source_label_and_prediction(seed: int) -> None:
+    images = image_rows(GROUPS)
+    predicted = np.random.default_rng(seed).integers(0, 2, len(images))
+    predicted[7] = -1  # quarantined
+    found = partners(images, predicted, seed=seed)
+    rows = [
+        (*row.values(), wanted)
+        for row, wanted in zip(images.select(["label", "source"]).to_pylist(), predicted, strict=True)
+    ]
+    for i, partner in enumerate(found):
+        if rows.count(rows[i]) == 1 or predicted[i] == -1:
+            assert partner == -1
+        else:
+            assert partner != i
+            assert rows[i] == rows[partner]
+    group = np.flatnonzero(predicted[:30] == 1)
+    assert sorted(found[group]) == group.tolist()  # a permutation

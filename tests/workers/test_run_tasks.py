@@ -92,7 +92,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.mark.parametrize(("name", "error"), [("end_of_file", EOFError), ("aborted", ConnectionAbortedError)])
 @pytest.mark.parametrize("engine", ["one", "two"], indirect=True)
-def test_what_a_task_raises_is_not_taken_for_the_death_of_its_worker(
+def test_an_exception_of_a_task_is_not_the_death_of_its_worker(
     work: ModuleType, engine: Engine, name: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error, match="of a"):
@@ -138,7 +138,7 @@ def paths_in(folder: Path, *names: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_every_task_is_done_and_tells_its_progress(tmp_path: Path, work: ModuleType, engine: Engine) -> None:
+def test_every_task_is_done_and_reports_its_progress(tmp_path: Path, work: ModuleType, engine: Engine) -> None:
     tasks = paths_in(tmp_path, *"abcde")
     begun, told = [], []
     done = run_tasks(work.write, tasks, engine, on_start=begun.append, on_progress=lambda *heard: told.append(heard))
@@ -150,7 +150,7 @@ def test_every_task_is_done_and_tells_its_progress(tmp_path: Path, work: ModuleT
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("engine", ["two", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
-def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path, work: ModuleType, engine: Engine) -> None:
+def test_a_worker_that_dies_once_loses_nothing(tmp_path: Path, work: ModuleType, engine: Engine) -> None:
     tasks = paths_in(tmp_path, "a", "deadly", "b", "c")
     assert sorted(run_tasks(work.die_once, tasks, engine)) == sorted(tasks)
     assert Path(tasks[1]).read_text() == "tried tried "
@@ -172,7 +172,7 @@ def test_a_suspect_gets_a_process_of_its_own(tmp_path: Path, work: ModuleType) -
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_what_a_task_raises_comes_through(tmp_path: Path, work: ModuleType, engine: Engine) -> None:
+def test_an_exception_of_a_task_reaches_the_caller(tmp_path: Path, work: ModuleType, engine: Engine) -> None:
     with pytest.raises(ConfigError, match=r"wrong: [ab]"):
         list(run_tasks(work.fail, paths_in(tmp_path, "a", "b"), engine))
 
@@ -183,7 +183,7 @@ def test_the_trace_of_a_bug_names_the_line_in_the_worker(tmp_path: Path, work: M
     assert 'return {}["no such key"]' in "".join(caught.value.__notes__)
 
 
-def test_an_exception_that_cannot_be_sent_is_still_told(tmp_path: Path, work: ModuleType) -> None:
+def test_an_exception_that_cannot_be_sent_is_still_reported(tmp_path: Path, work: ModuleType) -> None:
     with pytest.raises(Exception, match=r"worker_functions.Odd: 1"):
         list(run_tasks(work.odd, paths_in(tmp_path, "a", "b"), Engine(workers=2)))
 
