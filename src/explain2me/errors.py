@@ -8,7 +8,7 @@ Explain2MeError            wrong config or file; the command line prints one lin
 ├── CheckpointError        a weights file that does not fit its architecture, or that must not be loaded
 ├── LayerError             a layer that the model does not have, or that carries no spatial map
 ├── RunFolderError         a run folder that is missing, damaged, or of another config
-└── ImageError             one image that cannot be used; a run puts it into the quarantine and goes on
+└── ImageError             one image that cannot be used; a run puts it into the quarantine and continues
 ```
 A tensor of the wrong shape or type raises ``ValueError`` instead.
 """

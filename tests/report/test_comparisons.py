@@ -1,7 +1,7 @@
 """Sentences about pairs of detectors, chance and decisions, from rows made by hand."""
 
 from explain2me.report.findings import against_chance, against_fixed, compare
-from explain2me.report.tables import RunScore
+from explain2me.report.summary import RunScore
 
 UP = RunScore("x", "x", "noise", "predicted", None, True)
 DOWN = UP._replace(higher_is_better=False)

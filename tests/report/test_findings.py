@@ -5,7 +5,7 @@ import pytest
 
 from explain2me.report.findings import findings
 from explain2me.report.material import gather
-from explain2me.report.tables import AUROC
+from explain2me.report.summary import AUROC
 from explain2me.run.parts import read_part
 
 

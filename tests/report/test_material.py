@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from explain2me.report.material import runs_of_one_class
-from explain2me.report.tables import headline, main_similarity
+from explain2me.report.summary import headline, main_similarity
 from explain2me.statistics.performance import Predictions
 from explain2me.statistics.scores import MEASURES
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from explain2me.report.export import latex, to_csv, to_latex
 from explain2me.report.sheets import Cell, Column, Sheet, aurocs, by_source, details, differences, sheets, stacked
-from explain2me.report.tables import AUROC
+from explain2me.report.summary import AUROC
 from explain2me.report.terminal import show_run, split
 from explain2me.statistics.scores import MEASURES
 

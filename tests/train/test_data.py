@@ -12,7 +12,7 @@ from small_trainings import SIZE, make_config, one, opened_files
 
 from explain2me.config.training import AugmentationConfig
 from explain2me.errors import Explain2MeError
-from explain2me.train.augment import Move, draw_move, move_image, move_map
+from explain2me.images.augment import Move, draw_move, move_image, move_map
 from explain2me.train.data import EpochSampler, Examples, class_weights, read_splits
 from explain2me.train.human_maps import read_human_maps
 from explain2me.train.loop import train_detector

@@ -1,4 +1,8 @@
-"""The five measures of section 3 of the paper, as pure functions on tensors, one file for each subsection."""
+"""The five measures of section 3 of the paper, as pure functions on tensors, one file for each subsection.
+
+To add a measure, write a file here and a row in ``statistics/scores.py``; a new kind of perturbation is an entry of
+``PERTURBATIONS`` in ``run/conditions.py``.
+"""
 
 from explain2me.measures.checks import is_dead, is_flat
 from explain2me.measures.entropy import entropy

@@ -8,7 +8,7 @@ from explain2me.report.findings import TAGS, Finding
 from explain2me.report.formats import UNKNOWN, count, interval, is_known, number, share
 from explain2me.report.material import Material
 from explain2me.report.sheets import training_in_words
-from explain2me.report.tables import AUROC, Tables
+from explain2me.report.summary import AUROC, Tables
 from explain2me.text import printable_line
 
 COLUMNS = ("measure", "better", "value", "95 % interval", "chance", "same class held fixed", "n", "dead")

@@ -17,7 +17,7 @@ from explain2me.errors import ImageError
 from explain2me.images.decode import load_array
 from explain2me.images.listing import image_root, resolve
 from explain2me.measures import is_dead
-from explain2me.report.tables import RunScore, Tables, main_similarity
+from explain2me.report.summary import RunScore, Tables, main_similarity
 from explain2me.run.conditions import Condition, conditions_for
 from explain2me.run.folder import Run, Stretch
 from explain2me.run.parts import Part, read_part

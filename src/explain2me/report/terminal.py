@@ -14,7 +14,7 @@ from rich.text import Text
 from explain2me.report import sheets as tables_of
 from explain2me.report.formats import share
 from explain2me.report.sheets import Cell, Column, Sheet, stacked
-from explain2me.report.tables import LARGE_DEAD_SHARE, Tables
+from explain2me.report.summary import LARGE_DEAD_SHARE, Tables
 from explain2me.statistics.scores import CLEAN, MEASURES
 from explain2me.text import printable
 

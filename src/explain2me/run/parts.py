@@ -1,4 +1,4 @@
-"""Read a part file of maps as arrays."""
+"""Read a part file of maps as arrays. ``stages/explain.py`` commits it; ``stages/shard.py`` makes its rows."""
 
 import json
 from collections.abc import Sequence

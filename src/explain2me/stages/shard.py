@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 class Explained(NamedTuple):
     """Results of a batch under one condition: maps for two classes from one forward pass.
 
-    ``maps`` (N, h, w) for the class that salience.target names, ``fixed`` (N, h, w) for the class of the variant `fixed`,
+    ``maps`` (N, h, w) for the class that salience.target names, ``fixed`` (N, h, w) for the class that is held fixed,
     ``classes`` int64 (N, 2) of both, ``logits`` (N, C), ``valid`` bool (N,): whether the condition could be applied.
     """
 
@@ -164,22 +164,13 @@ def _explain(
     precision: str,
     images: Tensor,
     labels: Tensor,
-    clean: Tensor | None,
+    clean_classes: Tensor | None,
 ) -> Explained:
-    target = run.config.salience.target
     classes = torch.empty(0)
 
     def choose(logits: Tensor) -> Tensor:
         nonlocal classes
-        predicted = predicted_classes(logits)
-        if target == "predicted":
-            explained = predicted
-        elif target == "true":
-            explained = labels.to(predicted)
-        else:
-            explained = torch.full_like(predicted, run.classes.index(target))
-        fixed = clean if clean is not None else torch.where(labels.to(predicted) < 0, explained, labels.to(predicted))
-        classes = torch.stack([explained, fixed], dim=1)
+        classes = _classes_to_explain(logits, labels, clean_classes, run)
         return classes
 
     with (
@@ -190,14 +181,33 @@ def _explain(
     return Explained(maps[:, 0], maps[:, 1], classes, logits, torch.ones(len(images), dtype=torch.bool))
 
 
-def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean: Tensor | None) -> Explained:
+def _classes_to_explain(logits: Tensor, labels: Tensor, clean_classes: Tensor | None, run: Run) -> Tensor:
+    """Classes (N, 2) that the two maps of each image explain.
+
+    The first is the class that ``salience.target`` names: the predicted class of this very image, its label, or one
+    class. The second is held fixed: for a perturbed image the class that its clean map explains, ``clean_classes``
+    (N,); for a clean image (``clean_classes`` None) its label, or the first class where it has none.
+    """
+    target, predicted = run.config.salience.target, predicted_classes(logits)
+    labels = labels.to(predicted)
+    if target == "predicted":
+        explained = predicted
+    elif target == "true":
+        explained = labels
+    else:
+        explained = torch.full_like(predicted, run.classes.index(target))
+    fixed = clean_classes if clean_classes is not None else torch.where(labels < 0, explained, labels)
+    return torch.stack([explained, fixed], dim=1)
+
+
+def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean_classes: Tensor | None) -> Explained:
     """Explain a batch filled up to one size: compiled code is for one size. The filler is cut off again."""
     count = len(images)
     filler = [0] * max(size - count, 0)
     result = explain(
         torch.cat([images, images[filler]]),
         torch.cat([labels, labels[filler]]),
-        None if clean is None else torch.cat([clean, clean[filler]]),
+        None if clean_classes is None else torch.cat([clean_classes, clean_classes[filler]]),
     )
     return Explained(*(part[:count] for part in result))
 

@@ -1,4 +1,4 @@
-"""The chance level: the partner of each image, and the score corrected for chance."""
+"""Chance: the partner of each image, and the correction of a score. The level itself is scored in ``stages/measure.py``."""
 
 from typing import Any
 

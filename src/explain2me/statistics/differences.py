@@ -1,4 +1,7 @@
-"""Rows of summary/differences: each pair of detectors, compared in each score of the tables and in AUROC."""
+"""Rows of summary/differences: each pair of detectors, compared in each score of the tables and in AUROC.
+
+The difference with its interval is :func:`explain2me.statistics.estimates.difference`.
+"""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence

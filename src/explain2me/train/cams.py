@@ -119,7 +119,7 @@ def _linear_reader(model: nn.Module, input_size: tuple[int, int]) -> FeatureRead
 
 
 class _Kept:
-    """Keeps the tensor at the place that is read and lets the pass go on with it."""
+    """Keep the tensor at the place that is read, and let the pass continue with it."""
 
     features: Tensor | None = None
     grid: Grid | None = None

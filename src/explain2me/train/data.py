@@ -18,6 +18,7 @@ from explain2me.config.compare import digest
 from explain2me.config.schema import Config
 from explain2me.config.training import AugmentationConfig, TrainingConfig
 from explain2me.errors import ConfigError, ImageError, ManifestError
+from explain2me.images.augment import draw_move, move_image, move_map
 from explain2me.images.containers import container_of
 from explain2me.images.decode import MAX_PIXELS, load_array
 from explain2me.images.examine import index_images
@@ -26,7 +27,6 @@ from explain2me.images.select import class_names
 from explain2me.run.files import write_parquet
 from explain2me.run.packs import read_parquet
 from explain2me.salience.heatmaps import load_map
-from explain2me.train.augment import draw_move, move_image, move_map
 
 CACHE_BYTES = 2 * 2**30
 """Decoded images that a process keeps, and as many bytes of human maps; the rest is read again each epoch."""

@@ -2,6 +2,9 @@
 
 Pure functions on tensors. A class activation map (CAM) is the weights of a class in the linear head times the feature
 maps that enter global pooling; :mod:`explain2me.train.cams` keeps those of the pass that classifies anyway.
+
+To add a loss: its name and options in ``StrategyConfig`` (``config/training.py``), its term here, its call in
+``loss_of`` (``train/loop.py``), and ``needs_human_maps`` (``train/human_maps.py``) where it reads human maps.
 """
 
 import math
@@ -119,7 +122,7 @@ def cam_entropy(cams: Float[Tensor, "N h w"]) -> Float[Tensor, " N"]:
     """
     positive = cams.relu().flatten(1)
     total = positive.sum(1, keepdim=True)
-    # the gradient is one over the total: what is left of a map that is all but dead beside its negative part would rule the step
+    # The gradient is 1 / total. A map with almost no positive part would therefore dominate the step.
     live = total > (FLAT_RANGE * cams.abs().flatten(1).sum(1, keepdim=True)).clamp_min(DEAD_SUM)
     shares = positive / torch.where(live, total, 1.0)
     # 0 log 0 = 0, and its gradient is cut: x log x has none that is finite at 0

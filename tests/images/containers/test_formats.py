@@ -33,7 +33,7 @@ from explain2me.images.examine import index_images
 from explain2me.images.listing import image_root, list_images
 from explain2me.images.reading import read_file
 from explain2me.report.material import Material
-from explain2me.report.tables import Tables
+from explain2me.report.summary import Tables
 from explain2me.run.folder import open_run
 from explain2me.stages.explain import explain_run
 

@@ -172,7 +172,7 @@ def test_bytes_that_are_no_tar(tmp_path, data):
 def test_joined_tars_are_not_read_by_half(tmp_path, padding):
     parts = [write_tar(tmp_path / f"{i}.tar", {f"real/{i}.png": png(i)}).read_bytes() for i in range(2)]
     (tmp_path / "0.tar").write_bytes(bytes(padding).join(parts))
-    assert "goes on after its end mark" in refusal(tmp_path / "0.tar")
+    assert "continues after its end mark" in refusal(tmp_path / "0.tar")
 
 
 def test_a_tar_without_images_and_a_missing_one(tmp_path):

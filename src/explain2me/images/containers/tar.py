@@ -221,7 +221,7 @@ def _check_end(descriptor: int, block: bytes, end: int, num_bytes: int) -> None:
         raise ValueError("cut off, it has no end mark; copy or download it again")
     steps = range(end, num_bytes, 2**20)
     if any(any(os.pread(descriptor, min(num_bytes - step, 2**20), step)) for step in steps):
-        raise ValueError("goes on after its end mark; give tars that were joined one by one")
+        raise ValueError("continues after its end mark; give tars that were joined one by one")
 
 
 def _refusal(name: bytes, why: str) -> ValueError:

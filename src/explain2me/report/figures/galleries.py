@@ -23,7 +23,7 @@ from explain2me.report.figures.drawing import (
     wrapped,
 )
 from explain2me.report.material import Material
-from explain2me.report.tables import condition_words, score_of
+from explain2me.report.summary import condition_words, score_of
 from explain2me.run.conditions import Condition, perturb
 from explain2me.statistics.scores import CLEAN, FigureRow, Measure
 from explain2me.text import printable_line

@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 from explain2me.report.figures.drawing import MARKERS, Drawn, add_legend, colour_of, safe
 from explain2me.report.material import Material
-from explain2me.report.tables import Row, RunScore, level_of, over_all, records
+from explain2me.report.summary import Row, RunScore, level_of, over_all, records
 from explain2me.statistics.scores import VARIANTS, FigureRow, Measure
 from explain2me.text import printable_line
 

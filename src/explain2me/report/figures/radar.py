@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from explain2me.report.figures.drawing import LINES, MARKERS, Drawn, colour_of, safe
 from explain2me.report.material import Material
-from explain2me.report.tables import RunScore, Tables
+from explain2me.report.summary import RunScore, Tables
 from explain2me.text import printable_line
 
 

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_curve
 from explain2me.report.figures.drawing import LINES, Drawn, add_legend, colour_of
 from explain2me.report.formats import value_interval
 from explain2me.report.material import Material
-from explain2me.report.tables import SOFTMAX
+from explain2me.report.summary import SOFTMAX
 from explain2me.statistics.performance import ranking_score
 from explain2me.text import printable_line
 

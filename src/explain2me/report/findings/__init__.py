@@ -6,7 +6,7 @@ from explain2me.report.findings.data import OF_PAIRS, OF_RUNS, absent, dead, few
 from explain2me.report.findings.decisions import against_fixed, wrong_way
 from explain2me.report.findings.kinds import RULES, TAGS, Finding, Kind, Rows, sign
 from explain2me.report.material import Material
-from explain2me.report.tables import RunScore
+from explain2me.report.summary import RunScore
 
 __all__ = [
     "OF_PAIRS",

@@ -7,7 +7,7 @@ from explain2me.report.findings.comparisons import compare
 from explain2me.report.findings.kinds import Finding, Rows, listed
 from explain2me.report.formats import is_known, number, value_interval
 from explain2me.report.material import Material
-from explain2me.report.tables import AUROC, RunScore, Tables
+from explain2me.report.summary import AUROC, RunScore, Tables
 
 ROUNDING = 1e-6
 """A chance level this close to 1 counts as 1: single maps are float32."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from explain2me.report.findings.kinds import Finding, Pair, Pairs, Rows, sign
 from explain2me.report.formats import is_known, number, share, value_interval
-from explain2me.report.tables import AUROC, LARGE_DEAD_SHARE, RunScore, Tables, single_run_detectors
+from explain2me.report.summary import AUROC, LARGE_DEAD_SHARE, RunScore, Tables, single_run_detectors
 
 
 def compare(score: RunScore, rows: Rows, pairs: Pairs, fixed: Pairs) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from explain2me.report.findings.kinds import Finding, listed
 from explain2me.report.formats import is_known, share
 from explain2me.report.material import Material
-from explain2me.report.tables import LARGE_DEAD_SHARE, SOFTMAX, Tables
+from explain2me.report.summary import LARGE_DEAD_SHARE, SOFTMAX, Tables
 from explain2me.statistics.cells import FEW_CELLS
 from explain2me.statistics.scores import ALL, CLEAN, MEASURES
 from explain2me.text import printable_line

@@ -5,7 +5,7 @@ from typing import Any
 
 from explain2me.report.findings.kinds import Finding, Rows
 from explain2me.report.formats import is_known, number, share, value_interval
-from explain2me.report.tables import LARGE_DEAD_SHARE, Row, RunScore, Tables, condition_words
+from explain2me.report.summary import LARGE_DEAD_SHARE, Row, RunScore, Tables, condition_words
 from explain2me.statistics.scores import CLEAN, MEASURES, VARIANTS
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from explain2me.report.formats import is_known
-from explain2me.report.tables import LARGE_DEAD_SHARE
+from explain2me.report.summary import LARGE_DEAD_SHARE
 from explain2me.statistics.cells import FEW_CELLS
 
 Kind = Literal["none", "differs", "alike", "note", "runs", "chance", "wrong-way", "decision", "dead", "absent"]

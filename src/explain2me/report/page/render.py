@@ -15,7 +15,7 @@ from explain2me.report.findings import RULES, TAGS, Finding
 from explain2me.report.material import Material
 from explain2me.report.page import viewer
 from explain2me.report.sheets import Sheet
-from explain2me.report.tables import Tables
+from explain2me.report.summary import Tables
 from explain2me.statistics.scores import CLEAN, MEASURES
 from explain2me.text import printable_line
 

@@ -10,7 +10,7 @@ from matplotlib.colors import Colormap
 from PIL import Image
 
 from explain2me.report.material import Material
-from explain2me.report.tables import condition_words
+from explain2me.report.summary import condition_words
 from explain2me.statistics.scores import CLEAN
 from explain2me.text import printable_line
 

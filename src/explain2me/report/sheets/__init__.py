@@ -6,7 +6,7 @@ from explain2me.report.sheets.comparisons import aurocs, differences
 from explain2me.report.sheets.data import precision, quarantine, sources, training, training_in_words
 from explain2me.report.sheets.measures import by_group, by_source, details, overview
 from explain2me.report.sheets.sheet import Cell, Column, Sheet, stacked
-from explain2me.report.tables import Tables
+from explain2me.report.summary import Tables
 from explain2me.statistics.scores import MEASURES
 
 __all__ = [

@@ -6,7 +6,7 @@ import pandas as pd
 
 from explain2me.report.formats import UNKNOWN, count, count_range, interval, is_known, number, p_value
 from explain2me.report.sheets.sheet import Cell, Column, Sheet
-from explain2me.report.tables import (
+from explain2me.report.summary import (
     AUROC,
     SOFTMAX,
     Row,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from explain2me.report.formats import UNKNOWN, count, number
 from explain2me.report.sheets.sheet import Cell, Column, Sheet
-from explain2me.report.tables import Tables, records
+from explain2me.report.summary import Tables, records
 from explain2me.text import printable_line
 
 

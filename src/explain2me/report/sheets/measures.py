@@ -4,7 +4,7 @@ import pandas as pd
 
 from explain2me.report.formats import UNKNOWN, count, interval, mean_std, number, share
 from explain2me.report.sheets.sheet import Cell, Column, Sheet
-from explain2me.report.tables import Row, RunScore, Tables, label_of, main_first, main_similarity, over_all, records
+from explain2me.report.summary import Row, RunScore, Tables, label_of, main_first, main_similarity, over_all, records
 from explain2me.statistics.scores import ALL, Measure
 from explain2me.text import printable_line
 

@@ -82,7 +82,7 @@ class Tables:
     @functools.cached_property
     def matrix(self) -> pd.DataFrame:
         """Mean agreement of each pair of training runs."""
-        return self._read("stability_matrix")
+        return self._read(next(f"{name}_matrix" for name, measure in MEASURES.items() if measure.of_pairs))
 
     @functools.cached_property
     def quarantine(self) -> pd.DataFrame:
