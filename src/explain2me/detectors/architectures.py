@@ -41,7 +41,7 @@ def _check_timm(architecture: str, name: str) -> None:
         raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, timm.list_models())}")
     try:
         timm.get_pretrained_cfg(name)
-    except RuntimeError:  # is_model ignores the tag behind the point
+    except RuntimeError:  # is_model ignores the tag after the dot
         base = name.partition(".")[0]
         tags = timm.list_pretrained(f"{base}.*")
         raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, [base, *tags])}") from None

@@ -32,8 +32,8 @@ class Compiled(nn.Module):
             return part(*args, **kwargs)
 
         # PyTorch compiles a code object at most eight times, so each part has its own code object
-        own = FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
-        self._run = torch.compile(own, dynamic=False)
+        copy = FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
+        self._run = torch.compile(copy, dynamic=False)
 
     def __getattr__(self, name: str) -> Any:
         """The attribute of the part: models read attributes of their parts (timm's ViTs ``grid_size``)."""
