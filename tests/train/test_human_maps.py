@@ -63,6 +63,6 @@ def test_wrong_human_map_is_named_before_training(tmp_path, manifest):
 
 def test_human_maps_of_a_few_images_are_counted():
     record = {"kind": "a map for each image", "maps": 3, "images": 120, "sha256": "x"}
-    assert human_maps_in_words(record) == "a map of its own for 3 of 120 images, the others are trained without"
+    assert human_maps_in_words(record) == "a map of its own for 3 of 120 images, the others are trained without one"
     assert human_maps_in_words(record | {"maps": 120}) == "a map of its own for 120 of 120 images"
     assert human_maps_in_words(None) == "none"
