@@ -44,10 +44,10 @@ def load_map(
 
 
 def read_map(path: Path) -> bytes:
-    """The bytes of one salience map.
+    """Read the bytes of one salience map.
 
     Raises:
-        ManifestError: missing, or of another kind than PNG, NPY and CSV.
+        ManifestError: the file is missing, cannot be read, or is not ``.png``, ``.npy`` or ``.csv``.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -64,7 +64,7 @@ def read_map(path: Path) -> bytes:
 def parse_map(
     data: bytes, path: Path, *, image_size: tuple[int, int] | None = None, size: tuple[int, int] | None = None
 ) -> Float[np.ndarray, "h w"]:
-    """The salience map in the bytes of the file ``path``; see :func:`load_map`."""
+    """Decode the bytes of the salience map ``path``; arguments, result and errors as for :func:`load_map`."""
     where, suffix = _named(path), path.suffix.lower()
     if suffix == ".csv":
         if image_size is None:
