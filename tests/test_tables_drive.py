@@ -14,13 +14,12 @@ from explain2me.statistics.scores import CLEAN, MEASURES, VARIANTS, scores
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "explain2me"
 TABLES = {SOURCE / "statistics" / "scores.py", SOURCE / "salience" / "methods.py"}
 PURE = (SOURCE / "measures",)
-NOT_DERIVED_YET = (SOURCE / "report",)
 NAMES = {*MEASURES, *METHODS, *(score.key for _, score in scores())}
 INSIDE = re.compile(rf"measures\.({'|'.join(MEASURES)})\b|\b({'|'.join(MEASURES)})_matrix")
 FILES = [
     path
     for path in sorted(SOURCE.rglob("*.py"))
-    if path not in TABLES and not any(path.is_relative_to(folder) for folder in (*PURE, *NOT_DERIVED_YET))
+    if path not in TABLES and not any(path.is_relative_to(folder) for folder in PURE)
 ]
 
 

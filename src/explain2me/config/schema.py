@@ -146,8 +146,7 @@ def _field_of(measure: Measure) -> Any:
 
 if TYPE_CHECKING:
 
-    class _Switches(Section):
-        def __getattr__(self, measure: str) -> Any: ...
+    class _Switches(Section): ...
 
 else:
     _Switches = create_model(

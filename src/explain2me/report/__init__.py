@@ -1,6 +1,6 @@
 """Stage 4: summary tables to a page, figures, tables for a paper, sentences and model cards.
 
-``tables`` reads the summary, ``sheets`` makes every table of it once, ``material`` reads what figures need beside it;
+``summary`` reads the summary tables, ``sheets`` makes every table once, ``material`` reads what figures need beside it;
 ``terminal``, ``page``, ``export`` and ``cards`` lay out. Names below are imported when they are first used, so that
 ``explain2me show`` waits neither for matplotlib nor for torch.
 """
@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
     """Import on first use."""
     if name not in __all__:
         raise AttributeError(f"module 'explain2me.report' has no attribute {name!r}")
-    from explain2me.report import write
+    import explain2me.report.write as write
 
     return getattr(write, name)
