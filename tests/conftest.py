@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_wait_for_the_disk() -> Iterator[None]:
-    """Files are still synced before they get their names, but the disk is not waited for: it may take most of a test."""
+    """Replace ``os.fsync`` by nothing: waiting for the disk takes most of some tests. Tests of syncing patch it themselves."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
@@ -48,15 +48,6 @@ def _no_wait_for_the_disk() -> Iterator[None]:
 def _seeded() -> None:
     """Random weights of a test are the same whatever ran before it: some of the others give no live map."""
     torch.manual_seed(1)
-
-
-@pytest.fixture(scope="session")
-def shared_faces() -> Path:
-    """The folder of real faces beside the repository, or a skip."""
-    folder = SHARED / "data" / "faces"
-    if not folder.is_dir():
-        pytest.skip("real faces are not here: ../shared/data/faces is absent")
-    return folder
 
 
 def _make_images(folder: Path, *, counts: dict[tuple[str, str], int], size: int = SIZE) -> Path:

@@ -29,11 +29,23 @@ def printable(text: str) -> str:
 
 
 def printable_line(text: str, most: int = 300) -> str:
-    """One short line without control characters: what comes from a file is hostile."""
-    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text[:most])
+    """The first ``most`` characters as one line, with control characters made visible."""
+    return printable(text[:most])
 
 
 def shorten(text: Any) -> str:
     """A name or value of any length as part of a message."""
     shown = str(text)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def no_formula(cell: str) -> str:
+    """The cell, after an apostrophe where a spreadsheet would run it as a formula.
+
+    >>> no_formula("=1+1"), no_formula("gan")
+    ("'=1+1", 'gan')
+    """
+    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell

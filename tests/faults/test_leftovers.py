@@ -53,9 +53,8 @@ def test_what_ended_workers_were_writing_is_removed(tmp_path, make_images, small
     assert not half.exists()
 
 
-def test_marks_of_machines_that_explain_already_stay(tmp_path):
-    marks = [tmp_path / f".running-{name}-x.parquet" for name in ("part-00000", "a__run0-part-00000")]
-    for mark in marks:
-        mark.write_text("another machine-1")
+def test_the_index_goes_with_its_marks(tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "reading-part-00000-x.parquet").touch()
     forget_chunks(tmp_path)
-    assert [mark.exists() for mark in marks] == [False, True]
+    assert list(tmp_path.iterdir()) == []

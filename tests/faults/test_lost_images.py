@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import pytest
-from explain2me.workers.crashes import Attempt
 from rich.console import Console
 
 from explain2me.errors import Explain2MeError
@@ -59,7 +58,7 @@ def compared_without(tmp_path, make_images, small_config, weights, detector_tabl
         run = begin_run(config, tmp_path / "run")
         for shard in plan(run):
             if not lost(shard.model):
-                commit_shard(run.folder, Attempt.at(shard))
+                commit_shard(run.folder, shard)
         for name in ("fake", "real"):
             (manifest.parent / name).rename(tmp_path / name)
         run = explain_run(config, tmp_path / "run")

@@ -94,7 +94,7 @@ def test_another_machine_may_begin_the_run_and_remove_the_index_at_any_moment(tm
         yield from ()
 
     if moment == "crash":
-        monkeypatch.setattr(index, "run_tasks", processes_die_of_the_third_image)
+        monkeypatch.setattr("explain2me.workers.crash_search.run_tasks", processes_die_of_the_third_image)
     monkeypatch.setattr(index, "write_parquet" if moment == "crash" else moment, begin)
     assert index_run(images, small_set, folder, Engine(), max_pixels=10**6) is None
     assert begun

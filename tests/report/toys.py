@@ -75,7 +75,7 @@ def add_measures() -> None:
     )  # fmt: skip
     MEASURES["pact"] = replace(
         MEASURES["stability"], name="pact", title="Pact of runs", question="Do they agree?", meaning="1: they do.",
-        scores=(Score("pact", "pact", "clean", higher_is_better=True),), figures=(FigureRow("runs", "pact-runs", "Runs in a pact"),),
+        scores=(Score("pact", "pact", "clean", higher_is_better=True),), figures=(FigureRow("runs", "pact-runs", "Runs in a pact"), FigureRow("matrices", "pact-matrix", "Agreement in a pact")),
     )  # fmt: skip
 
 

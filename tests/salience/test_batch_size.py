@@ -11,7 +11,7 @@ from explain2me.config.load import load_config
 from explain2me.errors import ConfigError
 from explain2me.salience.batch_size import fastest
 from explain2me.stages import begin
-from explain2me.stages.begin import prepare
+from explain2me.stages.begin import begin_run
 from explain2me.stages.explain import explain_run
 
 ENTROPY = "noise = false\nresilience = false\nfocus = false\nstability = false"
@@ -70,15 +70,15 @@ def test_of_two_machines_that_begin_together_the_second_takes_what_the_first_fou
 
     def meanwhile(done: int, total: int) -> None:
         if not others and done == total:
-            others.append(prepare(config, tmp_path / "run", share=(1, 2)))
+            others.append(begin_run(config, tmp_path / "run", share=(1, 2)))
 
-    run = prepare(config, tmp_path / "run", share=(0, 2), on_indexed=meanwhile)
+    run = begin_run(config, tmp_path / "run", share=(0, 2), on_indexed=meanwhile)
     assert others[0].config.compute.batch_size == run.config.compute.batch_size == 7
     assert not [path for path in run.folder.iterdir() if path.name not in ("run.json", "images.parquet")]
 
 
 def test_it_is_found_on_real_networks(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    run = prepare(
+    run = begin_run(
         load_config(write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 16')), tmp_path / "run"
     )
     assert run.config.compute.batch_size in (4, 8, 16)

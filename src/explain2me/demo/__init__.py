@@ -92,7 +92,7 @@ def prepare(out: Path, *, seed: int = 7, progress: Progress | None = None) -> Pa
     Args:
         out: folder for ``demo.toml`` and ``images/``.
         seed: of the images, the annotations and the training.
-        progress: told of each step.
+        progress: called with the step, the number done and the number in all.
 
     Returns:
         ``out / "demo.toml"``.
@@ -116,7 +116,7 @@ def make_images(folder: Path, *, seed: int, progress: Progress | None = None) ->
     Args:
         folder: made if missing.
         seed: decides the split of the photographs, the faces drawn and the annotations.
-        progress: told after each source.
+        progress: called after each source.
 
     Returns:
         The manifest, with the columns path, label, source, split and, to train on, salience: simulated annotations.

@@ -14,7 +14,7 @@ from explain2me.images.reading import check_hash
 from explain2me.images.threads import in_order
 
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("image_id", "path", "stage", "kind", "message")])
-CRASHED = "the process that read this image ended, twice, and not at the images beside it"
+CRASHED = "decoding this image killed its process twice; the images beside it decode"
 
 
 class Indexed(NamedTuple):

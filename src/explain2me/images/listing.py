@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from explain2me.errors import ManifestError
-from explain2me.images.containers import is_container_name
+from explain2me.images.containers import container_files, container_of, is_container_name, read_rows
 from explain2me.images.folder import SUFFIXES, is_folder, walk_folder
 from explain2me.images.manifest import read_manifest_rows
 from explain2me.images.rows import Row, folder_labels
@@ -119,8 +119,6 @@ def _list_images_below(folder: Path, split: str | None, extra: Sequence[str]) ->
 def _list_containers(
     source: Path, *, split: str | None, extra: Sequence[str], classes: Sequence[str] | None
 ) -> Listing:
-    from explain2me.images.containers import container_files, read_rows
-
     containers = container_files(source, SUFFIXES)
     if not containers:
         raise _no_images(source, split)
@@ -295,8 +293,6 @@ def missing_files(source: Path, images: "pa.Table") -> tuple[list[str], int]:
     """
     if is_folder(source) or is_container_name(source.name):
         return [], 0
-    from explain2me.images.containers import container_of
-
     paths, root = images["path"].to_pylist(), image_root(source)
     count = min(LOOKED_FOR, len(paths))
     some = [paths[i * len(paths) // count] for i in range(count)]

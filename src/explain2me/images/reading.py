@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from explain2me.errors import ImageError
+from explain2me.images.containers import container_of, read_member
 
 MAX_BYTES = 512 * 2**20
 
@@ -60,8 +61,6 @@ def _read(path: Path, max_bytes: int) -> bytes:
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG):
             raise
-        from explain2me.images.containers import container_of, read_member  # heavy, and rarely needed
-
         container = container_of(path)
         if container is None:
             raise

@@ -5,8 +5,8 @@ import io
 from collections.abc import Iterator
 
 from explain2me.report.sheets import Cell, Sheet
+from explain2me.text import no_formula
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 SPECIAL = {
     "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
     "|": "\\textbar{}", "±": "$\\pm$", "↑": "$\\uparrow$", "↓": "$\\downarrow$",
@@ -22,9 +22,9 @@ def to_csv(sheet: Sheet) -> str:
         names += [column.name, f"{column.name}: {column.below}"] if double else [column.name]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(map(_no_formula, names))
+    writer.writerow(map(no_formula, names))
     for row in sheet.rows:
-        labels = [_no_formula(cell.text) for cell in row[: sheet.heads]]
+        labels = [no_formula(cell.text) for cell in row[: sheet.heads]]
         numbers = zip(row[sheet.heads :], below[sheet.heads :], strict=True)
         writer.writerow([*labels, *(text for cell, double in numbers for text in _texts(cell, double))])
     return stream.getvalue()
@@ -59,7 +59,3 @@ def _texts(cell: Cell, double: bool) -> Iterator[str]:
     yield cell.text
     if double:
         yield cell.below.replace("\n", "; ")
-
-
-def _no_formula(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell

@@ -79,10 +79,9 @@ class Tables:
         """AUROC and accuracy."""
         return self._read("performance")
 
-    @functools.cached_property
-    def matrix(self) -> pd.DataFrame:
-        """Mean agreement of each pair of training runs."""
-        return self._read(next(f"{name}_matrix" for name, measure in MEASURES.items() if measure.of_pairs))
+    def matrix(self, measure: Measure) -> pd.DataFrame:
+        """Mean agreement of each pair of training runs, in one measure of pairs."""
+        return self._read(f"{measure.name}_matrix")
 
     @functools.cached_property
     def quarantine(self) -> pd.DataFrame:

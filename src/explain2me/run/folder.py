@@ -107,7 +107,7 @@ class Run:
         return ds.dataset(paths, schema=SCORES, format=checked)
 
     def summary(self, table: str = "measures") -> pa.Table:
-        """One of ``measures``, ``differences``, ``performance``, ``stability_matrix``, ``precision`` or ``quarantine``."""
+        """One of ``measures``, ``differences``, ``performance``, ``<measure>_matrix`` of a measure of pairs, ``precision`` or ``quarantine``."""
         path = self.folder / "summary" / f"{table}.parquet"
         if not path.exists():
             made = sorted(p.stem for p in path.parent.glob("*.parquet"))

@@ -6,6 +6,7 @@ The operating system releases the lock when the process ends, however it ends.
 """
 
 import atexit
+import contextlib
 import fnmatch
 import functools
 import os
@@ -68,8 +69,10 @@ def _is_free(lock: Path) -> bool:
 
 def _remove_free_locks() -> None:
     for lock in Path(tempfile.gettempdir()).glob(LOCK.format("*")):
-        if _is_free(lock):
-            lock.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            ours = not lock.is_symlink() and lock.stat().st_uid == os.getuid()
+            if ours and _is_free(lock):
+                lock.unlink()
 
 
 @functools.cache

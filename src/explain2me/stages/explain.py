@@ -88,7 +88,7 @@ def _explain_shards(
     log: Callable[..., None],
     on_done: Callable[[Model, int, float], None] | None,
 ) -> None:
-    """Let workers commit every shard. A shard whose worker dies starts again, at most MAX_TRIES times."""
+    """Let workers commit every shard. A shard is tried at most three times; then :class:`explain2me.workers.Recovery` raises."""
     num_done: Counter[Shard] = Counter()
 
     def on_start(shard: Shard) -> None:

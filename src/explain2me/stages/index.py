@@ -85,19 +85,34 @@ def index_run(
         for rows in [images.take(list(range(start, min(start + CHUNK, len(images)))))]
     ]
     first = share[0] * len(chunks) // share[1]
-    for may_try_again in (True, False):
-        try:
-            _read_missing(
-                chunks[first:] + chunks[:first], source, folder, engine, max_pixels=max_pixels, on_done=on_done
-            )
-            return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
-        except (RunFolderError, FileNotFoundError):
-            if (folder / "run.json").exists():  # its writer has removed the chunks
-                return None
-            removed = folder.exists() and not (folder / PARTS).exists()
-            if not (removed and may_try_again):
-                raise  # else another machine found no usable image and removed the chunks: find the same here
-    raise AssertionError("the second try returns or raises")
+    read = functools.partial(
+        _read_and_join, chunks, chunks[first:] + chunks[:first], source, folder, engine, max_pixels, on_done
+    )
+    try:
+        return read()
+    except (RunFolderError, FileNotFoundError):
+        if not folder.exists() or (folder / PARTS).exists():
+            raise
+    return read()  # another machine found no usable image and removed the chunks: find the same here
+
+
+def _read_and_join(
+    chunks: list[IndexChunk],
+    to_read: list[IndexChunk],
+    source: Path,
+    folder: Path,
+    engine: Engine,
+    max_pixels: int,
+    on_done: Callable[[int, int], None] | None,
+) -> Indexed | None:
+    """Read the chunks that are missing and join all; None where another machine has begun the run meanwhile."""
+    try:
+        _read_missing(to_read, source, folder, engine, max_pixels=max_pixels, on_done=on_done)
+        return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
+    except (RunFolderError, FileNotFoundError):
+        if (folder / "run.json").exists():  # its writer has removed the chunks
+            return None
+        raise
 
 
 def _read_missing(

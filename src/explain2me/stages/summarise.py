@@ -44,6 +44,7 @@ from explain2me.statistics.performance import (
     predictions_of,
 )
 from explain2me.statistics.scores import MEASURES
+from explain2me.text import no_formula
 
 MEASURE_COLUMNS = (
     "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_values", "num_images", "num_runs",
@@ -266,7 +267,7 @@ def _write(run: Run, name: str, rows: Iterable[dict[str, Any]], columns: Sequenc
         folder / f"{name}.parquet",
     )
     texts = [column for column in columns if _type_of(column) == pa.string()]
-    frame[texts] = frame[texts].map(_safe_cell)
+    frame[texts] = frame[texts].map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)
     with atomic_path(folder / f"{name}.csv") as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
@@ -275,8 +276,3 @@ def _type_of(column: str) -> pa.DataType:
     if column == "n" or column.startswith("num_"):
         return pa.int64()
     return pa.string() if column in TEXT_COLUMNS else pa.float64()
-
-
-def _safe_cell(cell: Any) -> Any:
-    """The cell with an apostrophe in front where a spreadsheet would run it as a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else cell

@@ -79,7 +79,7 @@ def validate(
 
 
 def _of_all_devices(fabric: Fabric, rows: Float[Tensor, "n 2"], num_images: int) -> Float[Tensor, "N 2"]:
-    """The rows of all processes, each of which has every ``world_size``-th image."""
+    """Gather the rows of all processes: process r holds images r, r + world_size, and so on."""
     if fabric.world_size == 1:
         return rows
     counts = [len(range(rank, num_images, fabric.world_size)) for rank in range(fabric.world_size)]

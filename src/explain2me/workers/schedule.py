@@ -53,9 +53,15 @@ class Worker(Protocol):
 
 
 class Recovery(Generic[Task]):
-    """Chooses the next tasks after a worker died, or after a task is done. This one repeats the task."""
+    """Chooses the next tasks after a worker died, or after a task is done. This one repeats the task.
 
-    def __init__(self, to_lower: str = "workers or batch_size") -> None:
+    Args:
+        to_lower: fields to lower, for the message.
+    """
+
+    def __init__(
+        self, to_lower: str = "compute.workers, or give a new folder with a smaller compute.batch_size"
+    ) -> None:
         self._deaths: Counter[Task] = Counter()
         self._to_lower = to_lower
 

@@ -1,7 +1,7 @@
 """Samples of a WebDataset tar: files whose names are alike up to the first dot after the last slash.
 
 The image is the member whose extension is an image suffix (``KEY.jpg``). ``KEY.cls`` holds the label as text or as a
-number. ``KEY.json`` holds an object with the keys label, source, split, image_id and sha256, each of which may be absent.
+number. ``KEY.json`` holds an object with the keys label, source, split, image_id and sha256, all optional.
 ``KEY.salience.png`` (or .npy, .csv) is the human map of a sample, unless its JSON names one. Other files and names that
 begin with a dot are left out. Without any label in these members, folders name the labels: ``label/source/KEY.jpg``.
 

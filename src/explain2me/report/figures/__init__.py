@@ -1,7 +1,7 @@
 """Every figure of the paper and some beyond it, from one code for page, PDF, SVG and PNG. Each is None where it has no data.
 
 Figures of all measures have a function each; those of one measure are drawn by generic functions, and the table of scores
-says which measure has which of them. ``Drawn.text`` describes a figure for people who do not see it.
+lists the figures of each measure. ``Drawn.text`` describes a figure for people who do not see it.
 """
 
 import functools

@@ -146,7 +146,7 @@ def _bar(ax: Axes, row: Row, x: float, step: float, detector: int) -> None:
 
 def matrices(material: Material, colormap: Colormap, *, measure: Measure, row: FigureRow) -> Drawn | None:
     """The R x R matrix of each detector, its runs in the order of a hierarchical clustering."""
-    rows = material.tables.matrix
+    rows = material.tables.matrix(measure)
     rows = rows[(rows.variant == measure.variants[0]) & material.tables.main_similarity(rows)] if len(rows) else rows
     names = [name for name in material.tables.detectors if len(rows) and (rows.detector == name).any()]
     if not names:
