@@ -161,7 +161,14 @@ def test_a_killed_process_leaves_no_lock_and_a_living_one_keeps_its_own(tmp_path
     killed.communicate()
     assert remove_leftovers(tmp_path) == 1
     assert not (tmp_path / f"{prefixes[1]}0.tmp").exists()
-    assert len(list((tmp_path / "tmp").iterdir())) == 2
+    assert sorted(path.suffix for path in (tmp_path / "tmp").iterdir()) == [".ended", ".lock", ".lock"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / f"{prefixes[1]}0.tmp").touch()
+    assert remove_leftovers(tmp_path / "elsewhere") == 1
+    for path in (tmp_path / "tmp").glob("*.ended"):
+        os.utime(path, (0, 0))
+    assert remove_leftovers(tmp_path) == 0
+    assert [path.suffix for path in (tmp_path / "tmp").iterdir()] == [".lock", ".lock"]
     for process in (living, ended):
         process.communicate()
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -2,7 +2,8 @@
 
 A process that writes files holds a lock while it lives. The lock lies in the temporary folder of its machine, where
 locks work whatever the disk of the run is, and the names of the process's temporary files hold the name of the lock.
-The operating system releases the lock when the process ends, however it ends.
+The operating system releases the lock when the process ends, however it ends. Who first sees it free renames it to
+``.ended``, which stays for an hour: so long it tells which temporary files, in whatever folder, are leftovers.
 """
 
 import atexit
@@ -13,6 +14,7 @@ import os
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,8 +22,7 @@ from filelock import FileLock, Timeout
 TEMPORARY = ".tmp-"
 """Start of the names of files that are being written; they end in ``.tmp``, so that no pattern takes one for finished."""
 LEFTOVER_SECONDS = 3600
-"""Age of a temporary file that is removed although its lock is not on this machine."""
-LOCK = "explain2me-{}.lock"
+"""Age of a temporary file that is removed although its lock is not on this machine; and of a file ``.ended``."""
 
 
 def remove_leftovers(folder: Path) -> int:
@@ -32,7 +33,7 @@ def remove_leftovers(folder: Path) -> int:
     leftovers = [path for path in _temporary_in(folder) if _is_leftover(path)]
     for path in leftovers:
         path.unlink(missing_ok=True)
-    _remove_free_locks()
+    _remove_old_locks()
     return len(leftovers)
 
 
@@ -51,28 +52,43 @@ def _temporary_in(folder: Path) -> list[Path]:
 def _is_leftover(path: Path) -> bool:
     lock = _lock_file(path.name.removeprefix(TEMPORARY).partition("-")[0])
     if lock.exists():
-        return _is_free(lock)
+        return _has_ended(lock)
+    return lock.with_suffix(".ended").exists() or _is_old(path)
+
+
+def _has_ended(lock: Path) -> bool:
+    """Whether the process of a lock has ended; False for a process of another user, whose lock cannot be tried."""
+    ended = lock.with_suffix(".ended")
+    try:
+        with FileLock(lock, timeout=0):
+            lock.rename(ended)
+            ended.touch()
+    except (Timeout, OSError):
+        return ended.exists()  # another process has seen it first
+    return True
+
+
+def _remove_old_locks() -> None:
+    for lock in _our_files("explain2me-*.lock"):
+        _has_ended(lock)
+    for ended in _our_files("explain2me-*.ended"):
+        if _is_old(ended):
+            ended.unlink(missing_ok=True)
+
+
+def _our_files(pattern: str) -> Iterator[Path]:
+    """Files of this user in the temporary folder, where anybody may put files and links."""
+    for path in Path(tempfile.gettempdir()).glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            if not path.is_symlink() and path.stat().st_uid == os.getuid():
+                yield path
+
+
+def _is_old(path: Path) -> bool:
     try:
         return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
     except FileNotFoundError:  # finished meanwhile
         return False
-
-
-def _is_free(lock: Path) -> bool:
-    """Whether no process holds a lock; False for the lock of another user, which cannot be tried."""
-    try:
-        with FileLock(lock, timeout=0):
-            return True
-    except (Timeout, OSError):
-        return False
-
-
-def _remove_free_locks() -> None:
-    for lock in Path(tempfile.gettempdir()).glob(LOCK.format("*")):
-        with contextlib.suppress(FileNotFoundError):  # another process was quicker
-            ours = not lock.is_symlink() and lock.stat().st_uid == os.getuid()
-            if ours and _is_free(lock):
-                lock.unlink()
 
 
 @functools.cache
@@ -81,6 +97,8 @@ def _own_lock(pid: int) -> str:
     name = uuid.uuid4().hex
     lock = FileLock(_lock_file(name), thread_local=False)
     lock.acquire()
+    if not _lock_file(name).exists():  # another process saw it free before it was ours
+        return _own_lock.__wrapped__(pid)
 
     def release() -> None:
         if os.getpid() == pid:
@@ -92,4 +110,4 @@ def _own_lock(pid: int) -> str:
 
 
 def _lock_file(name: str) -> Path:
-    return Path(tempfile.gettempdir()) / LOCK.format(name)
+    return Path(tempfile.gettempdir()) / f"explain2me-{name}.lock"
