@@ -163,10 +163,15 @@ class Tables:
         """Conditions under which AUROC is reported, in words: the clean one first."""
         names = {CLEAN: "as they are"}
         for measure in MEASURES.values():
-            for score in measure.scores if measure.auroc else ():
-                names |= {condition: condition_words(condition) for condition in self._conditions_of(measure, score)}
+            if measure.auroc:
+                fixed = [name for score in measure.scores if (name := score.condition) and score_of(name) == score]
+                names |= {condition: condition_words(condition) for condition in [*fixed, *self.conditions_of(measure)]}
         present = set(self.performance.condition) if len(self.performance) else set()
         return {condition: words for condition, words in names.items() if condition in present}
+
+    def conditions_of(self, measure: Measure) -> list[str]:
+        """Names of the conditions, groups of conditions and ``all`` that a measure has rows of."""
+        return list(dict.fromkeys(self.measures.condition[self.measures.measure == measure.name]))
 
     def main_similarity(self, rows: pd.DataFrame) -> "pd.Series[bool]":
         """Which rows are of the similarity that text and figures use: SSIM, or else the first that was taken."""
@@ -178,15 +183,9 @@ class Tables:
     def _run_score(self, measure: Measure, score: Score) -> RunScore:
         condition = score.condition
         if condition == "level":
-            condition = headline(list(self._conditions_of(measure, score)), preferred=score.preferred)
+            condition = headline(self.conditions_of(measure), preferred=score.preferred)
         label = score.label.format(condition=condition)
         return RunScore(score.key, label, measure.name, measure.variants[0], condition, score.higher_is_better)
-
-    def _conditions_of(self, measure: Measure, score: Score) -> Sequence[str]:
-        """Names of the conditions of a score; none where it is the mean over all conditions of its measure."""
-        if score.condition != "level":
-            return () if score.condition is None else (score.condition,)
-        return list(dict.fromkeys(self.measures.condition[self.measures.measure == measure.name]))
 
 
 def headline(conditions: Sequence[str], *, preferred: str) -> str:
@@ -229,6 +228,11 @@ def main_first(similarity: str | None, main: str) -> tuple[bool, str]:
     """A sort key that puts the main similarity before the others."""
     name = similarity if isinstance(similarity, str) else main
     return name != main, name
+
+
+def has_mean(measure: Measure) -> bool:
+    """Whether tables show the mean over all conditions of a measure."""
+    return any(score.condition is None for score in measure.scores)
 
 
 def is_of_pairs(measure: str) -> bool:

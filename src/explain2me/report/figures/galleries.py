@@ -201,7 +201,8 @@ def _images(material: Material, measure: Measure, count: int) -> list[int]:
 
 
 def _conditions(material: Material, measure: Measure) -> list[Condition]:
-    return [condition for condition in material.conditions() if condition.measure == measure.name]
+    names = set(material.tables.conditions_of(measure)) - {CLEAN}
+    return [condition for condition in material.conditions() if condition.name in names]
 
 
 def _show_clean(

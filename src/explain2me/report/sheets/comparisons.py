@@ -11,6 +11,7 @@ from explain2me.report.summary import (
     SOFTMAX,
     Row,
     Tables,
+    has_mean,
     label_of,
     main_first,
     main_similarity,
@@ -71,7 +72,7 @@ def _difference_blocks(rows: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
     orders = {name: measure.variants for name, measure in MEASURES.items()} | {AUROC.measure: (SOFTMAX, "released")}
     for name, variants in sorted(orders.items(), key=lambda item: item[0] != AUROC.measure):
         some = rows[(rows.measure == name) & rows.variant.isin(variants)]
-        if name in MEASURES and MEASURES[name].groups:
+        if name in MEASURES and has_mean(MEASURES[name]):
             some = some[some.condition == ALL]
         labels: dict[tuple[str, str | None], list[Row]] = {}
         for row in sorted(records(some), key=lambda row: main_first(row["similarity"], similarity)):

@@ -4,8 +4,19 @@ import pandas as pd
 
 from explain2me.report.formats import UNKNOWN, count, interval, mean_std, number, share
 from explain2me.report.sheets.sheet import Cell, Column, Sheet
-from explain2me.report.summary import Row, RunScore, Tables, label_of, main_first, main_similarity, over_all, records
-from explain2me.statistics.scores import ALL, Measure
+from explain2me.report.summary import (
+    Row,
+    RunScore,
+    Tables,
+    has_mean,
+    label_of,
+    main_first,
+    main_similarity,
+    over_all,
+    records,
+)
+from explain2me.statistics.scores import ALL
+from explain2me.statistics.scores import Measure
 from explain2me.text import printable_line
 
 DETAILS_NOTE = (
@@ -59,7 +70,7 @@ def by_source(tables: Tables, measure: Measure) -> Sheet:
     keys = _source_keys(tables)
     headings = [Column(name, f"n = {images}", below) for name, images in keys.values()]
     rows = tables.measures
-    rows = rows[(rows.measure == measure.name) & (rows.condition.eq(ALL) if measure.groups else True)]
+    rows = rows[(rows.measure == measure.name) & (rows.condition.eq(ALL) if has_mean(measure) else True)]
     lines: list[tuple[Cell, ...]] = []
     for (label, detector, variant), some in _blocks(rows, measure).items():
         by_key = {(row["label"], row["source"]): row for row in some}
@@ -89,7 +100,7 @@ def details(tables: Tables, measure: Measure, *, groups: bool = True) -> Sheet:
         names += ["kept", "if kept", "if flipped", "chance", "corrected", "95 % interval of corrected"]
     rows = over_all(tables.measures)
     rows = rows[rows.measure == measure.name]
-    if measure.groups:
+    if has_mean(measure):
         rows = rows[rows.condition.isin([ALL, *measure.groups] if groups else [ALL])]
     lines: list[tuple[Cell, ...]] = []
     for (label, detector, variant), (row,) in _blocks(rows, measure).items():
