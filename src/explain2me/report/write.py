@@ -25,7 +25,7 @@ from explain2me.report.figures.drawing import STYLE, Drawn
 from explain2me.report.findings import Finding, findings
 from explain2me.report.material import Material, gather
 from explain2me.report.page.render import render
-from explain2me.report.sheets import sheets
+from explain2me.report.sheets import Sheet, sheets
 from explain2me.run.events import log_event
 from explain2me.run.files import atomic_path
 from explain2me.run.folder import Run
@@ -66,11 +66,7 @@ def write_report(
     colormap = matplotlib.colormaps[config.report.colormap]
     tables, sentences = list(sheets(material.tables)), findings(material)
     figures = _draw_all(material, colormap, folder / "figures", on_done)
-    texts = {f"tables/{sheet.name}.csv": to_csv(sheet) for sheet in tables}
-    texts |= {f"tables/{sheet.name}.tex": to_latex(sheet) for sheet in tables}
-    for name in material.tables.detectors:
-        texts[f"model-cards/{name}/model-card.md"] = model_card(material, name, sentences)
-    texts[FINDINGS] = findings_list(sentences)
+    texts = _texts(material, tables, sentences)
     for name, text in texts.items():
         _write(folder / name, text)
     names = [drawn.name for of_section in figures.values() for drawn, _ in of_section]
@@ -81,6 +77,15 @@ def write_report(
     if on_findings:
         on_findings(sentences)
     return page
+
+
+def _texts(material: Material, tables: Sequence[Sheet], sentences: Sequence[Finding]) -> dict[str, str]:
+    """Tables, model cards and findings, by the names of their files."""
+    texts = {f"tables/{sheet.name}.csv": to_csv(sheet) for sheet in tables}
+    texts |= {f"tables/{sheet.name}.tex": to_latex(sheet) for sheet in tables}
+    for name in material.tables.detectors:
+        texts[f"model-cards/{name}/model-card.md"] = model_card(material, name, sentences)
+    return texts | {FINDINGS: findings_list(sentences)}
 
 
 def _draw_all(

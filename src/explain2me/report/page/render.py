@@ -40,15 +40,11 @@ def render(
     style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(folder.joinpath("page.html.j2").read_text(encoding="utf-8"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        f"base-uri 'none'; form-action 'none'"
-    )
     tables = material.tables
     present = {score.measure for score in tables.columns}
     perturbed = [words for condition, words in tables.auroc_conditions().items() if condition != CLEAN]
     return template.render(
-        policy=policy,
+        policy=_policy(style, script),
         style=style,
         script=script,
         data=as_json(viewer.viewer_data(material, colormap)),
@@ -99,6 +95,14 @@ def _provenance(tables: Tables) -> list[tuple[str, str]]:
         for m in run.models
     ]  # fmt: skip
     return [*entries, ("Config", json.dumps(record["config"], sort_keys=True, ensure_ascii=False))]
+
+
+def _policy(style: str, script: str) -> str:
+    """Content-Security-Policy: nothing is loaded, and only this style and this script run."""
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"base-uri 'none'; form-action 'none'"
+    )
 
 
 def _digest(text: str) -> str:

@@ -21,21 +21,9 @@ MOST_ROWS = 20_000  # images in the table
 
 def viewer_data(material: Material, colormap: Colormap) -> dict[str, Any]:
     """Everything that the script shows: a table of all images, and pictures and maps of the telling ones."""
-    run, frame = material.run, material.scores
+    run = material.run
     table = run.image_table.slice(0, MOST_ROWS)
     columns = [{"key": s.key, "name": s.name} for s in material.tables.columns]
-    values = []
-    for detector in material.tables.detectors:
-        rows = frame[frame.detector == detector].iloc[: len(table)]
-        values.append(
-            {
-                "predicted": [int(v) for v in rows.predicted],
-                "probability": _rounded(rows.probability),
-                "kept": _rounded(rows.kept),
-                "dead": [int(v) for v in material.dead[detector][: len(table)]],
-                "scores": [_rounded(rows[score.key]) for score in material.tables.columns],
-            }
-        )
     return {
         "detectors": [printable_line(name) for name in material.tables.detectors],
         "classes": [printable_line(name) for name in run.classes],
@@ -47,7 +35,7 @@ def viewer_data(material: Material, colormap: Colormap) -> dict[str, Any]:
             "label": [printable_line(v or "-") for v in table["label"].to_pylist()],
             "source": [printable_line(v) for v in table["source"].to_pylist()],
         },
-        "values": values,
+        "values": [_values(material, detector, len(table)) for detector in material.tables.detectors],
         "shown": [_shown(material, image) for image in dict.fromkeys(t.image for t in material.telling)],
         "telling": [
             {
@@ -60,6 +48,18 @@ def viewer_data(material: Material, colormap: Colormap) -> dict[str, Any]:
         ],
         "conditions": [condition_words(condition.name) for condition in material.conditions()],
         "palette": (colormap(np.linspace(0, 1, 32))[:, :3] * 255).round().astype(int).ravel().tolist(),
+    }
+
+
+def _values(material: Material, detector: str, num_images: int) -> dict[str, Any]:
+    """Columns of the table of images for one detector."""
+    rows = material.scores[material.scores.detector == detector].iloc[:num_images]
+    return {
+        "predicted": [int(v) for v in rows.predicted],
+        "probability": _rounded(rows.probability),
+        "kept": _rounded(rows.kept),
+        "dead": [int(v) for v in material.dead[detector][:num_images]],
+        "scores": [_rounded(rows[score.key]) for score in material.tables.columns],
     }
 
 
