@@ -19,13 +19,17 @@ from explain2me.statistics.scores import ALL
 from explain2me.statistics.scores import Measure
 from explain2me.text import printable_line
 
-DETAILS_NOTE = (
-    "mean ± std: over n values, one for each image and run (or image and pair of runs); the conditions of a group are averaged "
-    "within an image first. 95 % interval: of the mean. predicted: maps of the class predicted for each image, as in the paper. fixed: maps of "
-    "the class predicted for the clean image (for pairs of runs: of the true class). dead: share of maps without any salience; they are in no "
-    "mean. kept: share of pairs with the same predicted class. if kept, if flipped: mean over single values where the "
-    "predicted class is the same, or another one. chance: the same similarity to another image of the same source, label and "
-    "predicted class. corrected: (mean - chance) / (1 - chance)."
+MAPS_NOTE = (
+    "mean ± std: over n values, one for each image and run. 95 % interval: of the mean. dead: share of maps without any salience; they "
+    "are in no mean."
+)
+PAIRS_NOTE = (
+    "mean ± std: over n values, one for each image and run (or image and pair of runs); the conditions of a group are averaged within an "
+    "image first. 95 % interval: of the mean. predicted: maps of the class predicted for each image, as in the paper. fixed: maps of the "
+    "class predicted for the clean image (for pairs of runs: of the true class). dead: share of pairs with a map without any salience; they "
+    "are in no mean. kept: share of pairs with the same predicted class. if kept, if flipped: mean over single values where the predicted "
+    "class is the same, or another one. chance: the same similarity to another image of the same source, label and predicted class. "
+    "corrected: (mean - chance) / (1 - chance)."
 )
 SOURCE_NOTE = (
     "Mean ± standard deviation over images and runs; below it the chance level and the share of dead maps. n: images."
@@ -112,7 +116,7 @@ def details(tables: Tables, measure: Measure, *, groups: bool = True) -> Sheet:
         lines.append(tuple(map(Cell, (label, printable_line(detector), variant, *cells[: len(names)]))))
     return Sheet(
         measure.name, measure.name, f"{measure.name.capitalize()} over all images",
-        tuple(map(Column, ("score", "detector", "variant", *names))), lines, DETAILS_NOTE, 3,
+        tuple(map(Column, ("score", "detector", "variant", *names))), lines, PAIRS_NOTE if measure.compares else MAPS_NOTE, 3,
     )  # fmt: skip
 
 

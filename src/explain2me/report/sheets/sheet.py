@@ -53,5 +53,5 @@ def stacked(title: str, parts: Iterable[Sheet]) -> Sheet | None:
     for part in parts:
         positions = {column._replace(below=""): i for i, column in enumerate(part.columns)}
         rows += [tuple(row[positions[c]] if c in positions else Cell(UNKNOWN) for c in columns) for row in part.rows]
-    first = parts[0]
-    return Sheet("", first.section, title, tuple(columns), rows, first.note, first.heads)
+    note = max((part.note for part in parts), key=len)  # that of the sheet with the most columns explains all
+    return Sheet("", parts[0].section, title, tuple(columns), rows, note, parts[0].heads)
