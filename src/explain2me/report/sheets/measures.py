@@ -15,8 +15,7 @@ from explain2me.report.summary import (
     over_all,
     records,
 )
-from explain2me.statistics.scores import ALL
-from explain2me.statistics.scores import Measure
+from explain2me.statistics.scores import ALL, Measure
 from explain2me.text import printable_line
 
 MAPS_NOTE = (
