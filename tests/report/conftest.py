@@ -84,7 +84,7 @@ def make_run():
 def gathered(reported) -> Material:
     """What the report of the ordinary run is made from; not to be changed."""
     material = gather(Run(reported.folder), images_per_measure=2)
-    for name in ("measures", "differences", "performance", "matrix", "quarantine", "precision"):
+    for name in ("measures", "differences", "performance", "quarantine", "precision"):
         getattr(material.tables, name)
     return material
 
@@ -93,7 +93,7 @@ def gathered(reported) -> Material:
 def material(gathered) -> Material:
     """A copy of it that a test may change."""
     tables = copy.copy(gathered.tables)
-    for name in ("measures", "differences", "performance", "matrix", "quarantine", "precision"):
+    for name in ("measures", "differences", "performance", "quarantine", "precision"):
         setattr(tables, name, getattr(gathered.tables, name).copy())
     own = {name: copy.deepcopy(getattr(gathered, name)) for name in ("dead", "dead_of_runs", "one_class", "map_sizes")}
     return dataclasses.replace(gathered, tables=tables, **own)

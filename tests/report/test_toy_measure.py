@@ -43,7 +43,15 @@ def test_it_is_in_the_tables(toys):
 def test_it_is_in_the_figures(toys):
     report, contents = toys
     names = {path.stem for path in (report / "figures").glob("*.svg")}
-    assert {"toy-extremes", "pact-runs", "violin-toy", "violin-tug_near", "violin-tug_far", "violin-pact"} <= names
+    assert {
+        "toy-extremes",
+        "pact-runs",
+        "pact-matrix",
+        "violin-toy",
+        "violin-tug_near",
+        "violin-tug_far",
+        "violin-pact",
+    } <= names
     assert {"toy_extremes", "pact_runs"} <= set(contents["plots"])
     assert {"toy", "tug_near", "pact"} <= set(contents["columns"])
     axes = contents["radar"]["second"]

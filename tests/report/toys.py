@@ -6,6 +6,7 @@ Prints JSON: what the tables, figures, findings and the notebook have.
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,8 @@ def main(folder: Path) -> None:
     for name in ("measures", "differences"):
         path = folder / "summary" / f"{name}.parquet"
         pq.write_table(with_copies(pq.read_table(path)), path)
+    for suffix in ("parquet", "csv"):
+        shutil.copy(folder / "summary" / f"stability_matrix.{suffix}", folder / "summary" / f"pact_matrix.{suffix}")
     run = open_run(folder)
     findings: list = []
     write_report(run, run.config, on_findings=findings.extend)

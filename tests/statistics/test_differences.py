@@ -77,8 +77,8 @@ def test_differences_are_those_of_the_other_tables(
         shown(run)
 
 
-def test_one_detector_has_no_differences_and_needs_no_table_of_them(run: Run, tmp_path: Path) -> None:
-    assert len(run.summary("differences")) == 0
-    shutil.copytree(run.folder, tmp_path / "old")
+def test_one_detector_has_no_differences_and_needs_no_table_of_them(finished_run: Run, tmp_path: Path) -> None:
+    assert len(finished_run.summary("differences")) == 0
+    shutil.copytree(finished_run.folder, tmp_path / "old")
     (tmp_path / "old" / "summary" / "differences.parquet").unlink()
     assert "Differences" not in shown(open_run(tmp_path / "old"))
