@@ -16,10 +16,10 @@ demo: $(READY)
 	@$(BIN)/explain2me demo
 
 test: check
-	@$(ONE_THREAD) $(BIN)/pytest -n $(WORKERS) -m "not slow"
+	@$(ONE_THREAD) $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: $(READY)
-	@$(ONE_THREAD) $(BIN)/pytest -n $(WORKERS) -m slow
+	@$(ONE_THREAD) $(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow
 
 fuzz: $(READY)
 	@$(ONE_THREAD) $(BIN)/python tests/faults/fuzz.py --count 10000 --seed 0

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ARCHITECTURE = "timm:test_resnet"
 SIZE = 96
+LONGEST = ("test_tutorial", "test_kills", "test_crashes", "test_study", "test_toy_rows", "test_pipeline")
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background by a shell; some tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first: at the end one worker would do it while the other waits."""
-    items.sort(key=lambda item: "test_tutorial" not in item.nodeid)
+    """The longest tests first: at the end one worker would do one while the other waits."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="session")

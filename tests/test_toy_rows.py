@@ -58,7 +58,7 @@ METHODS["toy"] = Method("toy", "Toy", "toy:Brightness", 1, False, "nobody")
 
 from explain2me.cli import main
 config, out = f"{folder}/config.toml", f"{folder}/run"
-for command in (["check", config], ["run", config, "--out", out], ["report", out], ["show", out]):
+for command in (["check", config], ["run", config, "--out", out], ["show", out]):
     sys.argv = ["explain2me", *command]
     try:
         main()

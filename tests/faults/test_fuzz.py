@@ -16,13 +16,13 @@ def fuzz(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("kind", "count"), [("images", 400), ("configs", 400), ("checkpoints", 200)])
+@pytest.mark.parametrize(("kind", "count"), [("images", 200), ("configs", 150), ("checkpoints", 100)])
 def test_hostile_files_are_read_or_refused(kind: str, count: int) -> None:
     code, output = fuzz(kind, "--count", str(count), "--seed", "1")
     assert code == 0, output
     assert f"{kind}: {count} inputs" in output
     accepted, refused = map(int, re.search(r"(\d+) accepted, (\d+) refused, 0 failed", output).groups())
-    assert accepted > count / 50
+    assert accepted > count / 100
     assert refused > count / 4
 
 

@@ -205,8 +205,8 @@ def test_dead_maps_are_counted_from_the_maps(tmp_path, make_run, make_images, we
         save_file(state, tmp_path / f"run{i}.safetensors")
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 5, ("real", "b"): 4})
     text = f'name = "dead"\n{detector_table("d", f"{tmp_path}/run*.safetensors")}[data]\nmanifest = "{manifest}"\n[measures]\n'
-    text += 'entropy = false\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
-    run = make_run(tmp_path, text)
+    text += 'noise = false\nresilience = false\nfocus = false\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
+    run = make_run(tmp_path, text, report=False)
     maps = run.maps().to_pandas()
     clean = maps[maps.condition == "clean"]
     dead = sum(one is None or one.sum() <= 1e-12 for one in clean["map"])

@@ -54,6 +54,16 @@ def test_a_report_made_again_leaves_nothing_of_the_one_before(tmp_path, make_run
     assert (run.folder / "run.json").exists()
 
 
+OFF = {
+    "one measure": ("noise", "resilience", "focus", "stability"),
+    "one detector": ("noise", "focus"),
+    "no labels": ("noise", "resilience", "focus"),
+    "one source": ("noise", "resilience"),
+    "nothing but AUROC": ("entropy", "noise", "resilience", "focus", "stability"),
+}
+"""Measures that say nothing of a case; fewer figures are drawn."""
+
+
 @pytest.mark.usefixtures("no_pdf")
 @pytest.mark.parametrize(
     ("case", "absent", "present"),
@@ -84,9 +94,7 @@ def test_a_partial_run_has_a_whole_report(
     text += (
         f'[data]\nmanifest = "{manifest}"\n[summary]\nbootstrap = 20\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
     )
-    if case in ("one measure", "nothing but AUROC"):
-        off = "noise = false\nresilience = false\nfocus = false\nstability = false\n"
-        text += "[measures]\n" + off + ("entropy = false\n" if case == "nothing but AUROC" else "")
+    text += "[measures]\n" + "".join(f"{name} = false\n" for name in OFF[case])
     if case in ("no labels", "one source"):
         text = text.replace("[data]\n", '[data]\npositive = "1"\n')
     run = make_run(tmp_path, text)
@@ -99,7 +107,7 @@ def test_a_partial_run_has_a_whole_report(
 def test_a_vanished_image_leaves_a_report_without_its_picture(tmp_path, make_run, make_images, weights, detector_table):
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 4, ("real", "b"): 4})
     text = f'name = "gone"\n{detector_table("a", f"{weights}/seed[01].safetensors")}[data]\nmanifest = "{manifest}"\n'
-    text += '[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
+    text += '[measures]\nnoise = false\nresilience = false\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
     run = make_run(tmp_path, text, report=False)
     for path in manifest.parent.rglob("*.png"):
         path.unlink()
@@ -117,6 +125,7 @@ def test_without_a_summary_the_error_says_what_to_do(reported, tmp_path):
         write_report(open_run(tmp_path / "run"), reported.config)
 
 
+@pytest.mark.usefixtures("no_pdf")
 def test_detectors_of_two_input_sizes_and_a_source_of_two_labels(
     tmp_path, make_run, make_images, weights, detector_table
 ):
@@ -125,6 +134,7 @@ def test_detectors_of_two_input_sizes_and_a_source_of_two_labels(
     text += detector_table("large", f"{weights}/seed[12].safetensors", size=128)
     text += (
         f'[data]\nmanifest = "{manifest}"\n[summary]\nbootstrap = 10\n[report]\nimages = 1\n[compute]\ndevice = "cpu"\n'
+        "[measures]\nnoise = false\nfocus = false\n"
     )
     run = make_run(tmp_path, text)
     folder = run.folder / "report"
