@@ -4,21 +4,19 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from explain2me.errors import ConfigError
-from explain2me.workers.local import WorkerDied
-
-if TYPE_CHECKING:
-    from explain2me.workers.schedule import Engine
+from explain2me.workers.engine import Engine
+from explain2me.workers.local import WorkerDied, listening
 
 
 class RayWorker:
     """An actor, started again after it died. Not thread-safe: one task at a time."""
 
-    def __init__(self, engine: "Engine") -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._actor: Any = None
         self._killed = False
@@ -73,7 +71,6 @@ class _Actor:
     def run(
         self, work: Callable[[Any], None], task: object
     ) -> tuple[list[tuple[int, float]], Exception | None]:  # Ray would wrap an exception in one of its own
-        from explain2me.workers.local import listening
 
         reports: list[tuple[int, float]] = []
         try:
@@ -84,7 +81,7 @@ class _Actor:
         return reports, None
 
 
-def open_workers(engine: "Engine") -> list[RayWorker]:
+def open_workers(engine: Engine) -> list[RayWorker]:
     """Connect to the cluster, or start one on this machine, without usage statistics.
 
     Raises:
@@ -111,7 +108,7 @@ def open_workers(engine: "Engine") -> list[RayWorker]:
     return [RayWorker(engine) for _ in range(engine.workers)]
 
 
-def _check_room(engine: "Engine", there: Mapping[str, float]) -> None:
+def _check_room(engine: Engine, there: Mapping[str, float]) -> None:
     """Raise if the cluster is too small: a worker without room would wait for ever."""
     for name, each in (("CPU", 1.0), ("GPU", engine.gpus)):
         if each * engine.workers > there.get(name, 0.0) + 1e-6:
@@ -131,7 +128,7 @@ def close() -> None:
     ray.shutdown()
 
 
-def _actor_class(engine: "Engine") -> Any:
+def _actor_class(engine: Engine) -> Any:
     import ray
 
     return ray.remote(num_cpus=1, num_gpus=engine.gpus, max_restarts=0)(_Actor)

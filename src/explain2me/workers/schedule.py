@@ -5,12 +5,12 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from explain2me.errors import Explain2MeError
+from explain2me.workers.engine import Engine
 from explain2me.workers.local import LocalWorker, WorkerDied, listening
 
 Task = TypeVar("Task", bound=Hashable)
@@ -18,25 +18,6 @@ Task = TypeVar("Task", bound=Hashable)
 
 MAX_TRIES = 3
 OnProgress = Callable[[Task, int, float], None]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Where tasks run; no result depends on it.
-
-    Attributes:
-        executor: ``local`` (this process, or several of this machine) or ``ray``.
-        workers: processes.
-        threads: of torch in each; None: as many as this process has, or cores / workers.
-        address: of a Ray cluster; None starts one on this machine.
-        gpus: that a Ray worker asks for; 0.5 puts two workers on each.
-    """
-
-    executor: Literal["local", "ray"] = "local"
-    workers: int = 1
-    threads: int | None = None
-    address: str | None = None
-    gpus: float = 0.0
 
 
 class Worker(Protocol):
