@@ -43,7 +43,7 @@ lock: $(UV)
 		--python-version 3.11 --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
 $(READY): requirements.lock pyproject.toml | $(UV)
-	@echo "installing into .venv: some 5 GB, a few minutes" >&2
+	@echo "installing into .venv: some 7 GB, a few minutes" >&2
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
 	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
