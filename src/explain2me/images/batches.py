@@ -48,7 +48,7 @@ def batches(
     not grow with the number of paths. The threads end with the generator: when it is exhausted, closed or dropped.
 
     Args:
-        paths: the files, see :func:`resolve`.
+        paths: the files, see :func:`explain2me.images.listing.resolve`.
         size: height and width in pixels of the result.
         batch_size: positions a batch; the last batch holds the rest.
         interpolation: one of :data:`INTERPOLATIONS`.
@@ -66,12 +66,9 @@ def batches(
     if expected_sha256 is not None and len(expected_sha256) != len(paths):
         raise ValueError(f"expected one sha256 per path, got {len(expected_sha256)} for {len(paths)} paths")
 
-    def load(position: int) -> UInt8[np.ndarray, "3 H W"] | ImageError:
+    def load(position: int) -> UInt8[np.ndarray, "3 H W"]:
         sha256 = None if expected_sha256 is None else expected_sha256[position]
-        try:
-            return load_array(paths[position], size, interpolation, max_pixels=max_pixels, expected_sha256=sha256)
-        except ImageError as error:
-            return error
+        return load_array(paths[position], size, interpolation, max_pixels=max_pixels, expected_sha256=sha256)
 
     results = in_order(load, range(len(paths)), num_threads=num_threads, ahead=prefetch * batch_size)
     return _grouped(results, num_images=len(paths), size=size, batch_size=batch_size)

@@ -7,10 +7,7 @@ from typing import NamedTuple
 
 from explain2me.errors import ManifestError
 from explain2me.images.containers import is_container_name
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"},
-)
+from explain2me.images.rows import SUFFIXES
 
 
 class FolderFiles(NamedTuple):
@@ -58,15 +55,9 @@ def walk_folder(folder: Path) -> FolderFiles:
                 num_ignored += 1
                 if not parts and is_container_name(name):
                     containers.append(name)
-    _refuse_equal_names(images, folder)
-    return FolderFiles(images, num_ignored, sorted(containers))
-
-
-def _refuse_equal_names(images: list[tuple[str, ...]], folder: Path) -> None:
-    counts = Counter(images)
-    repeated = ["/".join(parts) for parts, count in counts.items() if count > 1]
-    if repeated:
+    if repeated := ["/".join(parts) for parts, count in Counter(images).items() if count > 1]:
         raise ManifestError(f"{str(folder)!r}: two files are written {repeated[0]!r}; rename the one that is not UTF-8")
+    return FolderFiles(images, num_ignored, sorted(containers))
 
 
 def is_folder(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The list of images of a run: one row per image, from a manifest, a folder or container files. Opens no image.
+"""The list of images of a run, one row per image. Opens no image.
 
 pyarrow is imported when the list becomes a table: a mistake in a manifest or folder is reported without it.
 """
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from explain2me.errors import ManifestError
 from explain2me.images.containers import container_files, container_of, is_container_name, read_rows
-from explain2me.images.folder import SUFFIXES, is_folder, walk_folder
+from explain2me.images.folder import is_folder, walk_folder
 from explain2me.images.manifest import read_manifest_rows
-from explain2me.images.rows import Row, folder_labels
+from explain2me.images.rows import SUFFIXES, Row, folder_labels
 from explain2me.text import nearest
 
 if TYPE_CHECKING:
@@ -89,17 +89,19 @@ def list_source(
     source: Path, *, split: str | None = None, extra: Sequence[str] = (), classes: Sequence[str] | None = None
 ) -> Listing:
     """As :func:`list_images`, with what else was seen on the way. Every folder is walked once, every file read once."""
-    if is_container_name(source.name) and not source.is_dir():
-        return _list_containers(source, split=split, extra=extra, classes=classes)
     if is_folder(source):
-        listing = None if _saved_by_datasets(source) else _list_images_below(source, split, extra)
-        return listing or _list_containers(source, split=split, extra=extra, classes=classes)
-    rows = read_manifest_rows(source, extra=extra)
-    return _listing_of_rows(rows, repr(str(source)), split=split, extra=extra)
-
-
-def _saved_by_datasets(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+        saved_by_datasets = (source / "dataset_dict.json").exists() or (source / "state.json").exists()
+        listing = None if saved_by_datasets else _list_images_below(source, split, extra)
+        if listing:
+            return listing
+    if is_folder(source) or is_container_name(source.name):
+        containers = container_files(source)
+        if not containers:
+            raise _no_images(source, split)
+        rows, num_ignored = read_rows(source, containers, extra=extra, classes=classes)
+    else:
+        rows, num_ignored = read_manifest_rows(source, extra=extra), 0
+    return _listing_of_rows(rows, repr(str(source)), split=split, extra=extra)._replace(num_ignored=num_ignored)
 
 
 def _list_images_below(folder: Path, split: str | None, extra: Sequence[str]) -> Listing | None:
@@ -112,19 +114,10 @@ def _list_images_below(folder: Path, split: str | None, extra: Sequence[str]) ->
     files = walk_folder(top)
     if not files.images:
         return None
-    columns = _columns_of_folder(files.images, split, repr(str(top)), extra)
-    return Listing(columns, {}, files.num_ignored, files.containers if split is None else ())
-
-
-def _list_containers(
-    source: Path, *, split: str | None, extra: Sequence[str], classes: Sequence[str] | None
-) -> Listing:
-    containers = container_files(source, SUFFIXES)
-    if not containers:
-        raise _no_images(source, split)
-    rows, num_ignored = read_rows(source, containers, extra=extra, classes=classes, suffixes=SUFFIXES)
-    listing = _listing_of_rows(rows, repr(str(source)), split=split, extra=extra)
-    return listing._replace(num_ignored=num_ignored)
+    paths = ["/".join(parts if split is None else (split, *parts)) for parts in files.images]
+    labels, sources = folder_labels(files.images, repr(str(top)))
+    columns = _columns(paths, labels, sources) | {name: [None] * len(paths) for name in extra}
+    return Listing(_sorted_by_id(columns), {}, files.num_ignored, files.containers if split is None else ())
 
 
 def _no_images(folder: Path, split: str | None) -> ManifestError:
@@ -146,19 +139,16 @@ def _no_images(folder: Path, split: str | None) -> ManifestError:
     )
 
 
-def _columns_of_folder(
-    images: Sequence[tuple[str, ...]], split: str | None, where: str, extra: Sequence[str]
+def _columns(
+    paths: list[str], labels: list[str] | None, sources: list[str] | None, ids: list[str] | None = None
 ) -> Columns:
-    """Columns of the images below a folder: label and source are the names of its subfolders."""
-    paths = ["/".join(parts if split is None else (split, *parts)) for parts in images]
-    labels, sources = folder_labels(images, where)
-    columns: Columns = {
-        "image_id": [*paths],
+    sources = sources or labels or ["images"] * len(paths)
+    return {
+        "image_id": [*(ids or paths)],
         "path": [*paths],
-        "label": [*labels] if labels else [None] * len(paths),
+        "label": [*(labels or [None] * len(paths))],
         "source": [*sources],
     }
-    return _sorted_by_id(columns | {name: [None] * len(paths) for name in extra})
 
 
 def _listing_of_rows(rows: Sequence[Row], where: str, *, split: str | None, extra: Sequence[str]) -> Listing:
@@ -170,13 +160,7 @@ def _listing_of_rows(rows: Sequence[Row], where: str, *, split: str | None, extr
     splits = Counter(row.cells["split"] for row in rows) if "split" in rows[0].cells else {}
     rows = _rows_of_split(rows, split, where)
     paths = [row.cells["path"] for row in rows]
-    labels = _filled(rows, "label", where)
-    columns: Columns = {
-        "image_id": [*(_filled(rows, "image_id", where) or paths)],
-        "path": [*paths],
-        "label": [*labels] if labels else [None] * len(rows),
-        "source": [*(_filled(rows, "source", where) or labels or ["images"] * len(rows))],
-    }
+    columns = _columns(paths, *(_filled(rows, name, where) for name in ("label", "source", "image_id")))
     if any(row.cells.get("sha256", "").strip() for row in rows):
         columns["expected_sha256"] = [_expected_sha256(row, where) for row in rows]
     columns |= {name: [row.cells.get(name, "").strip() or None for row in rows] for name in extra}
@@ -201,8 +185,9 @@ def _rows_of_split(rows: Sequence[Row], split: str | None, where: str) -> Sequen
     if split is None:
         return rows
     if "split" not in rows[0].cells:
-        got = list(rows[0].cells)
-        raise ManifestError(f"{where}: the split {split!r} was asked, but there is no column 'split' in {got}")
+        raise ManifestError(
+            f"{where}: the split {split!r} was asked, but there is no column 'split' in {list(rows[0].cells)}"
+        )
     counts = Counter(row.cells["split"] for row in rows)
     if not counts[split]:
         there = ", ".join(f"{name!r} ({count})" for name, count in sorted(counts.items()) if count)
@@ -286,10 +271,7 @@ def resolve(root: Path, path: str) -> Path:
 def missing_files(source: Path, images: "pa.Table") -> tuple[list[str], int]:
     """Paths of a CSV manifest without a file, of at most ``LOOKED_FOR`` rows spread evenly; and how many were looked for.
 
-    Args:
-        source: of :func:`list_images`. Nothing is looked for in a folder or container, which was just listed, nor inside
-            the containers that a manifest names.
-        images: of :func:`list_images`, all or some.
+    Nothing is looked for in a folder or container, which was just listed, nor inside the containers that a manifest names.
     """
     if is_folder(source) or is_container_name(source.name):
         return [], 0
@@ -303,8 +285,7 @@ def missing_files(source: Path, images: "pa.Table") -> tuple[list[str], int]:
 def check_labels(table: "pa.Table", classes: Sequence[str]) -> None:
     """Raise :class:`ManifestError` when a label is not one of ``classes``; absent labels pass."""
     counts = Counter(table["label"].to_pylist())
-    unknown = sorted(label for label in counts if label is not None and label not in classes)
-    if unknown:
+    if unknown := sorted(label for label in counts if label is not None and label not in classes):
         label = unknown[0]
         path = table["path"][table["label"].to_pylist().index(label)].as_py()
         raise ManifestError(

@@ -9,15 +9,11 @@ from pathlib import Path
 
 from explain2me.errors import ImageError, ManifestError
 from explain2me.images.reading import read_bytes
-from explain2me.images.rows import Row, check_names
+from explain2me.images.rows import COLUMNS, Row, check_names
 
 
 def read_manifest_rows(manifest: Path, *, extra: Sequence[str]) -> list[Row]:
-    """Cells of a CSV file, with the line of each row.
-
-    Args:
-        manifest: UTF-8, with a column ``path``.
-        extra: further columns that are read; names that are nearly one of these are refused.
+    """Rows of a CSV file (UTF-8, with a column ``path``); column names that are nearly one that is read are refused.
 
     Raises:
         ManifestError: the file is missing or not such a CSV file; the message names the line.
@@ -70,7 +66,7 @@ def _check_columns(fields: Sequence[str], where: str, *, extra: Sequence[str]) -
         todo = f"rename {near[0]!r} to 'path'" if near else "add it: one file each, relative to the manifest"
         todo = f"separate fields by commas, not {separator!r}" if separator else todo
         raise ManifestError(f"{where}: expected a column 'path', got the columns {columns}; {todo}")
-    check_names(columns, where, extra=extra)
+    check_names(columns, where, (*COLUMNS, *extra))
     return columns
 
 

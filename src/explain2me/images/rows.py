@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from explain2me.errors import ManifestError
 
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"))
 COLUMNS = ("label", "source", "split", "image_id", "sha256")
 """Optional columns of every list, beside ``path``."""
 
@@ -40,9 +41,9 @@ def folder_labels(images: Sequence[Sequence[str]], where: str) -> tuple[list[str
     return [parts[0] for parts in images], [parts[1] if len(parts) > 2 else parts[0] for parts in images]
 
 
-def check_names(columns: Sequence[str], where: str, *, extra: Sequence[str]) -> None:
-    """Refuse a column whose name is nearly one that is read: a label column left unread costs every AUROC."""
-    for name in (*COLUMNS, *extra):
+def check_names(columns: Sequence[str], where: str, known: Sequence[str]) -> None:
+    """Refuse a column whose name is nearly a known one: a label column left unread costs every AUROC."""
+    for name in known:
         near = [column for column in columns if difflib.SequenceMatcher(None, name, column.casefold()).ratio() >= 0.8]
         if name not in columns and near:
             raise ManifestError(f"{where}: the column {near[0]!r} is not read; did you mean {name!r}? rename it")

@@ -1,4 +1,4 @@
-"""Map a function over items in threads, in their order."""
+"""Map a function over items in threads, in their order; an image that cannot be used gives its error."""
 
 import os
 from collections import deque
@@ -6,21 +6,28 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from explain2me.errors import ImageError
+
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int | None, ahead: int
-) -> Generator[Result, None, None]:
+) -> Generator[Result | ImageError, None, None]:
     """Map in threads; yield the results in the order of the items, with at most ``ahead`` items in progress."""
+
+    def attempt(item: Item) -> Result | ImageError:
+        try:
+            return function(item)
+        except ImageError as error:
+            return error
+
     pool = ThreadPoolExecutor(num_threads or min(8, _num_cores()), thread_name_prefix="explain2me-images")
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[Result | ImageError]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(pool.submit(attempt, item))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from explain2me.config.compare import digest
 from explain2me.errors import RunFolderError
-from explain2me.images.examine import QUARANTINE, Indexed, index_images
+from explain2me.images.examine import REFUSED, Indexed, index_images
 from explain2me.images.listing import image_root
 from explain2me.run.files import write_parquet
 from explain2me.run.packs import read_parquet
@@ -237,5 +237,5 @@ def _joined(chunks: list[pa.Table]) -> Indexed:
     usable = table.filter(is_usable).drop_columns(["kind", "message"])
     refused = table.filter(pc.invert(is_usable))
     stage = pa.array(["index"] * len(refused), pa.string())
-    columns = {name: stage if name == "stage" else refused[name] for name in QUARANTINE.names}
-    return Indexed(usable, pa.table(columns).cast(QUARANTINE))
+    columns = {name: stage if name == "stage" else refused[name] for name in REFUSED.names}
+    return Indexed(usable, pa.table(columns).cast(REFUSED))

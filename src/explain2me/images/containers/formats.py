@@ -1,12 +1,12 @@
 """The table of container formats, and what works the same for all of them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from explain2me.errors import ImageError, ManifestError
-from explain2me.images.containers.rows import Container, Listing, label_by_folders
-from explain2me.images.rows import COLUMNS, Row
+from explain2me.images.containers.rows import Container, label_by_folders
+from explain2me.images.rows import COLUMNS, SUFFIXES, Row
 
 FORMATS = {
     ".tar": "explain2me.images.containers.webdataset",
@@ -15,8 +15,8 @@ FORMATS = {
 }
 """By the suffix of the container's name, the module of its format, imported when such a file is read.
 
-It has ``read_image(container, inner, max_bytes)``, the bytes of one image, and ``list_images(container, listing)``, the rows
-of all images and the number of members left out.
+It has ``read_image(container, inner, max_bytes)``, the bytes of one image, and ``list_images(container, columns, classes)``,
+the rows of all images and the number of members left out.
 """
 
 
@@ -36,12 +36,7 @@ def read_member(container: Path, inner: str, *, max_bytes: int) -> bytes | Path:
 
 
 def read_rows(
-    source: Path,
-    files: Sequence[Container],
-    *,
-    extra: Sequence[str],
-    classes: Sequence[str] | None,
-    suffixes: Collection[str],
+    source: Path, files: Sequence[Container], *, extra: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[list[Row], int]:
     """List the images of all container files, and count the members that are left out.
 
@@ -50,16 +45,14 @@ def read_rows(
         files: of :func:`explain2me.images.containers.layout.container_files`.
         extra: columns to read besides :data:`explain2me.images.rows.COLUMNS`.
         classes: labels in the order of the logits, for labels that are numbers.
-        suffixes: of image files.
 
     Raises:
         ManifestError: a container cannot be used; the message names it and the member.
     """
-    listing = Listing((*COLUMNS, *extra), classes, suffixes)
     try:
-        rows, num_ignored = _list_files(_without_download_tables(files), listing)
+        rows, num_ignored = _list_files(_without_download_tables(files), (*COLUMNS, *extra), classes)
         if not rows:
-            todo = f"the suffixes of images are {', '.join(sorted(suffixes))}"
+            todo = f"the suffixes of images are {', '.join(sorted(SUFFIXES))}"
             raise ManifestError(f"expected images in {len(files)} container files, got none; {todo}")
     except (ImageError, ManifestError) as error:
         raise ManifestError(f"{str(source)!r}: {error}") from error
@@ -80,7 +73,9 @@ def _without_download_tables(files: Sequence[Container]) -> Sequence[Container]:
     return [file for file in files if not (file in tables and is_download_table(file.path))]
 
 
-def _list_files(files: Sequence[Container], listing: Listing) -> tuple[list[Row], int]:
+def _list_files(
+    files: Sequence[Container], columns: Sequence[str], classes: Sequence[str] | None
+) -> tuple[list[Row], int]:
     suffixes = sorted({file.path.suffix.lower() for file in files})
     if len(suffixes) > 1:
         raise ManifestError(
@@ -90,13 +85,15 @@ def _list_files(files: Sequence[Container], listing: Listing) -> tuple[list[Row]
     num_ignored = 0
     for file in files:
         if suffixes[0] not in FORMATS:
-            todo = "decompress it to a .tar"
-            raise ManifestError(f"{file.name!r} is compressed: its members cannot be read one by one; {todo}")
+            raise ManifestError(
+                f"{file.name!r} is compressed: its members cannot be read one by one; decompress it to a .tar"
+            )
         try:
-            rows_of_file, num_ignored_of_file = import_module(FORMATS[suffixes[0]]).list_images(file, listing)
+            rows_of_file, num_ignored_of_file = import_module(FORMATS[suffixes[0]]).list_images(file, columns, classes)
         except OSError as error:
-            why = error.strerror or error
-            raise ManifestError(f"{file.name!r} cannot be read ({why}); give a file that is there") from error
+            raise ManifestError(
+                f"{file.name!r} cannot be read ({error.strerror or error}); give a file that is there"
+            ) from error
         rows += rows_of_file
         num_ignored += num_ignored_of_file
     return rows, num_ignored

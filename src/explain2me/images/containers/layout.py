@@ -8,20 +8,19 @@ then from such a word in the name (``faces-test-000.tar``).
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from explain2me.errors import ManifestError
 from explain2me.images.containers.formats import FORMATS
 from explain2me.images.containers.rows import Container, as_text, json_object
+from explain2me.images.rows import SUFFIXES
 
 COMPRESSED_TARS = (".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".tar.zst", ".tar.lz4")
 MAX_STATE = 2**24
 """Bytes of ``state.json`` and ``dataset_dict.json``."""
-SPLITS = frozenset(
-    ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"),
-)
+SPLITS = frozenset(("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"))
 
 
 def container_of(path: Path) -> tuple[Path, str] | None:
@@ -40,8 +39,8 @@ def container_of(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def container_files(source: Path, image_suffixes: Collection[str]) -> list[Container]:
-    """The container files of a data set; none where it is a CSV file, or a folder that holds images as files.
+def container_files(source: Path) -> list[Container]:
+    """The container files of a data set: a container, or a folder; none where the folder holds images as files.
 
     Raises:
         ManifestError: a folder cannot be read, or what ``datasets`` saved is damaged.
@@ -49,14 +48,12 @@ def container_files(source: Path, image_suffixes: Collection[str]) -> list[Conta
     if is_container_name(source.name) and not source.is_dir():
         return [_container(source.parent, (source.name,))]
     try:
-        if not source.is_dir():
-            return []
         if (source / "dataset_dict.json").exists():
             splits = _names_in(_read_object(source / "dataset_dict.json"), "splits", source / "dataset_dict.json")
             return [file for split in splits for file in _saved(source, (split,), split=split)]
         if (source / "state.json").exists() and (source / "dataset_info.json").exists():
             return _saved(source, (), split=None)
-        return _files_below(source, image_suffixes)
+        return _files_below(source)
     except OSError as error:
         where = repr(str(error.filename or source))
         raise ManifestError(f"{where}: cannot be read ({error.strerror}); allow it or leave it out") from error
@@ -88,11 +85,11 @@ def _split_of(parts: Sequence[str]) -> str:
     return ""
 
 
-def _files_below(folder: Path, image_suffixes: Collection[str]) -> list[Container]:
+def _files_below(folder: Path) -> list[Container]:
     """Container files at any depth, in order; none as soon as an image is met."""
     files: list[Container] = []
     for parts in _walk(folder):
-        if Path(parts[-1]).suffix.lower() in image_suffixes:
+        if Path(parts[-1]).suffix.lower() in SUFFIXES:
             return []
         if is_container_name(parts[-1]):
             files.append(_container(folder, parts))
@@ -137,9 +134,9 @@ def _names_in(tree: Mapping[str, Any], field: str, where: Path, *, key: str | No
     names = [item.get(key) if key and isinstance(item, dict) else item for item in items]
     plain = [name for name in names if isinstance(name, str) and re.fullmatch(r"(?!\.)[^/\\\0]+", name)]
     if not plain or len(plain) < len(names):
-        got = str(names)[:100]
         raise ManifestError(
-            f"{str(where)!r}: expected a list of plain file names in {field!r}, got {got!r}; save the data set again"
+            f"{str(where)!r}: expected a list of plain file names in {field!r}, got {str(names)[:100]!r}; save the data "
+            f"set again"
         )
     return plain
 

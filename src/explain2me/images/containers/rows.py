@@ -1,7 +1,7 @@
 """The rows that container files give: one row an image, with the cells that a line of a CSV manifest would have."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,6 @@ class Container(NamedTuple):
     path: Path
     name: str
     split: str
-
-
-class Listing(NamedTuple):
-    """What to list: the columns to read, the labels that numbers stand for, and the suffixes of images."""
-
-    columns: tuple[str, ...]
-    classes: Sequence[str] | None
-    suffixes: Collection[str]
 
 
 def as_text(name: bytes) -> str:

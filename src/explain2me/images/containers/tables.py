@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from explain2me.errors import ImageError, ManifestError
 from explain2me.images.containers.opened import Recent, file_identity, refusing_damage
-from explain2me.images.containers.rows import Container, Listing, cell_text, class_name
-from explain2me.images.rows import COLUMNS, Row, check_names
+from explain2me.images.containers.rows import Container, cell_text, class_name
+from explain2me.images.rows import Row, check_names
 
 ROW_DIGITS = 8
 
@@ -156,19 +156,20 @@ def may_hold_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def list_table(open_table: OpenTable, file: Container, listing: Listing) -> tuple[list[Row], int]:
+def list_table(
+    open_table: OpenTable, file: Container, columns: Sequence[str], classes: Sequence[str] | None
+) -> tuple[list[Row], int]:
     """One row for each image of a table; none is left out."""
     table = Table(open_table, file.path)
-    repeated = sorted({name for name in table.names if table.names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in table.names if table.names.count(name) > 1}):
         raise ManifestError(f"{file.name!r}: the column {repeated[0]!r} is there twice; rename one")
-    check_names(table.names, repr(file.name), extra=listing.columns[len(COLUMNS) :])
+    check_names(table.names, repr(file.name), columns)
     images = table.image_column  # raises where there is none
-    names = [name for name in listing.columns if name in table.names and name != images]
-    columns = _columns(table, names, listing.classes, repr(file.name))
+    names = [name for name in columns if name in table.names and name != images]
+    values = _columns(table, names, classes, repr(file.name))
     rows = []
     for i in range(len(table)):
-        cells = {name: columns[name][i] if name in columns else "" for name in listing.columns}
+        cells = {name: values[name][i] if name in values else "" for name in columns}
         cells |= {"path": f"{file.name}/{i:0{ROW_DIGITS}d}", "split": cells["split"] or file.split}
         rows.append(Row(f"row {i} of {file.name!r}", cells))
     return rows, 0

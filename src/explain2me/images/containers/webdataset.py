@@ -9,13 +9,12 @@ img2dataset writes a Parquet file beside each tar, about the downloads: it is le
 which is that of the download before img2dataset resized it.
 """
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from explain2me.errors import ManifestError
-from explain2me.images.containers.rows import Container, Listing, as_text, cell_text, class_name, json_object
+from explain2me.images.containers.rows import Container, as_text, cell_text, class_name, json_object
 from explain2me.images.containers.tar import Tar, open_tar, read_tar_member
-from explain2me.images.rows import COLUMNS, Row
+from explain2me.images.rows import COLUMNS, SUFFIXES, Row
 
 MAX_JSON = 2**20
 """Bytes of a member .json."""
@@ -25,17 +24,19 @@ Sample = Mapping[str, bytes]
 """Names of the members of a sample, by their extension in lower case."""
 
 
-def list_images(file: Container, listing: Listing) -> tuple[list[Row], int]:
+def list_images(file: Container, columns: Sequence[str], classes: Sequence[str] | None) -> tuple[list[Row], int]:
     """One row for each sample with an image, and the number of members that are left out."""
     tar = open_tar(file.path)
     samples, num_ignored = _samples(tar, repr(file.name))
     rows: list[Row] = []
     for sample in samples.values():
-        image = _image_of(sample, listing.suffixes, repr(file.name))
+        image = _image_of(sample, repr(file.name))
         if image is not None:
-            rows.append(_row(tar, sample, as_text(image), file, listing))
+            cells = _cells(tar, sample, file, columns, classes)
+            cells |= {"path": f"{file.name}/{as_text(image)}", "split": cells["split"] or file.split}
+            rows.append(Row(f"member {as_text(image)!r} of {file.name!r}", cells, as_text(image)))
         elif "cls" in sample:
-            todo = f"put both into one tar, the image as one of {', '.join(sorted(listing.suffixes))}"
+            todo = f"put both into one tar, the image as one of {', '.join(sorted(SUFFIXES))}"
             raise ManifestError(f"{_member(file, sample['cls'])} labels no image; {todo}")
         else:
             num_ignored += len(sample)
@@ -60,13 +61,13 @@ def _samples(tar: Tar, where: str) -> tuple[dict[bytes, dict[str, bytes]], int]:
     return samples, num_ignored
 
 
-def _image_of(sample: Sample, suffixes: Collection[str], where: str) -> bytes | None:
+def _image_of(sample: Sample, where: str) -> bytes | None:
     """The member that is the image: KEY.jpg before KEY.anything.jpg; human maps are none."""
-    images = [member for extension, member in sample.items() if f".{extension}" in suffixes]
+    images = [member for extension, member in sample.items() if f".{extension}" in SUFFIXES]
     images = images or [
         member
         for extension, member in sample.items()
-        if not extension.startswith("salience.") and f".{extension.rpartition('.')[2]}" in suffixes
+        if not extension.startswith("salience.") and f".{extension.rpartition('.')[2]}" in SUFFIXES
     ]
     if len(images) > 1:
         first, second = sorted(map(as_text, images))[:2]
@@ -77,35 +78,29 @@ def _image_of(sample: Sample, suffixes: Collection[str], where: str) -> bytes | 
     return images[0] if images else None
 
 
-def _row(tar: Tar, sample: Sample, image: str, file: Container, listing: Listing) -> Row:
-    cells = _cells(tar, sample, file, listing)
-    for column in set(listing.columns) - set(COLUMNS):  # such as the human map
-        maps = [member for extension, member in sample.items() if extension.partition(".")[0] == column]
-        if maps and not cells[column]:
-            cells[column] = f"{file.name}/{as_text(maps[0])}"
-    cells |= {"path": f"{file.name}/{image}", "split": cells["split"] or file.split}
-    return Row(f"member {image!r} of {file.name!r}", cells, image)
-
-
-def _cells(tar: Tar, sample: Sample, file: Container, listing: Listing) -> dict[str, str]:
-    """The cells that KEY.json and KEY.cls give; the label of KEY.cls comes first."""
-    values: dict[str, Any] = {}
+def _cells(
+    tar: Tar, sample: Sample, file: Container, columns: Sequence[str], classes: Sequence[str] | None
+) -> dict[str, str]:
+    """The cells that KEY.json, KEY.cls and KEY.salience.png give; the label of KEY.cls comes first."""
+    cells = dict.fromkeys(columns, "")
     if "json" in sample:
         where = _member(file, sample["json"])
         values = json_object(_read_small(tar, sample["json"], MAX_JSON, where), where)
         if {"url", "status"} <= values.keys():  # of img2dataset
             values["sha256"] = None
-        cells = {name: cell_text(values.get(name), f"{where}, {name}") for name in listing.columns}
-    else:
-        cells = dict.fromkeys(listing.columns, "")
-    if isinstance(values.get("label"), int):
-        cells["label"] = class_name(cells["label"], listing.classes)
+        cells = {name: cell_text(values.get(name), f"{where}, {name}") for name in columns}
+        if isinstance(values.get("label"), int):
+            cells["label"] = class_name(cells["label"], classes)
     if "cls" in sample:
         where = _member(file, sample["cls"])
         text = as_text(_read_small(tar, sample["cls"], MAX_LABEL, where)).strip()
         if not text:
             raise ManifestError(f"{where} is empty; write the label into it")
-        cells["label"] = class_name(text, listing.classes)
+        cells["label"] = class_name(text, classes)
+    for column in set(columns) - set(COLUMNS):  # such as the human map
+        maps = [member for extension, member in sample.items() if extension.partition(".")[0] == column]
+        if maps and not cells[column]:
+            cells[column] = f"{file.name}/{as_text(maps[0])}"
     return cells
 
 
