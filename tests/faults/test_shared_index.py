@@ -85,12 +85,12 @@ def test_another_machine_may_begin_the_run_and_remove_the_index_at_any_moment(tm
         begun.append(moment)
         raise FileNotFoundError(folder / "index")
 
-    def processes_die_of_the_third_image(work, missing, engine, *, recovery, **_):
+    def processes_die_of_the_third_image(work, missing, engine, *, after_death, after_task, **_):
         queue = list(missing)
         while not begun:
             attempt = queue.pop(0)
             deadly = attempt.start <= 2 < attempt.stop
-            queue = [*(recovery.died if deadly else recovery.done)(attempt), *queue]
+            queue = [*(after_death if deadly else after_task)(attempt), *queue]
         yield from ()
 
     if moment == "crash":

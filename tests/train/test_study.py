@@ -190,7 +190,7 @@ def test_the_others_go_on_where_a_training_diverges(tmp_path, manifest):
 
 
 def test_a_training_can_be_counted_though_its_config_holds_a_dict(tmp_path: Path) -> None:
-    from explain2me.workers import Recovery
+    from explain2me.workers import repeating
 
     config = parse_config(
         {
@@ -200,7 +200,7 @@ def test_a_training_can_be_counted_though_its_config_holds_a_dict(tmp_path: Path
         }
     )
     training = trainings(config, tmp_path)[0]
-    assert Recovery().died(training) == [training]
+    assert repeating()(training) == [training]
 
 
 @pytest.mark.slow
@@ -221,9 +221,9 @@ def test_trainings_in_workers_give_the_same_weights(manifest: Path, tmp_path: Pa
         f"{training.detector} run 0" for training in trainings(two_config, tmp_path)
     }
     if executor == "ray":
-        from explain2me.workers import ray
+        import ray
 
-        ray.close()
+        ray.shutdown()
     for training in trainings(one_config, tmp_path / "one"):
         other = tmp_path / "two" / training.folder.relative_to(tmp_path / "one")
         assert (other / CARD).exists()

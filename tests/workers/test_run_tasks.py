@@ -83,9 +83,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "ray":
         pytest.importorskip("ray", reason="the extra ray is not installed")
         yield ENGINES["ray"]
-        from explain2me.workers import ray
+        import ray
 
-        ray.close()
+        ray.shutdown()
     else:
         yield ENGINES[request.param]
 

@@ -59,7 +59,7 @@ def _list_all(config: "Config") -> "Listing":
     from explain2me.images.listing import list_source
     from explain2me.images.select import list_data
 
-    listing = list_data(config)
+    listing = list_data(config.data)
     training = config.training
     if training is not None and training.manifest is not None:
         list_source(Path(training.manifest), split=training.split, extra=("salience",), classes=config.data.classes)
@@ -75,7 +75,7 @@ def _check_run(config: "Config", out: Path | None, listing: "Listing", console: 
 
     if out is not None and config.training is None:
         refuse_other_run(config, out)
-    images, record = stage.check(config, select_images(config, listing))
+    images, record = stage.check(config, select_images(config.data, config.seed, listing))
     if config.training is None:  # a study has printed its warnings
         _print_warnings(config, record, images, listing, console)
     for model in record["models"]:
@@ -118,7 +118,7 @@ def _verify_hashes(config: "Config", listing: "Listing", console: "Console") -> 
     from explain2me.images.listing import image_root
     from explain2me.images.select import require_all_hashes
 
-    images = require_all_hashes(config, listing)
+    images = require_all_hashes(config.data, config.training, config.seed, listing)
     with progress_bars(console) as progress:
         task = progress.add_task("read", total=len(images))
         bad = verify_hashes(

@@ -46,10 +46,10 @@ def select(config: "Config", *, verify_hashes: bool) -> "Selection":
     """
     from explain2me.images.select import list_data, require_all_hashes, select_images
 
-    listing = list_data(config)
+    listing = list_data(config.data)
     if verify_hashes:
-        require_all_hashes(config, listing)
-    return select_images(config, listing)
+        require_all_hashes(config.data, config.training, config.seed, listing)
+    return select_images(config.data, config.seed, listing)
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:

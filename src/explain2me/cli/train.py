@@ -57,9 +57,9 @@ def study(
 
     settings, folder = load_settings(config, out, sets)
     share = parse_shard(shard)
-    listing = list_data(settings)  # a mistake in it is reported before PyTorch is imported
+    listing = list_data(settings.data)  # a mistake in it is reported before PyTorch is imported
     if verify_hashes:
-        require_all_hashes(settings, listing)
+        require_all_hashes(settings.data, settings.training, settings.seed, listing)
     _study(settings, folder, share, make_console())
 
 

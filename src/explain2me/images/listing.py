@@ -146,7 +146,7 @@ def _columns(
     return {
         "image_id": [*(ids or paths)],
         "path": [*paths],
-        "label": [*(labels or [None] * len(paths))],
+        "label": [*labels] if labels else [None] * len(paths),
         "source": [*sources],
     }
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from explain2me.config.schema import Config
+from explain2me.config.schema import DataConfig
+from explain2me.config.training import TrainingConfig
 from explain2me.errors import ConfigError, ManifestError
 from explain2me.images.listing import Listing, check_labels, list_images, list_source, require_hashes, sample_images
 from explain2me.statistics.scores import ALL
@@ -25,39 +26,36 @@ class Selection(NamedTuple):
     listing: Listing
 
 
-def list_data(config: Config) -> Listing:
+def list_data(data: DataConfig) -> Listing:
     """List the images that a config names, those of its split.
 
     Raises:
         ManifestError: the list is missing or wrong.
     """
-    return list_source(Path(config.data.manifest), split=config.data.split, classes=config.data.classes)
+    return list_source(Path(data.manifest), split=data.split, classes=data.classes)
 
 
-def select_images(config: Config, listing: Listing | None = None) -> Selection:
+def select_images(data: DataConfig, seed: int, listing: Listing | None = None) -> Selection:
     """Choose the images of a run, and check their labels.
 
     Args:
-        config: of the run.
+        data: settings of the images.
+        seed: of the sample.
         listing: of :func:`list_data`, if it was called already.
 
     Raises:
         Explain2MeError: the first mistake.
     """
-    listing = listing or list_data(config)
-    table = listing.table()
-
+    listing = listing or list_data(data)
     for name in ("label", "source"):
         if ALL in listing.columns[name]:
-            raise ManifestError(f"{config.data.manifest!r}: the {name} {ALL!r} means all of them; rename it")
-    images = sample_images(table, config.data.sample, seed=config.seed)
-    if config.salience.target == "true" and images["label"].null_count == len(images):
-        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
-    return Selection(images, class_names(config, images, repr(config.data.manifest)), listing)
+            raise ManifestError(f"{data.manifest!r}: the {name} {ALL!r} means all of them; rename it")
+    images = sample_images(listing.table(), data.sample, seed=seed)
+    return Selection(images, class_names(data, images, repr(data.manifest)), listing)
 
 
 def class_names(
-    config: Config,
+    data: DataConfig,
     images: "pa.Table",
     where: str,
     *,
@@ -67,7 +65,7 @@ def class_names(
     """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
 
     Args:
-        config: says which class is positive, and perhaps the order.
+        data: says which class is positive, and perhaps the order.
         images: with the column label.
         where: they are listed, for errors.
         alone: what to do if all have one label, for errors.
@@ -77,7 +75,7 @@ def class_names(
         ConfigError: data.positive is not a class.
     """
     labels = sorted(set(images["label"].drop_null().to_pylist()))
-    classes, positive = config.data.classes, config.data.positive
+    classes, positive = data.classes, data.positive
     if len({label.casefold().strip() for label in labels}) < len(labels):
         raise ManifestError(
             f"{where}: expected labels that differ by more than case and spaces, got {labels}; write each "
@@ -97,23 +95,24 @@ def class_names(
     return classes
 
 
-def require_all_hashes(config: Config, listing: Listing) -> "pa.Table":
+def require_all_hashes(data: DataConfig, training: TrainingConfig | None, seed: int, listing: Listing) -> "pa.Table":
     """The images to test, after a check that each of them, and each to train on, has a hash in its manifest.
 
     Args:
-        config: of the run or study.
+        data: settings of the images to test.
+        training: settings of a study; None for a run.
+        seed: of the sample.
         listing: of :func:`list_data`.
 
     Raises:
         ManifestError: an image without a hash, or a manifest that is wrong.
     """
-    source = Path(config.data.manifest)
-    training = config.training
+    source = Path(data.manifest)
     if training is not None:
         trained = Path(training.manifest or source)
         splits = {training.split, training.validation_split or training.split}
         for split in sorted(splits, key=str):
-            require_hashes(list_images(trained, split=split, classes=config.data.classes), trained)
-    images = sample_images(listing.table(), config.data.sample, seed=config.seed)
+            require_hashes(list_images(trained, split=split, classes=data.classes), trained)
+    images = sample_images(listing.table(), data.sample, seed=seed)
     require_hashes(images, source)
     return images

@@ -57,7 +57,7 @@ def begin_run(
             here = _with_batch_size(here, len(record["classes"]))
             record |= {"config": json.loads(here.model_dump_json())}
         source, limit = Path(here.data.manifest), here.data.max_pixels
-        if _write_new_run(images, source, record, folder, engine_of(here), limit, share, on_indexed):
+        if _write_new_run(images, source, record, folder, engine_of(here.compute), limit, share, on_indexed):
             return open_run(folder)
         old = open_run(folder)  # another machine has begun it meanwhile
         here = with_device(config, old.config)

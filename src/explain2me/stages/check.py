@@ -40,7 +40,9 @@ def check(config: Config, selection: Selection | None = None) -> tuple[pa.Table,
     Raises:
         Explain2MeError: the first mistake.
     """
-    images, classes, _ = selection or select_images(config)
+    images, classes, _ = selection or select_images(config.data, config.seed)
+    if config.salience.target == "true" and images["label"].null_count == len(images):
+        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
     map_sizes = check_models(config, len(classes) or None)
     models = list(map_sizes)
     if not classes:

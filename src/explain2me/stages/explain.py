@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from explain2me.config.schema import Config
+from explain2me.config.schema import ComputeConfig, Config
 from explain2me.errors import Explain2MeError
 from explain2me.images.select import Selection
 from explain2me.run.events import log_event
@@ -74,7 +74,7 @@ def explain_run(
     log("explain", "start", shards=len(mine), missing=len(missing))
     remove_leftovers(folder)
     try:
-        _explain_shards(missing, folder, _engine(config, run), log, on_done)
+        _explain_shards(missing, folder, _engine(config.compute, run), log, on_done)
     finally:
         remove_leftovers(folder)  # dead workers may have left files
     log("explain", "done", shards=len(missing), seconds=_seconds_since(started))
@@ -88,7 +88,7 @@ def _explain_shards(
     log: Callable[..., None],
     on_done: Callable[[Model, int, float], None] | None,
 ) -> None:
-    """Let workers commit every shard. A shard is tried at most three times; then :class:`explain2me.workers.Recovery` raises."""
+    """Let workers commit every shard. A shard is tried at most three times; then :func:`explain2me.workers.repeating` raises."""
     num_done: Counter[Shard] = Counter()
 
     def on_start(shard: Shard) -> None:
@@ -121,10 +121,10 @@ def _seconds_since(started: float) -> float:
     return round(time.monotonic() - started, 3)
 
 
-def _engine(config: Config, run: Run) -> Engine:
+def _engine(compute: ComputeConfig, run: Run) -> Engine:
     """The engine that this call asks for, with the device and the threads of the run, which another machine may have begun."""
     own = {name: getattr(run.config.compute, name) for name in ("device", "threads")}
-    return engine_of(config.model_copy(update={"compute": config.compute.model_copy(update=own)}))
+    return engine_of(compute.model_copy(update=own))
 
 
 def num_missing(run: Run) -> int:

@@ -86,7 +86,7 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
     committed = committed_in(folder)
     todo = [name for name in names if name not in committed]
     work = functools.partial(_commit_scores, run.folder.resolve(), config)
-    engine = engine_of(config)
+    engine = engine_of(config.compute)
     if len(todo) < FILES_FOR_WORKERS * engine.workers:  # this process ends before workers have started
         engine = Engine(threads=engine.threads)
     for i, _ in enumerate(run_tasks(work, todo, engine)):

@@ -208,7 +208,7 @@ def training_classes(config: Config, training: TrainingConfig) -> tuple[str, ...
 
 def _classes(config: Config, training: TrainingConfig, source: Path, table: pa.Table) -> tuple[str, ...]:
     where = repr(str(source)) + ("" if training.split is None else f", split {training.split!r}")
-    return class_names(config, table, where, alone="add images of another label to train on")
+    return class_names(config.data, table, where, alone="add images of another label to train on")
 
 
 def _listed(config: Config, training: TrainingConfig) -> tuple[Path, pa.Table]:

@@ -24,7 +24,7 @@ from explain2me.train.human_maps import listed_digest, read_human_maps
 from explain2me.train.loop import train_if_possible
 from explain2me.train.record import refuse_other_data, refuse_other_settings
 from explain2me.train.training import METRICS, OnStep, Training, build_detector, epoch_text
-from explain2me.workers import Engine, Recovery, run_tasks
+from explain2me.workers import Engine, repeating, run_tasks
 from explain2me.workers.device import with_device
 
 OnTrained = Callable[[Training, int, int], None]
@@ -112,9 +112,9 @@ def _train(config: Config, missing: Sequence[Training], on_step: OnStep | None) 
     engine = engine_for_training(config)
     here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
     work = functools.partial(train_if_possible, on_step=on_step) if here else train_if_possible
-    recovery: Recovery[Training] = Recovery("training.workers, or give a new folder with a smaller training.batch_size")
+    to_lower = "training.workers, or give a new folder with a smaller training.batch_size"
     with contextlib.nullcontext() if here else _telling_epochs(missing, on_step):
-        yield from run_tasks(work, missing, engine, recovery=recovery)
+        yield from run_tasks(work, missing, engine, after_death=repeating(to_lower))
 
 
 def _refuse_unfinished(tried: Sequence[Training], num_mine: int) -> None:

@@ -2,6 +2,6 @@
 
 from explain2me.workers.engine import Engine
 from explain2me.workers.local import report_progress
-from explain2me.workers.schedule import Recovery, run_tasks
+from explain2me.workers.schedule import repeating, run_tasks
 
-__all__ = ["Engine", "Recovery", "report_progress", "run_tasks"]
+__all__ = ["Engine", "repeating", "report_progress", "run_tasks"]

@@ -8,19 +8,19 @@ import contextlib
 import functools
 import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from explain2me.errors import Explain2MeError
-from explain2me.workers import Engine, Recovery, run_tasks
+from explain2me.workers import Engine, run_tasks
 
 DEATHS = 2
 """Deaths over the same images before they are suspected; one death may be the machine's fault."""
 MOST = 16
 """Crashing images that one task may have; more mean that the machine is at fault."""
 MARK = "reading-"
-"""Start of the name of a mark, see :func:`marked`."""
+"""Start of the name of a mark: the file of an attempt that a process works on."""
 
 
 class Task(Protocol):
@@ -75,30 +75,27 @@ def run_despite_crashes(
     Raises:
         Explain2MeError: workers die, but not because of single images.
     """
+    search = CrashSearch(record)
     attempts = [Attempt.at(task) for task in tasks]
-    suspects = {attempt for attempt in attempts if _mark(marks, attempt).exists()}
     finished = run_tasks(
         functools.partial(_work_marked, work, marks),
         attempts,
         engine,
-        recovery=CrashSearch(record),
-        suspects=suspects,
+        after_death=search.died,
+        after_task=search.done,
+        suspects={attempt for attempt in attempts if _mark(marks, attempt).exists()},
         on_progress=lambda _, count, seconds: on_progress(count),
     )
     for _ in finished:
         pass
 
 
-class CrashSearch(Recovery[Attempt]):
-    """Chooses the next attempts after a worker died.
-
-    Args:
-        record: called with a task and an image that kills processes.
-    """
+class CrashSearch:
+    """Chooses the next attempts after a worker died; calls ``record`` with a task and an image that kills processes."""
 
     def __init__(self, record: Callable[[Task, int], None]) -> None:
-        super().__init__()
         self._record = record
+        self._deaths: Counter[Attempt] = Counter()
         self._probes_left: Counter[Task] = Counter()
         self._has_new: set[Task] = set()
         self._fruitless: Counter[Task] = Counter()
@@ -163,9 +160,8 @@ class CrashSearch(Recovery[Attempt]):
         )
 
 
-@contextlib.contextmanager
-def marked(folder: Path, attempt: Attempt) -> Iterator[None]:
-    """Keep a mark in ``folder`` while this process works on an attempt.
+def _work_marked(work: Callable[[Attempt], None], folder: Path, attempt: Attempt) -> None:
+    """Work on an attempt, and keep a mark in ``folder`` meanwhile.
 
     A killed process leaves its mark. The next call then gives this task to a worker process, whose death it survives.
     A local worker writes no mark, because the process that started it sees it die.
@@ -176,15 +172,10 @@ def marked(folder: Path, attempt: Attempt) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):  # another machine has removed the folder: nobody needs the task
             mark.touch()
     try:
-        yield
+        work(attempt)
     finally:
         if not in_worker or not attempt.probe:
             mark.unlink(missing_ok=True)
-
-
-def _work_marked(work: Callable[[Attempt], None], folder: Path, attempt: Attempt) -> None:
-    with marked(folder, attempt):
-        work(attempt)
 
 
 def _mark(folder: Path, attempt: Attempt) -> Path:

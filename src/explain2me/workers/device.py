@@ -2,14 +2,13 @@
 
 import torch
 
-from explain2me.config.schema import Config
+from explain2me.config.schema import ComputeConfig, Config
 from explain2me.errors import ConfigError
 from explain2me.workers import Engine
 
 
-def engine_of(config: Config) -> Engine:
+def engine_of(compute: ComputeConfig) -> Engine:
     """The engine for the shards of a run."""
-    compute = config.compute
     gpus = compute.gpus_per_worker if compute.device.startswith("cuda") else 0.0
     return Engine(compute.executor, compute.workers, compute.threads, compute.ray_address, gpus)
 

@@ -16,10 +16,7 @@ from typing import Any
 import torch
 
 Work = Callable[[Any], None]
-
-
 OnProgress = Callable[[int, float], None]
-
 
 _listener: OnProgress | None = None
 
@@ -29,13 +26,13 @@ class WorkerDied(Exception):
 
 
 def report_progress(count: int, seconds: float) -> None:
-    """Called by a task: it has done ``count`` more units, which took ``seconds``; see :func:`listening`."""
+    """Called by a task that has done ``count`` more units, which took ``seconds``; see :func:`listening`."""
     if _listener is not None:
         _listener(count, seconds)
 
 
 @contextlib.contextmanager
-def listening(on_progress: OnProgress | None) -> Iterator[None]:
+def listening(on_progress: OnProgress) -> Iterator[None]:
     """Call ``on_progress`` when a task in this process reports progress, inside the block."""
     global _listener
     before, _listener = _listener, on_progress

@@ -35,7 +35,8 @@ class RayWorker:
             if self._killed:
                 raise WorkerDied
             if self._actor is None:
-                self._actor = _actor_class(self._engine).remote(self._engine.threads)
+                actor = ray.remote(num_cpus=1, num_gpus=self._engine.gpus, max_restarts=0)(_Actor)
+                self._actor = actor.remote(self._engine.threads)
         try:
             reports, error = ray.get(self._actor.run.remote(work, task))
         except ray.exceptions.RayTaskError:  # our own bug
@@ -58,7 +59,7 @@ class RayWorker:
                 ray.kill(self._actor)
 
     def close(self) -> None:
-        """Do nothing: the cluster stays until the process ends, or :func:`close` is called."""
+        """Do nothing: the cluster stays until the process ends."""
 
 
 class _Actor:
@@ -71,7 +72,6 @@ class _Actor:
     def run(
         self, work: Callable[[Any], None], task: object
     ) -> tuple[list[tuple[int, float]], Exception | None]:  # Ray would wrap an exception in one of its own
-
         reports: list[tuple[int, float]] = []
         try:
             with listening(lambda *report: reports.append(report)):
@@ -119,16 +119,3 @@ def _check_room(engine: Engine, there: Mapping[str, float]) -> None:
                 + (", or a smaller compute.gpus_per_worker" if name == "GPU" else "")
                 + ". A cluster that grows must have grown before"
             )
-
-
-def close() -> None:
-    """Leave the cluster; one that was started here ends."""
-    import ray
-
-    ray.shutdown()
-
-
-def _actor_class(engine: Engine) -> Any:
-    import ray
-
-    return ray.remote(num_cpus=1, num_gpus=engine.gpus, max_restarts=0)(_Actor)

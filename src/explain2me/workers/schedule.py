@@ -1,11 +1,12 @@
 """Give tasks to workers, and repeat a task whose worker died."""
 
 import contextlib
+import functools
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -14,10 +15,9 @@ from explain2me.workers.engine import Engine
 from explain2me.workers.local import LocalWorker, WorkerDied, listening
 
 Task = TypeVar("Task", bound=Hashable)
-
-
 MAX_TRIES = 3
 OnProgress = Callable[[Task, int, float], None]
+NextTasks = Callable[[Task], Sequence[Task]]
 
 
 class Worker(Protocol):
@@ -33,36 +33,26 @@ class Worker(Protocol):
         """Clean up after the last task."""
 
 
-class Recovery(Generic[Task]):
-    """Chooses the next tasks after a worker died, or after a task is done. This one repeats the task.
+def repeating(
+    to_lower: str = "compute.workers, or give a new folder with a smaller compute.batch_size",
+) -> NextTasks[Task]:
+    """A function for ``after_death`` that repeats a task, and raises when its workers have died MAX_TRIES times.
 
     Args:
         to_lower: fields to lower, for the message.
     """
+    deaths: Counter[Task] = Counter()
 
-    def __init__(
-        self, to_lower: str = "compute.workers, or give a new folder with a smaller compute.batch_size"
-    ) -> None:
-        self._deaths: Counter[Task] = Counter()
-        self._to_lower = to_lower
-
-    def died(self, task: Task) -> Sequence[Task]:
-        """Tasks to do next, after the worker of ``task`` died.
-
-        Raises:
-            Explain2MeError: its workers have died too often.
-        """
-        self._deaths[task] += 1
-        if self._deaths[task] >= MAX_TRIES:
+    def repeat(task: Task) -> Sequence[Task]:
+        deaths[task] += 1
+        if deaths[task] >= MAX_TRIES:
             raise Explain2MeError(
                 f"a worker process died {MAX_TRIES} times at the same task (out of memory?); what is committed stays. Lower "
-                f"{self._to_lower} and call the same command again"
+                f"{to_lower} and call the same command again"
             )
         return [task]
 
-    def done(self, task: Task) -> Sequence[Task]:
-        """Tasks to do next, after ``task`` is done."""
-        return []
+    return repeat
 
 
 def run_tasks(
@@ -70,10 +60,11 @@ def run_tasks(
     tasks: Sequence[Task],
     engine: Engine,
     *,
-    recovery: Recovery[Task] | None = None,
+    after_death: NextTasks[Task] | None = None,
+    after_task: NextTasks[Task] = lambda _: (),
     suspects: Collection[Task] = (),
-    on_start: Callable[[Task], None] | None = None,
-    on_progress: OnProgress[Task] | None = None,
+    on_start: Callable[[Task], None] = lambda _: None,
+    on_progress: OnProgress[Task] = lambda *_: None,
 ) -> Iterator[Task]:
     """Call ``work`` on every task and yield each task when it is done, in order of completion.
 
@@ -84,35 +75,31 @@ def run_tasks(
         work: safe to repeat; picklable unless it runs in this process.
         tasks: what to do.
         engine: where.
-        recovery: chooses the next tasks after a worker died; None tries each task MAX_TRIES times.
+        after_death: tasks to do next after the worker of a task died; None tries each task MAX_TRIES times.
+        after_task: tasks to do next after a task is done by a worker.
         suspects: tasks that have killed a process before; they get a worker process even if the engine is this process.
         on_start: called in the caller's thread with each task that starts.
         on_progress: called with a task, and the units and seconds that it reports, from any thread.
 
     Raises:
-        Explain2MeError: of ``recovery``.
+        Explain2MeError: of ``after_death``.
         Exception: of a task; the running tasks are ended.
     """
-    recovery = recovery or Recovery()
     alone = engine.executor == "local" and (engine.workers == 1 or len(tasks) < 2)
     if alone:
         for task in tasks:
             if task not in suspects:
-                if on_start:
-                    on_start(task)
-                _run_here(work, task, engine.threads, on_progress)
+                on_start(task)
+                with (
+                    torch_threads(engine.threads or torch.get_num_threads()),
+                    listening(functools.partial(on_progress, task)),
+                ):
+                    work(task)
                 yield task
         tasks = [task for task in tasks if task in suspects]
     if tasks:
-        yield from _run_in_workers(work, tasks, engine, recovery, on_start, on_progress)
-
-
-def _run_here(
-    work: Callable[[Task], None], task: Task, threads: int | None, on_progress: OnProgress[Task] | None
-) -> None:
-    hear = None if on_progress is None else lambda *done: on_progress(task, *done)
-    with torch_threads(threads or torch.get_num_threads()), listening(hear):
-        work(task)
+        after_death = after_death or repeating()
+        yield from _run_in_workers(work, tasks, engine, after_death, after_task, on_start, on_progress)
 
 
 @contextlib.contextmanager
@@ -130,13 +117,11 @@ def _run_in_workers(
     work: Callable[[Task], None],
     tasks: Sequence[Task],
     engine: Engine,
-    recovery: Recovery[Task],
-    on_start: Callable[[Task], None] | None,
-    on_progress: OnProgress[Task] | None,
+    after_death: NextTasks[Task],
+    after_task: NextTasks[Task],
+    on_start: Callable[[Task], None],
+    on_progress: OnProgress[Task],
 ) -> Iterator[Task]:
-    def report(task: Task) -> Callable[[int, float], None]:
-        return lambda *done: None if on_progress is None else on_progress(task, *done)
-
     queue = deque(tasks)
     with _open_workers(engine) as (workers, threads):
         idle = list(workers)
@@ -144,18 +129,18 @@ def _run_in_workers(
         while queue or running:
             while queue and idle:
                 worker, task = idle.pop(), queue.popleft()
-                if on_start:
-                    on_start(task)
-                running[threads.submit(worker.run, work, task, report(task))] = worker, task
+                on_start(task)
+                progress = functools.partial(on_progress, task)
+                running[threads.submit(worker.run, work, task, progress)] = worker, task
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 worker, task = running.pop(future)
                 idle.append(worker)
                 try:
                     future.result()
                 except WorkerDied:
-                    queue.extendleft(reversed(recovery.died(task)))
+                    queue.extendleft(reversed(after_death(task)))
                 else:
-                    queue.extendleft(reversed(recovery.done(task)))
+                    queue.extendleft(reversed(after_task(task)))
                     yield task
 
 

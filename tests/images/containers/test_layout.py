@@ -101,7 +101,7 @@ def test_a_folder_of_images_stays_one_and_says_what_it_leaves_out(tmp_path, writ
     config = load_config(write_config(data=f"manifest = {json.dumps(str(tmp_path / 'set'))}"))
     assert (
         "its 1 container files are left out, first 'a.tar'"
-        in warnings_of(config, [], pa.table({"label": ["real"]}), list_data(config))[0]
+        in warnings_of(config, [], pa.table({"label": ["real"]}), list_data(config.data))[0]
     )
 
 
