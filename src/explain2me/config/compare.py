@@ -14,7 +14,7 @@ MEASURING_FIELDS: tuple[tuple[str, ...], ...] = (
     ("summary",),
     ("report",),
 )
-"""Fields that stage 1 does not read. They may change between two commands on one run folder."""
+"""Fields that stage 1 does not read; they may change between two commands on one run folder."""
 ENGINE_FIELDS = tuple(("compute", name) for name in ("workers", "executor", "ray_address", "gpus_per_worker"))
 """Fields that choose the processes for the shards; no result depends on them."""
 FREE_FIELDS = (*MEASURING_FIELDS, *ENGINE_FIELDS, ("data", "allowed_quarantine"), ("name",), ("training",))

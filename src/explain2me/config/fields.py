@@ -1,6 +1,7 @@
 """Types of single fields that several tables of a config share."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -20,27 +21,32 @@ def safe_name(name: str) -> str:
     return name
 
 
+def repeated(names: Sequence[str]) -> list[str]:
+    """The names that occur more than once, sorted."""
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _without_repeats(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if twice := repeated(names or ()):
+        raise ValueError(f"expected different names, got {shorten(repr(twice[0]))} twice; remove one")
+    return names
+
+
+def _check_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
+        raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {shorten(repr(value))}")
+    return value
+
+
 Name = Annotated[str, AfterValidator(safe_name)]
-
-
+Device = Annotated[str, AfterValidator(_check_device)]
+Differing = AfterValidator(_without_repeats)
 Level = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-Count = Annotated[int, Field(ge=1)]
-
-
-BatchSize = Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
-
-
-Side = Annotated[int, Field(ge=8, le=4096)]
-
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
+Count = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
+Side = Annotated[int, Field(ge=8, le=4096)]
 Sample = Count | dict[str, Count] | None
 
 
@@ -48,17 +54,3 @@ class Section(BaseModel):
     """Base of every table of the config. Frozen; refuses unknown keys; converts no types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-def without_repeats(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The names, or ValueError where a name occurs twice."""
-    if twice := sorted({name for name in names or () if (names or ()).count(name) > 1}):
-        raise ValueError(f"expected different names, got {shorten(repr(twice[0]))} twice; remove one")
-    return names
-
-
-def check_device(value: str) -> str:
-    """The name of a device, or ValueError for any other text."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
-        raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {shorten(repr(value))}")
-    return value

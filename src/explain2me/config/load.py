@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from explain2me.config.mistakes import MOST_MISTAKES, explain_mistake, plain_mistake
+from explain2me.config.mistakes import explain
 from explain2me.config.schema import Config
 from explain2me.config.training import StrategyConfig
 from explain2me.errors import ConfigError
@@ -25,7 +25,7 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
     """Read a TOML file, apply ``--set`` overrides, make its paths absolute, and check it.
 
     Args:
-        path: the TOML file.
+        path: of the file.
         sets: overrides such as ``measures.noise.levels=[0,0.1]``; the right side is TOML, or else a plain string.
 
     Raises:
@@ -60,22 +60,11 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     """Check a parsed config; its mistakes become one line of a ConfigError."""
     try:
         _refuse_unprintable(tree, "config")
-        return _validate(tree)
-    except RecursionError:
-        raise ConfigError("config: tables or arrays are nested too deep; no field needs that") from None
-
-
-def _validate(tree: Mapping[str, Any]) -> Config:
-    try:
         return Config.model_validate(_tuples(tree))
     except ValidationError as error:
-        mistakes = [
-            plain_mistake(dict(mistake)) for mistake in error.errors() if mistake["loc"][-1:] != ("literal['auto']",)
-        ]
-        inner = [mistake for mistake in mistakes if mistake["type"] != "too_short"]  # follows from a wrong item
-        lines = list(dict.fromkeys(explain_mistake(mistake) for mistake in inner or mistakes))
-        more = f"; and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
-        raise ConfigError("config: " + "; ".join(lines[:MOST_MISTAKES]) + more) from None
+        raise ConfigError(f"config: {explain(error)}") from None
+    except RecursionError:
+        raise ConfigError("config: tables or arrays are nested too deep; no field needs that") from None
 
 
 def _refuse_unprintable(node: Any, where: str) -> None:
@@ -171,8 +160,7 @@ def _absolute(config: Config, folder: Path) -> Config:
     detectors = []
     for detector in config.detectors:
         paths = detector.checkpoints
-        if paths is not None:
-            paths = _below(folder, paths) if isinstance(paths, str) else tuple(_below(folder, p) for p in paths)
+        paths = _below(folder, paths) if isinstance(paths, str) else paths and tuple(_below(folder, p) for p in paths)
         detectors.append(detector.model_copy(update={"checkpoints": paths}))
     training = config.training
     if training is not None:

@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
 from explain2me.config.fields import Section
 from explain2me.config.schema import Config
 from explain2me.text import nearest, shorten
@@ -12,18 +15,22 @@ MOST_MISTAKES = 8
 """Number of mistakes in one message."""
 
 
-def plain_mistake(mistake: dict[str, Any]) -> dict[str, Any]:
-    """The same mistake without the name of a type in its place: a field that takes a number or a word expects a number."""
-    return mistake | {"loc": tuple(part for part in mistake["loc"] if part != "constrained-int")}
+def explain(error: ValidationError) -> str:
+    """The first mistakes of a config as one line."""
+    mistakes = [mistake for mistake in error.errors() if mistake["loc"][-1:] != ("literal['auto']",)]
+    inner = [mistake for mistake in mistakes if mistake["type"] != "too_short"]  # follows from a wrong item
+    lines = list(dict.fromkeys(_explain_mistake(mistake) for mistake in inner or mistakes))
+    more = f"; and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
+    return "; ".join(lines[:MOST_MISTAKES]) + more
 
 
-def explain_mistake(mistake: dict[str, Any]) -> str:
-    """One mistake of pydantic as a sentence with the nearest right key or value."""
-    where = ".".join(shorten(part) for part in mistake["loc"])
+def _explain_mistake(mistake: ErrorDetails) -> str:
+    """One mistake as a sentence with the nearest right key or value."""
+    path = [part for part in mistake["loc"] if part != "constrained-int"]  # the type of a number, no key
+    where = ".".join(shorten(part) for part in path)
     kind = mistake["type"]
     if kind == "extra_forbidden":
-        key = str(mistake["loc"][-1])
-        return f"unknown key {where!r}: {nearest(key, _known_keys(mistake['loc'][:-1]))}"
+        return f"unknown key {where!r}: {nearest(str(path[-1]), _known_keys(path[:-1]))}"
     if kind == "missing":
         return f"{where} is missing; add it"
     shown = shorten(repr(mistake.get("input")))

@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, create_model, field_validator, mode
 
 from explain2me.config.fields import (
     BatchSize,
+    Device,
+    Differing,
     Finite,
     Level,
     Name,
@@ -18,8 +20,7 @@ from explain2me.config.fields import (
     Sample,
     Section,
     Side,
-    check_device,
-    without_repeats,
+    repeated,
 )
 from explain2me.config.training import TrainingConfig
 from explain2me.salience.methods import METHODS
@@ -45,18 +46,13 @@ class DataConfig(Section):
     sample: Sample = None
     """Number of images drawn from each source, seeded, without replacement: one number for all sources, or a table from
     source to number. None takes every image, and so does a source that is not in the table."""
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...] | None, Differing] = None
     """Labels in the order of the model's logits. None: two labels are ordered (other, positive), more are sorted. A
     numeric label of a container file is an index of this list, unless the file names its classes."""
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Images with more pixels are quarantined before they are decoded."""
     allowed_quarantine: float = Field(default=0.01, ge=0, le=1)
     """The exit code is 3 when a larger share of the images is quarantined."""
-
-    @field_validator("classes")
-    @classmethod
-    def _differ(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return without_repeats(value)
 
 
 class DetectorConfig(Section):
@@ -130,36 +126,31 @@ class NoiseConfig(Section):
 
 
 def _one_or_many(value: Any) -> Any:
-    """One table, a list of tables, true or false, as a list."""
     if isinstance(value, bool):
         return (NoiseConfig(),) if value else ()
     return (value,) if isinstance(value, Mapping) else value
 
 
 Noises = Annotated[tuple[NoiseConfig, ...], BeforeValidator(_one_or_many)]
-"""One table ``{kind, levels}``, a list of these, or false."""
-
-
-def _field_of(measure: Measure) -> Any:
-    return (Noises, (NoiseConfig(),)) if measure.has_levels else (bool, True)
-
+"""One table ``{kind, levels}``, a list of these, true (the default one) or false."""
 
 if TYPE_CHECKING:
 
     class _Switches(Section): ...
 
 else:
-    _Switches = create_model(
-        "_Switches", __base__=Section, **{measure.name: _field_of(measure) for measure in MEASURES.values()}
-    )
+    _fields = {row.name: (Noises, (NoiseConfig(),)) if row.has_levels else (bool, True) for row in MEASURES.values()}
+    _Switches = create_model("_Switches", __base__=Section, **_fields)
 
 
 class MeasuresConfig(_Switches):
     """The measures to take: one field for each row of MEASURES. A measure that is left out has its default, which is on."""
 
-    similarity: tuple[Literal["ssim", "spearman", "pearson", "top_k_iou", "ssim_windowed"], ...] = Field(
-        default=("ssim",), min_length=1
-    )
+    similarity: Annotated[
+        tuple[Literal["ssim", "spearman", "pearson", "top_k_iou", "ssim_windowed"], ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+        Differing,
+    ] = Field(default=("ssim",), min_length=1)
     """Similarities of two maps. ssim is eq. 4; the others check that a conclusion does not depend on this choice."""
 
     @property
@@ -170,16 +161,6 @@ class MeasuresConfig(_Switches):
     def settings_of(self, measure: Measure) -> bool | tuple[NoiseConfig, ...]:
         """The field of one measure: true or false, or its corruptions."""
         return getattr(self, measure.name)
-
-    @field_validator("similarity", mode="before")
-    @classmethod
-    def _one_or_many_names(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("similarity")
-    @classmethod
-    def _differ(cls, value: tuple[str, ...]) -> tuple[str, ...] | None:
-        return without_repeats(value)
 
 
 class SummaryConfig(Section):
@@ -206,7 +187,7 @@ class ReportConfig(Section):
 class ComputeConfig(Section):
     """The device of the forward passes, and the processes that run them."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: BatchSize = 32
@@ -229,11 +210,6 @@ class ComputeConfig(Section):
     """Threads of each process on a CPU. None takes cores / workers when the run begins. The run keeps this number, because
     the last bits of a forward pass depend on it."""
 
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        return check_device(value)
-
 
 class Config(Section):
     """All settings of a run."""
@@ -255,7 +231,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [detector.name for detector in self.detectors]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := repeated(names):
             raise ValueError(f"expected different detector names, got {twice[0]!r} twice; rename one")
         if not names and self.training is None:
             raise ValueError("detectors is missing; add one or more tables [[detectors]], or a table [training]")

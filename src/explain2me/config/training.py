@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from explain2me.config.fields import Name, Sample, Section, Side, check_device, safe_name
+from explain2me.config.fields import Device, Name, Sample, Section, Side, repeated, safe_name
 from explain2me.text import shorten
 
 
@@ -26,15 +26,11 @@ class StrategyConfig(Section):
     ``mean-of:FOLDER``, one average map for all images, relative to the TOML file."""
 
     @model_validator(mode="after")
-    def _salience_is_known(self) -> Self:
+    def _salience_is_known_and_nothing_is_ignored(self) -> Self:
         if self.salience != "manifest" and not re.fullmatch("mean-of:.+", self.salience):
             raise ValueError(f"salience: expected 'manifest' or 'mean-of:FOLDER', got {self.salience!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        reads: dict[str, bool] = {"alpha": self.loss == "cyborg", "salience": self.loss == "cyborg"}
-        reads["cam_class"] = self.loss == "cyborg" or self.entropy_weight > 0
+        cyborg = self.loss == "cyborg"
+        reads = {"alpha": cyborg, "salience": cyborg, "cam_class": cyborg or self.entropy_weight > 0}
         for name, read in reads.items():
             value = getattr(self, name)
             if not read and value != type(self).model_fields[name].default:
@@ -121,7 +117,7 @@ class TrainingConfig(Section):
     """Epoch whose weights a study compares."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: mixed precision, Lightning's bf16-mixed. float32: PyTorch's default, with TF32 convolutions on CUDA."""
-    device: str = "auto"
+    device: Device = "auto"
     """Device of the trainings: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``. compute.device is that of the comparison."""
     devices: int = Field(default=1, ge=1, le=1024)
     """Number of devices that share one training (Lightning's data parallel strategy)."""
@@ -154,15 +150,9 @@ class TrainingConfig(Section):
             raise ValueError(f"expected true, false or a name of weights, got {shorten(repr(value))}")
         return value
 
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        return check_device(value)
-
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [strategy.name for strategy in self.strategies]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := repeated([strategy.name for strategy in self.strategies]):
             raise ValueError(f"expected different strategy names, got {twice[0]!r} twice; rename one")
         if self.validation_split is not None and self.validation_share:
             raise ValueError("expected one of validation_split and validation_share, got both; remove one")
@@ -174,7 +164,7 @@ class TrainingConfig(Section):
                 f"choose with CUDA_VISIBLE_DEVICES"
             )
         names = [name.partition(":")[2] for name in self.architectures]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := repeated(names):
             raise ValueError(f"expected different architectures, got {twice[0]!r} twice; remove one")
         for name, strategy in itertools.product(names, self.strategies):
             safe_name(f"{name}-{strategy.name}")  # the detector, and its folder
