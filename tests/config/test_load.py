@@ -54,6 +54,8 @@ def test_sets_change_one_field_each(config_file: Path) -> None:
     )
     assert config.measures.noise[0].levels == (0.0, 0.1)
     assert (config.compute.batch_size, config.detectors[0].layer, config.name) == (4, "layer4", "other")
+    only = override(config, ['measures.noise.0={kind="gaussian", levels=[3.0]}'])
+    assert [noise.kind for noise in only.measures.noise] == ["gaussian"]
     assert override(config, ["measures.noise=false"]).measures.noise == ()
     assert override(config, ["measures.similarity=spearman"]).measures.similarity == ("spearman",)
 

@@ -114,30 +114,23 @@ def _apply_sets(tree: dict[str, Any], sets: Sequence[str]) -> None:
 
 
 def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
-    for i, key in enumerate(keys[:-1]):
+    for i, key in enumerate(keys):
+        place: str | int = key
         if isinstance(node, list):
-            if (index := _index(key, node)) is not None:
-                node = node[index]
+            if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(node):
+                place = int(key)
             elif len(node) == 1 and isinstance(node[0], dict):  # measures.noise.levels when there is one kind of noise
-                _set(node[0], keys[i:], value, item)
-                return
+                node = node[0]
             else:
                 raise ConfigError(
                     f"--set {item}: {shorten(key)!r} is not an index of a list of {len(node)}; give 0 to {len(node) - 1}"
                 )
-        else:
-            node = node.setdefault(key, {})
+        if i == len(keys) - 1:
+            node[place] = value
+            return
+        node = node[place] if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {item}: {shorten('.'.join(keys[: i + 1]))} is a value, not a table")
-    if isinstance(node, list):
-        if len(node) == 1 and isinstance(node[0], dict):
-            node = node[0]
-        elif (index := _index(keys[-1], node)) is not None:
-            node[index] = value
-            return
-        else:
-            raise ConfigError(f"--set {item}: {shorten(keys[-1])!r} is not an index of a list of {len(node)}")
-    node[keys[-1]] = value
 
 
 def _parse_value(text: str, item: str) -> Any:
@@ -147,11 +140,6 @@ def _parse_value(text: str, item: str) -> Any:
         return text.strip()
     except (ValueError, RecursionError) as error:  # TOML, but thousands of digits or brackets
         raise ConfigError(f"--set {shorten(item)}: the value cannot be read: {shorten(error)}") from None
-
-
-def _index(key: str, node: Sequence[Any]) -> int | None:
-    """The place in a list that a part of a key names."""
-    return int(key) if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(node) else None
 
 
 def _absolute(config: Config, folder: Path) -> Config:
