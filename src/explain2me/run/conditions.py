@@ -23,27 +23,26 @@ class Condition:
     Attributes:
         name: as in part files, e.g. ``salt_pepper@0.05``, ``shift_UR@16``.
         measure: the measure that compares its maps with the clean maps; the first one where several do.
+        perturbation: a key of PERTURBATIONS; "" when clean.
         kind: of a corruption, a key of NOISES; of a transform, a key of TRANSFORMS; of a blur, the part of the image that
             is blurred (``salient``, ``nonsalient``).
         level: of a corruption; None otherwise.
         group: of a transform (``shifts``, ``flips``, ``rotations``); "" otherwise.
-        perturbation: a key of PERTURBATIONS; "" when clean.
     """
 
     name: str
     measure: str
+    perturbation: str = ""
     kind: str = ""
     level: float | None = None
     group: str = ""
-    perturbation: str = ""
 
 
 CLEAN = Condition(CLEAN_NAME, CLEAN_NAME)
 
 
 class CleanBatch(NamedTuple):
-    """``images`` uint8 (N, 3, H, W); their ``maps`` (N, h, w), which drive the blur; the ``seed`` of the run; ``ids`` of
-    the images, which decide the corruption together with the seed and the condition."""
+    """The arguments of :func:`perturb`."""
 
     images: Tensor
     maps: Tensor
@@ -108,11 +107,8 @@ def perturb(
 
 def _corruptions(measure: Measure, settings: Any, input_size: tuple[int, int]) -> list[Condition]:
     conditions = [
-        Condition(
-            f"{noise.kind}@{level:.12g}", measure.name, noise.kind, float(level), perturbation=measure.perturbation
-        )
-        for noise in settings
-        for level in noise.levels
+        Condition(f"{kind}@{level:.12g}", measure.name, measure.perturbation, kind, level=float(level))
+        for kind, level in ((noise.kind, level) for noise in settings for level in noise.levels)
     ]
     names = [condition.name for condition in conditions]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -132,13 +128,11 @@ def _transforms(measure: Measure, settings: Any, input_size: tuple[int, int]) ->
             f"measures.{measure.name} turns images by 90 degrees and needs a square input, got {height}x{width}; "
             f"set input_size of the detector to one number, or measures.{measure.name}=false"
         )
-    conditions = []
-    for name, transform in TRANSFORMS.items():
-        full_name = f"{name}@{shift_distance(height)}" if transform.group == "shifts" else name
-        conditions.append(
-            Condition(full_name, measure.name, name, group=transform.group, perturbation=measure.perturbation)
-        )
-    return conditions
+    distance = {"shifts": f"@{shift_distance(height)}"}
+    return [
+        Condition(name + distance.get(group, ""), measure.name, measure.perturbation, name, group=group)
+        for name, group in ((name, transform.group) for name, transform in TRANSFORMS.items())
+    ]
 
 
 def _transform(batch: CleanBatch, conditions: Sequence[Condition]) -> Iterator[tuple[Condition, Tensor]]:
@@ -147,10 +141,7 @@ def _transform(batch: CleanBatch, conditions: Sequence[Condition]) -> Iterator[t
 
 
 def _blurs(measure: Measure, settings: Any, input_size: tuple[int, int]) -> list[Condition]:
-    return [
-        Condition(f"{measure.name}_{part}", measure.name, part, perturbation=measure.perturbation)
-        for part in Blurred._fields
-    ]
+    return [Condition(f"{measure.name}_{part}", measure.name, measure.perturbation, part) for part in Blurred._fields]
 
 
 def _blur(batch: CleanBatch, conditions: Sequence[Condition]) -> Iterator[tuple[Condition, Tensor]]:

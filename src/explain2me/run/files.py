@@ -51,10 +51,8 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
         temporary.chmod(0o644)
         yield temporary
         _sync(temporary)
-        if replace:
+        if replace or not _link_if_new(temporary, path):
             temporary.replace(path)
-        else:
-            _rename_if_new(temporary, path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -67,15 +65,11 @@ def encoded(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _rename_if_new(temporary: Path, path: Path) -> None:
-    """Rename unless the target exists. Only one machine can make a link, also on a network drive."""
-    try:
+def _link_if_new(temporary: Path, path: Path) -> bool:
+    """Whether the target exists, now or before; only one machine can make a link, also on a network drive."""
+    with contextlib.suppress(OSError):  # it exists, or a file system without links
         path.hardlink_to(temporary)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without links
-        if not path.exists():
-            temporary.replace(path)
+    return path.exists()
 
 
 def _sync(path: Path) -> None:

@@ -45,19 +45,14 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = folder / "run.json"
+        path, inner, todo = folder / "run.json", folder / "run", "give the folder that `explain2me run` made"
         try:
             self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            inner = folder / "run"
-            todo = (
-                f"give {str(inner)!r}"
-                if (inner / "run.json").exists()
-                else "give the folder that `explain2me run` made"
-            )
+            todo = f"give {str(inner)!r}" if (inner / "run.json").exists() else todo
             raise RunFolderError(f"{str(folder)!r} is not a run folder: it has no run.json; {todo}") from None
         except NotADirectoryError:
-            raise RunFolderError(f"{str(folder)!r} is a file; give the folder that `explain2me run` made") from None
+            raise RunFolderError(f"{str(folder)!r} is a file; {todo}") from None
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{path} cannot be read: {error}") from None
         version = self.record.get("schema")
@@ -128,10 +123,7 @@ class Run:
 
 
 def open_run(folder: str | Path) -> Run:
-    """Open a run folder for reading.
-
-    Args:
-        folder: made by ``explain2me run`` or ``explain2me explain``.
+    """Open a folder that ``explain2me run`` or ``explain2me explain`` made, for reading.
 
     Raises:
         RunFolderError: run.json is missing or cannot be read.

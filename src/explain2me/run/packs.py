@@ -42,10 +42,8 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise  # the machine is at fault, not the file
-        raise RunFolderError(
-            f"{path if member is None else member.pack} is damaged ({str(error).splitlines()[0]}); delete it and call the "
-            f"same command again"
-        ) from None
+        where, why = path if member is None else member.pack, str(error).splitlines()[0]
+        raise RunFolderError(f"{where} is damaged ({why}); delete it and call the same command again") from None
 
 
 class Member(NamedTuple):
@@ -62,11 +60,7 @@ def committed_in(folder: Path) -> set[str]:
 
 
 def packed_in(folder: Path) -> dict[str, Member]:
-    """The files in the packs of a folder, by name.
-
-    Raises:
-        RunFolderError: a pack is damaged.
-    """
+    """The files in the packs of a folder, by name; raises RunFolderError for a damaged pack."""
     packs = tuple(sorted(folder.glob(f"{PACKED}*.parquet")))
     return _members_of(packs, tuple(pack.stat().st_mtime_ns for pack in packs)) if packs else {}
 
@@ -117,18 +111,16 @@ def pack_folder(folder: Path) -> int:
     A pack is committed before its files are deleted, and readers ignore a loose file that is in a pack: a kill in between
     loses and doubles nothing.
     """
-    loose = [path for path in table_files(folder) if path.exists()]
     known = packed_in(folder)
-    for path in loose:
-        if path.name in known:  # an earlier call was stopped before it was deleted
-            path.unlink()
-    loose = [path for path in loose if path.name not in known]
+    for name in known:  # an earlier call was stopped before it deleted these
+        (folder / name).unlink(missing_ok=True)
+    loose = [path for path in table_files(folder) if path.name not in known]
     if len(loose) < 2:
         return 0
-    groups: list[list[Path]] = [[]]
+    groups: list[list[Path]] = []
     size = 0
     for path in loose:
-        if size > PACK_BYTES or len(groups[-1]) == PACK_FILES:
+        if not groups or size > PACK_BYTES or len(groups[-1]) == PACK_FILES:
             groups.append([])
             size = 0
         groups[-1].append(path)

@@ -32,13 +32,8 @@ class Part(NamedTuple):
     def take(self, row: int) -> "Part":
         """The part of one image, as a copy."""
         one = slice(row, row + 1)
-        return Part(
-            self.images[one].copy(),
-            self.conditions,
-            self.maps[:, one].copy(),
-            self.fixed[:, one].copy(),
-            self.predicted[:, one].copy(),
-        )
+        maps, fixed, predicted = (values[:, one].copy() for values in (self.maps, self.fixed, self.predicted))
+        return Part(self.images[one].copy(), self.conditions, maps, fixed, predicted)
 
 
 def read_part(path: Path) -> Part:

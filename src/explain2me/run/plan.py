@@ -60,29 +60,18 @@ def plan(run: Run) -> tuple[Shard, ...]:
 
 def missing_of(shards: Sequence[Shard], folder: Path) -> list[Shard]:
     """Shards that are not committed yet."""
-    committed = {
-        model: committed_in(folder / "maps" / f"model={model.name}") for model in {shard.model for shard in shards}
-    }
-    return [shard for shard in shards if shard.file_name not in committed[shard.model]]
+    places = {shard.path(folder).parent for shard in shards}
+    committed = {place / name for place in places for name in committed_in(place)}
+    return [shard for shard in shards if shard.path(folder) not in committed]
 
 
 def refuse_unplanned(shards: Sequence[Shard], folder: Path) -> None:
-    """Refuse part files outside the plan, because every reader would take their rows for results of this run.
-
-    Args:
-        shards: of all models.
-        folder: of the run.
-
-    Raises:
-        RunFolderError: such a file exists; another version of explain2me has left it.
-    """
-    planned: dict[str, set[str]] = {}
+    """Raise RunFolderError for part files outside the plan of all models: readers would take them for results of this run."""
+    planned: dict[Path, set[str]] = {}
     for shard in shards:
-        planned.setdefault(shard.model.name, set()).add(shard.file_name)
-    for name, files in planned.items():
-        place = folder / "maps" / f"model={name}"
-        unplanned = sorted(file for file in committed_in(place) if file.startswith("part-") and file not in files)
-        if unplanned:
+        planned.setdefault(shard.path(folder).parent, set()).add(shard.file_name)
+    for place, names in planned.items():
+        if unplanned := sorted(name for name in committed_in(place) - names if name.startswith("part-")):
             raise RunFolderError(
                 f"{place} holds {len(unplanned)} part files that are not of this run, first {unplanned[0]!r}: a version of "
                 f"explain2me with other results made them; give --out another folder"
@@ -108,17 +97,6 @@ def shard_settings(config: Config) -> dict[str, object]:
 
 
 def _key(model: Model, settings: dict[str, object], content: str, run: Run) -> str:
-    return digest(
-        [
-            SCHEMA_VERSION,
-            RESULTS_VERSION,
-            settings,
-            model.architecture,
-            model.weights_sha256,
-            model.layer,
-            model.input_size,
-            [model.mean, model.std, model.interpolation],
-            run.classes,
-            content,
-        ]
-    )
+    weights = (model.architecture, model.weights_sha256, model.layer, model.input_size)
+    reading = (model.mean, model.std, model.interpolation)
+    return digest([SCHEMA_VERSION, RESULTS_VERSION, settings, *weights, reading, run.classes, content])

@@ -5,52 +5,27 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 RESULTS_VERSION = 1
 """Raised by each release in which a number of stage 1 or 2 changes; maps of another one are refused, scores made anew."""
+INT, TEXT, WORD = pa.int32(), pa.string(), pa.dictionary(pa.int32(), pa.string())
+
 IMAGES = pa.schema(
     [
-        ("image", pa.int32()),
-        ("image_id", pa.string()),
-        ("path", pa.string()),
-        ("label", pa.string()),
-        ("source", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("sha256", pa.string()),
+        ("image", INT),
+        *((name, TEXT) for name in ("image_id", "path", "label", "source")),
+        *((name, INT) for name in ("width", "height")),
+        ("sha256", TEXT),
     ]
 )
-
-
-WORD = pa.dictionary(pa.int32(), pa.string())
-
-
 SCORES = pa.schema(
     [
-        ("image", pa.int32()),
-        ("detector", WORD),
-        ("run", WORD),
-        ("other_run", WORD),
-        ("measure", WORD),
-        ("variant", WORD),
-        ("similarity", WORD),
-        ("condition", WORD),
+        ("image", INT),
+        *((name, WORD) for name in ("detector", "run", "other_run", "measure", "variant", "similarity", "condition")),
         ("value", pa.float64()),
-        ("valid", pa.bool_()),
-        ("kept", pa.bool_()),
-        ("dead", pa.bool_()),
+        *((name, pa.bool_()) for name in ("valid", "kept", "dead")),
         ("chance", pa.float64()),
     ]
 )
-
-
 QUARANTINE = pa.schema(
-    [
-        ("image", pa.int32()),
-        ("image_id", pa.string()),
-        ("path", pa.string()),
-        ("model", pa.string()),
-        ("stage", pa.string()),
-        ("kind", pa.string()),
-        ("message", pa.string()),
-    ]
+    [("image", INT), *((name, TEXT) for name in ("image_id", "path", "model", "stage", "kind", "message"))]
 )
 
 
@@ -58,10 +33,10 @@ def maps_schema(cells: int) -> pa.Schema:
     """The columns of a part file of maps with ``cells`` = h * w cells a map."""
     return pa.schema(
         [
-            ("image", pa.int32()),
+            ("image", INT),
             ("condition", WORD),
             ("logits", pa.list_(pa.float32())),
-            ("predicted", pa.int32()),
+            ("predicted", INT),
             ("map", pa.list_(pa.float32(), cells)),
             ("map_fixed", pa.list_(pa.float32(), cells)),
         ]
