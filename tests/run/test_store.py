@@ -16,7 +16,7 @@ from explain2me.errors import RunFolderError
 from explain2me.run.files import atomic_path, write_parquet
 from explain2me.run.folder import Run, open_run, stretches_of
 from explain2me.run.leftovers import remove_leftovers
-from explain2me.run.packs import read_parquet
+from explain2me.run.packs import pack_folder, read_parquet
 from explain2me.run.plan import plan
 from explain2me.run.record import Model
 
@@ -172,3 +172,16 @@ def test_a_killed_process_leaves_no_lock_and_a_living_one_keeps_its_own(tmp_path
     for process in (living, ended):
         process.communicate()
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../outside.parquet", "/outside.parquet", "outside.txt"])
+def test_a_pack_with_members_elsewhere_is_refused_and_deletes_nothing(name: str, tmp_path: Path) -> None:
+    table, folder = pa.table({"value": [1]}), tmp_path / "scores"
+    write_parquet(table, tmp_path / "outside.parquet")
+    write_parquet(table, folder / "loose.parquet")
+    members = json.dumps([[name, 0, {}]])
+    write_parquet(table.replace_schema_metadata({"members": members}), folder / "packed-0.parquet")
+    with pytest.raises(RunFolderError, match="leads elsewhere"):
+        pack_folder(folder)
+    assert (tmp_path / "outside.parquet").exists()
+    assert (folder / "loose.parquet").exists()

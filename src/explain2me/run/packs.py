@@ -7,6 +7,7 @@ any other Parquet file. :func:`read_parquet` reads a file by its path, whether i
 import functools
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,8 @@ def _members_of(packs: tuple[Path, ...], _: tuple[int, ...]) -> dict[str, Member
         try:
             metadata = pq.read_schema(pack).metadata
             rows = json.loads(metadata[b"members"])
+            if not all(re.fullmatch(r"[^/\0]+\.parquet", name) for name, *_ in rows):
+                raise ValueError("the name of a member leads elsewhere")
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise RunFolderError(f"{pack} is damaged ({error}); delete it and call the same command again") from None
         members |= {name: Member(pack, group, own) for name, group, own in rows}
