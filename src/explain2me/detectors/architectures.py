@@ -30,7 +30,11 @@ def check_architecture(architecture: str) -> tuple[str, str]:
             raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, known_names)}")
     else:
         last_part = architecture.rpartition(":")[2].rpartition("/")[2].lower()  # model hubs write timm/NAME
-        candidates = list(_with_library(last_part))
+        candidates: list[str] = []
+        for known in ("timm", "torchvision"):
+            with contextlib.suppress(ConfigError):
+                check_architecture(f"{known}:{last_part}")
+                candidates.append(f"{known}:{last_part}")
         hint = f"; did you mean {' or '.join(map(repr, candidates))}?" if candidates else ""
         raise ConfigError(f"architecture: expected timm:NAME or torchvision:NAME, got {architecture!r}{hint}")
     return library, name
@@ -45,14 +49,6 @@ def _check_timm(architecture: str, name: str) -> None:
         base = name.partition(".")[0]
         tags = timm.list_pretrained(f"{base}.*")
         raise ConfigError(f"unknown architecture {architecture!r}: {nearest(name, [base, *tags])}") from None
-
-
-def _with_library(name: str) -> Iterator[str]:
-    """The architectures of this name, in either library."""
-    for library in ("timm", "torchvision"):
-        with contextlib.suppress(ConfigError):
-            check_architecture(f"{library}:{name}")
-            yield f"{library}:{name}"
 
 
 def build_model(
@@ -80,13 +76,13 @@ def build_model(
         ConfigError: unknown pretrained weights, or an input size or number of classes that they do not have.
         CheckpointError: the pretrained weights cannot be loaded.
     """
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if library == "timm":
-        return _build_timm(name, num_classes, pretrained=pretrained, size=size, new_head=new_head)
+        return _build_timm(name, options, pretrained=pretrained, size=size, new_head=new_head)
     if name.startswith("vit_") and size:
         _check_patches(name, size)
     if pretrained:
         return _pretrained_torchvision(name, num_classes, pretrained=pretrained, size=size, new_head=new_head)
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if name in ("inception_v3", "googlenet"):
         options["aux_logits"] = state is not None and any(key.startswith(AUXILIARY) for key in state)
         options["init_weights"] = False
@@ -96,7 +92,7 @@ def build_model(
 
 
 def _build_timm(
-    name: str, num_classes: int | None, *, pretrained: bool | str, size: tuple[int, int] | None, new_head: bool
+    name: str, options: dict[str, Any], *, pretrained: bool | str, size: tuple[int, int] | None, new_head: bool
 ) -> nn.Module:
     if isinstance(pretrained, str):
         raise ConfigError(
@@ -109,8 +105,7 @@ def _build_timm(
             f"timm has no pretrained weights of {name!r}; set pretrained = false, or another architecture"
         )
     if pretrained and config and not new_head:
-        _check_num_classes(f"timm:{name}", config.num_classes, num_classes)
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        _check_num_classes(f"timm:{name}", config.num_classes, options.get("num_classes"))
     if size and config and config.fixed_input_size:
         options["img_size"] = size
     with _download_errors(f"timm:{name}"):
@@ -188,13 +183,11 @@ def _with_new_head(model: nn.Module, num_classes: int | None) -> nn.Module:
         parent, _, last = name.rpartition(".")
         new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
         setattr(model.get_submodule(parent), last, new)
-    if hasattr(model, "transform_input"):  # a second normalisation; models built for a checkpoint have it switched off
-        setattr(model, "transform_input", False)  # noqa: B010 - nn.Module does not declare it
-    if hasattr(model, "aux_logits"):
-        setattr(model, "aux_logits", False)  # noqa: B010 - nn.Module does not declare it
-        for auxiliary in ("AuxLogits", "aux1", "aux2"):
-            if hasattr(model, auxiliary):
-                setattr(model, auxiliary, None)
+    # transform_input is a second normalisation, which models built for a checkpoint have switched off
+    without = {"transform_input": False, "aux_logits": False, "AuxLogits": None, "aux1": None, "aux2": None}
+    for attribute, value in without.items():
+        if hasattr(model, attribute):
+            setattr(model, attribute, value)
     return model
 
 
@@ -248,25 +241,17 @@ def reading_settings(library: str, name: str, model: nn.Module, pretrained: bool
     """
     if library == "timm":
         config = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
-        return {
-            "input_size": tuple(config["input_size"][1:]),
-            "mean": tuple(config["mean"]),
-            "std": tuple(config["std"]),
-            "interpolation": config["interpolation"],
-        }
+        sides, mean, std = (tuple(config[name]) for name in ("input_size", "mean", "std"))
+        return {"input_size": sides[1:], "mean": mean, "std": std, "interpolation": config["interpolation"]}
     settings = _torchvision_settings(name, pretrained)
     side = getattr(model, "image_size", None)  # a vision transformer accepts only the size it was built for
     return settings if side is None else settings | {"input_size": (side, side)}
 
 
 def settings_of_weights(architecture: str, pretrained: bool | str) -> dict[str, Any]:
-    """Preprocessing of named pretrained weights of torchvision; empty for all others.
+    """Preprocessing, as of :func:`reading_settings`, that a model fine-tuned from named weights of torchvision needs.
 
-    A model fine-tuned from named weights needs the preprocessing of these weights, not that of the default weights.
-
-    Returns:
-        ``input_size`` (height, width), ``mean``, ``std`` and ``interpolation``; empty too for an unknown name, which
-        :func:`build_model` reports.
+    Empty for all others, and for an unknown name, which :func:`build_model` reports.
     """
     library, _, name = architecture.partition(":")
     if library != "torchvision" or not isinstance(pretrained, str):

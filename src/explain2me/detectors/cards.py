@@ -49,14 +49,11 @@ def trained(model: Model) -> dict[str, Any] | None:
 
 
 def reading_warnings(models: Iterable[Model], classes: Sequence[str]) -> list[str]:
-    """Warn of detectors whose preprocessing or class order differs from their training, and say what to set.
+    """Warn of detectors whose preprocessing or class order differs from their training, each once, and say what to set.
 
     Args:
         models: of a run.
         classes: of the run, in the order of the logits.
-
-    Returns:
-        Each warning once, in the order of the models.
     """
     warnings: list[str | None] = []
     for model in models:

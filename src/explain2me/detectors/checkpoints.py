@@ -17,7 +17,7 @@ from torch import Tensor
 
 from explain2me.errors import CheckpointError, ImageError
 from explain2me.images.reading import read_bytes
-from explain2me.text import shorten
+from explain2me.text import printable, shorten
 
 NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 """Keys under which training scripts save the state dict."""
@@ -187,5 +187,4 @@ def first_few(names: list[str]) -> str:
 def one_line(error: Exception | str) -> str:
     """The first line of an error, at most 160 characters, control characters escaped."""
     text = str(error).strip().split("\n")[0]
-    text = text if len(text) <= 160 else f"{text[:157]}..."
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return printable(text if len(text) <= 160 else f"{text[:157]}...")

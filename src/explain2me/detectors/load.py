@@ -45,16 +45,10 @@ class Detector:
     weights_sha256: str
 
     def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
-        """Scale the pixels to [0, 1], subtract ``mean`` and divide by ``std``.
-
-        Args:
-            images: uint8 (N, 3, H, W), with H and W equal to ``input_size``.
-
-        Returns:
-            float32 (N, 3, H, W), channels last, on the device of the images.
+        """Scale the pixels to [0, 1], subtract ``mean`` and divide by ``std``; float32, channels last.
 
         Raises:
-            ValueError: images of another type or shape.
+            ValueError: the images are not uint8 (N, 3, H, W), with H and W equal to ``input_size``.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != (3, *self.input_size):
             raise ValueError(
@@ -144,19 +138,17 @@ def _load(model: nn.Module, state: dict[str, Tensor], architecture: str, checkpo
     weights = {key: value for key, value in state.items() if key in expected or not key.startswith(AUXILIARY)}
     missing = [key for key in expected if key not in weights and not key.endswith("num_batches_tracked")]
     unknown = [key for key in weights if key not in expected]
+    misfit = f"checkpoint {checkpoint!r} does not fit {architecture}"
+    todo = f"give a checkpoint of {architecture}, or set the architecture of this one"
     if missing or unknown:
         raise CheckpointError(
-            f"checkpoint {checkpoint!r} does not fit {architecture}: {len(missing)} of {len(expected)} weights are missing"
-            f"{first_few(missing)} and {len(unknown)} are unknown{first_few(unknown)}; give a checkpoint of {architecture}, "
-            f"or set the architecture of this one"
+            f"{misfit}: {len(missing)} of {len(expected)} weights are missing{first_few(missing)} and {len(unknown)} are "
+            f"unknown{first_few(unknown)}; {todo}"
         )
     for key, value in weights.items():
         if value.shape != expected[key].shape:
-            raise CheckpointError(
-                f"checkpoint {checkpoint!r} does not fit {architecture}: {key} must be of shape "
-                f"{tuple(expected[key].shape)}, got {tuple(value.shape)}; give a checkpoint of {architecture}, or set the "
-                f"architecture of this one"
-            )
+            shapes = f"{tuple(expected[key].shape)}, got {tuple(value.shape)}"
+            raise CheckpointError(f"{misfit}: {key} must be of shape {shapes}; {todo}")
         _check_values(key, value, expected[key].dtype, checkpoint)
     model.load_state_dict(weights, strict=False)
 
@@ -184,8 +176,7 @@ def sha256_of_tensors(model: nn.Module, *, skip_prefix: str | None = None) -> st
     """Hash of every tensor of a model, sorted by name; names that begin with ``skip_prefix`` are skipped."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        if skip_prefix is not None and key.startswith(skip_prefix):
-            continue
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if skip_prefix is None or not key.startswith(skip_prefix):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

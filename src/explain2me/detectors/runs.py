@@ -11,17 +11,10 @@ from explain2me.statistics.scores import ALL
 
 
 def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | None, int]]:
-    """Run name, checkpoint and seed of each run of a detector.
+    """Run name, checkpoint (or None) and seed of random weights of each run of a detector.
 
     A run is named by its checkpoint file. Where names repeat, or one is reserved, the names are ``run00``, ``run01``
-    and so on.
-
-    Args:
-        detector: from a config.
-        seed: of random weights; run i of ``random_runs`` gets ``seed + i``.
-
-    Returns:
-        One (run name, checkpoint or None, seed) for each run.
+    and so on. Run i of ``random_runs`` gets ``seed + i``.
 
     Raises:
         CheckpointError: a pattern matches no file.
@@ -53,22 +46,10 @@ def _matches(pattern: str, detector: str) -> list[str]:
 
 
 def load_model(detector: DetectorConfig, checkpoint: str | None, seed: int, num_classes: int | None) -> Detector:
-    """Load one run of a detector, on the CPU and in evaluation mode.
-
-    Raises:
-        Explain2MeError: as :func:`load_detector`; the message begins with the name of the detector.
-    """
+    """Load one run of a detector; errors as of :func:`load_detector`, beginning with the name of the detector."""
+    names = ("architecture", "pretrained", "input_size", "mean", "std", "interpolation")
+    settings = {name: getattr(detector, name) for name in names}
     try:
-        return load_detector(
-            detector.architecture,
-            Path(checkpoint) if checkpoint else None,
-            num_classes=num_classes,
-            pretrained=detector.pretrained,
-            input_size=detector.input_size,
-            mean=detector.mean,
-            std=detector.std,
-            interpolation=detector.interpolation,
-            seed=seed,
-        )
+        return load_detector(checkpoint=checkpoint or None, num_classes=num_classes, seed=seed, **settings)
     except Explain2MeError as error:
         raise type(error)(f"detector {detector.name!r}: {error}") from None
