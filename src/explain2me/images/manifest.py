@@ -40,14 +40,12 @@ def read_manifest_rows(manifest: Path, *, extra: Sequence[str]) -> list[Row]:
 def _manifest_text(manifest: Path, where: str) -> str:
     try:
         data = read_bytes(manifest)
+        text = data.decode("utf-8-sig")
     except ImageError as error:
         todo = "give a CSV file with a column 'path', or a folder of images"
         raise ManifestError(f"{where}: {error.message}; {todo}") from error
-    try:
-        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        got = f"the byte 0x{data[error.start]:02x}"
+        line, got = data.count(b"\n", 0, error.start) + 1, f"the byte 0x{data[error.start]:02x}"
         raise ManifestError(f"{where} line {line}: expected UTF-8, got {got}; save the file as UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -57,8 +55,7 @@ def _manifest_text(manifest: Path, where: str) -> str:
 
 def _check_columns(fields: Sequence[str], where: str, *, extra: Sequence[str]) -> list[str]:
     columns = [field.strip() for field in fields]
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
         raise ManifestError(f"{where}: the column {repeated[0]!r} is there twice; rename one")
     if "path" not in columns:
         separator = next((mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]), None)

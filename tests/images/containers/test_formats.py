@@ -72,7 +72,9 @@ def test_kinds_of_bad_members(tmp_path):
 def test_many_threads_read_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_module, "OPEN_TARS", Recent(2))
     monkeypatch.setattr(tables, "OPEN_TABLES", Recent(2))
-    monkeypatch.setattr(tables, "IMAGE_PARTS", Recent(2000))  # a few images: others are thrown out all the time
+    monkeypatch.setattr(
+        tables, "IMAGE_PARTS", Recent(2000, cost=lambda images: images.nbytes)
+    )  # a few images: others are thrown out all the time
     data = {seed: png(seed) for seed in range(24)}
     wanted = []
     for i in range(4):

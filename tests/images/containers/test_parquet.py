@@ -46,7 +46,7 @@ def test_images_that_unpack_to_more_than_a_row_group_may_hold_are_not_read(tmp_p
 
 
 def test_row_groups_that_were_read_do_not_pile_up_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "IMAGE_PARTS", Recent(2 * 2**20))
+    monkeypatch.setattr(tables, "IMAGE_PARTS", Recent(2 * 2**20, cost=lambda images: images.nbytes))
     images = image_table([os.urandom(2**20) for _ in range(8)])
     path = write_parquet(tmp_path / "a.parquet", images, row_group_size=1)
     before = pa.total_allocated_bytes()

@@ -23,10 +23,7 @@ the rows of all images and the number of members left out.
 def read_member(container: Path, inner: str, *, max_bytes: int) -> bytes | Path:
     """Read an image in a container; a path where a row names a file instead of holding its bytes.
 
-    Args:
-        container: a file of one of :data:`FORMATS`.
-        inner: name of the member, or number of the row.
-        max_bytes: larger images are not read.
+    ``inner`` is the name of the member, or the number of the row.
 
     Raises:
         ImageError: missing, too_many_bytes, not_regular, or unreadable: the container cannot be used.

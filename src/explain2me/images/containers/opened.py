@@ -16,31 +16,26 @@ Value = TypeVar("Value")
 class Recent(Generic[Value]):
     """The values used last, up to a total cost. One thread makes a value while the others wait."""
 
-    def __init__(self, max_cost: int) -> None:
-        self._max_cost = max_cost
+    def __init__(self, max_cost: int, cost: Callable[[Value], int] = lambda _: 1) -> None:
+        self._max_cost, self._cost_of = max_cost, cost
         self._lock = threading.Lock()
-        self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._cost = 0
 
-    def get(self, key: Hashable, make: Callable[[], Value], *, cost: Callable[[Value], int] = lambda _: 1) -> Value:
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value of a key, made where it is not kept."""
         with self._lock:
             if key not in self._values:
-                value = make()
-                self._values[key] = value, cost(value)
-                self._cost += cost(value)
+                self._values[key] = make()
+                self._cost += self._cost_of(self._values[key])
             self._values.move_to_end(key)
             while self._cost > self._max_cost and len(self._values) > 1:
-                self._cost -= self._values.popitem(last=False)[1][1]
-            return self._values[key][0]
+                self._cost -= self._cost_of(self._values.popitem(last=False)[1])
+            return self._values[key]
 
 
 def file_identity(path: Path) -> tuple[object, ...]:
-    """A key that changes when another file is put in the place of this one.
-
-    Raises:
-        ImageError: not_regular.
-    """
+    """A key that changes when another file is put in the place of this one; only regular files have one."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not_regular", f"{path.name!r}: expected a file, got a folder, pipe or device")

@@ -39,11 +39,9 @@ class ParquetFile:
         leaves = [group.column(leaf) for leaf in range(group.num_columns)]
         num_bytes = sum(leaf.total_uncompressed_size for leaf in leaves if leaf.path_in_schema.startswith(column))
         if num_bytes > MAX_ROW_GROUP:
-            raise ImageError(
-                "too_many_bytes",
-                f"the row group {part} of {self._name!r} holds {num_bytes} bytes of images, more than the allowed "
-                f"{MAX_ROW_GROUP}; write it in smaller row groups",
-            )
+            where, todo = f"the row group {part} of {self._name!r}", "write it in smaller row groups"
+            why = f"{where} holds {num_bytes} bytes of images, more than the allowed {MAX_ROW_GROUP}; {todo}"
+            raise ImageError("too_many_bytes", why)
         return self._read_bounded([column], [part], MAX_ROW_GROUP).column(0)
 
     def _read_bounded(self, names: list[str], row_groups: list[int] | None, max_bytes: int) -> pa.Table:
@@ -61,12 +59,11 @@ class ParquetFile:
 
 def _unpacked_bytes(column: pa.Array) -> int:
     """Bytes of a column with each word of its dictionary written out."""
-    if not pa.types.is_dictionary(column.type):
-        return int(column.nbytes)
-    words = column.dictionary
-    if not len(words) or not (pa.types.is_string(words.type) or pa.types.is_large_string(words.type)):
-        return int(column.nbytes)
-    return int(pc.sum(pc.take(pc.binary_length(words), column.indices)).as_py() or 0)
+    if pa.types.is_dictionary(column.type):
+        words = column.dictionary
+        if len(words) and (pa.types.is_string(words.type) or pa.types.is_large_string(words.type)):
+            return int(pc.sum(pc.take(pc.binary_length(words), column.indices)).as_py() or 0)
+    return int(column.nbytes)
 
 
 read_image = partial(read_row, ParquetFile)

@@ -54,11 +54,7 @@ def json_object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def label_by_folders(rows: Sequence[Row], where: str) -> None:
-    """Fill in the labels of a tar from its folders where no member says any; the sources likewise.
-
-    Raises:
-        ManifestError: some images are in folders and others are not.
-    """
+    """Fill in the labels of a tar from its folders where no member says any; the sources likewise."""
     if not all(row.inner and not row.cells["label"] for row in rows):
         return
     labels, sources = folder_labels([row.inner.split("/") for row in rows], where)

@@ -68,10 +68,8 @@ class Table:
             features = json.loads(text)["info"]["features"]
             return {str(name): value for name, value in features.items() if isinstance(value, dict)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            todo = "write the file again"
-            raise ImageError(
-                "unreadable", f"{self.name!r}: the metadata 'huggingface' of its schema is damaged; {todo}"
-            ) from error
+            why = "the metadata 'huggingface' of its schema is damaged; write the file again"
+            raise ImageError("unreadable", f"{self.name!r}: {why}") from error
 
     @functools.cached_property
     def image_column(self) -> str:
@@ -103,11 +101,7 @@ class Table:
         """(bytes, path) of the image in a row; either may be missing."""
         part = bisect.bisect_right(self._starts, row) - 1
         with refusing_damage(self.name):
-            images = IMAGE_PARTS.get(
-                (self._identity, part),
-                lambda: self._file.images(self.image_column, part),
-                cost=lambda images: images.nbytes,
-            )
+            images = IMAGE_PARTS.get((self._identity, part), lambda: self._file.images(self.image_column, part))
             cell = images[row - self._starts[part]]
             if not cell.is_valid:
                 return None, None
@@ -119,7 +113,7 @@ class Table:
 
 
 OPEN_TABLES: Recent[Table] = Recent(64)
-IMAGE_PARTS: Recent[Any] = Recent(512 * 2**20)
+IMAGE_PARTS: Recent[Any] = Recent(512 * 2**20, cost=lambda images: images.nbytes)
 """Row groups and record batches of images, by their bytes."""
 
 
@@ -129,14 +123,10 @@ def read_row(open_table: OpenTable, container: Path, inner: str, max_bytes: int)
     if not (inner.isascii() and inner.isdigit() and len(inner) < 19 and int(inner) < len(table)):
         raise ImageError("missing", f"no such row in {container.name!r}, which has {len(table)}, counted from 0")
     data, path = table.image(int(inner))
-    if data is None:
-        return _file_of_row(container, path)
-    if data.size > max_bytes:
-        raise ImageError("too_many_bytes", f"{data.size} bytes are more than the allowed {max_bytes}")
-    return data.to_pybytes()
-
-
-def _file_of_row(container: Path, path: str | None) -> Path:
+    if data is not None:
+        if data.size > max_bytes:
+            raise ImageError("too_many_bytes", f"{data.size} bytes are more than the allowed {max_bytes}")
+        return data.to_pybytes()
     if not path:
         raise ImageError("missing", f"the row of {container.name!r} holds neither bytes nor a path")
     if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path or "://" in path:
@@ -200,7 +190,6 @@ def _class_label_names(numbers: Sequence[str], names: object, where: str) -> lis
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ManifestError(f"{where}: the names of its classes are damaged; write the file again")
     known = {str(i): name for i, name in enumerate(names)} | {"": "", "-1": ""}
-    unknown = sorted({number for number in numbers if number not in known})
-    if unknown:
+    if unknown := sorted({number for number in numbers if number not in known}):
         raise ManifestError(f"{where}: expected numbers below {len(names)}, its classes, got {unknown[0]}")
     return [known[number] for number in numbers]

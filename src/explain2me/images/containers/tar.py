@@ -1,14 +1,9 @@
 """Tars kept open, and the index of their members, from the headers alone.
 
-``tarfile`` reads each header block: numbers, checksum, kind, and names of ustar. The walk from block to block and the
-extended headers (pax, GNU long names) are read here. Measured with Python 3.11.7:
-
-- A hostile pax header of 64 KiB takes ``tarfile.TarFile`` 3.4 s and 1.0 GiB, and the cost grows with the square of its
-  length. Shorter ones add up: 100 pax headers of 16 KiB before one member take 37 s and 6.3 GiB. Python 3.12.1 has the
-  same fault, 3.13.0 has not.
-- A tar of 100,000 small members takes ``TarFile`` 2.0 s and 63 MiB (with pax headers 4.5 s and 90 MiB) before any check;
-  this index takes 2.0 s and 21 MiB (4.0 s and 21 MiB), of which ``TarInfo.frombuf`` takes 1.4 s.
-- ``TarFile`` takes a damaged header for the end of the tar, and does not look behind the end.
+``tarfile`` reads each header block. The walk from block to block and the extended headers (pax, GNU long names) are read
+here, because ``TarFile`` takes a damaged header for the end of the tar and does not look behind the end; because a hostile
+pax header of 64 KiB takes it 3.4 s and 1.0 GiB, and the cost grows with the square of its length (Python 3.11 and 3.12);
+and because it takes three times the memory for a tar of 100,000 members.
 
 Refused: a tar that is compressed, cut off, damaged, or followed by other data; members that are links, devices or sparse
 files; names that are absolute, climb with ``..``, are too long, or are there twice; extended headers that are too long.
@@ -89,10 +84,9 @@ def open_tar(path: Path) -> Tar:
 
 def read_tar_member(container: Path, inner: str, max_bytes: int) -> bytes:
     """Read the image that is called ``inner``; see :func:`explain2me.images.containers.formats.read_member`."""
-    tar = open_tar(container)
-    span = tar.members.get(os.fsencode(inner))
-    if span is None:  # a name that holds \xff as text was taken for one that is not UTF-8
-        span = tar.members.get(as_text(os.fsencode(inner)).encode())
+    tar, name = open_tar(container), os.fsencode(inner)
+    # a name that holds \xff as text was taken for one that is not UTF-8
+    span = tar.members.get(name) or tar.members.get(as_text(name).encode())
     if span is None:
         raise ImageError("missing", f"no such member of {tar.name!r}")
     if span.size > max_bytes:
@@ -109,7 +103,9 @@ class _Header(NamedTuple):
 def _index(descriptor: int) -> dict[bytes, Span]:
     """The span of each file by its name; raises ValueError for a tar that cannot be used."""
     num_bytes = os.fstat(descriptor).st_size
-    _refuse_compressed(os.pread(descriptor, 8, 0))
+    magic = os.pread(descriptor, 8, 0)
+    if kind := next((kind for start, kind in COMPRESSED.items() if magic.startswith(start)), None):
+        raise ValueError(f"compressed ({kind}), so its members cannot be read one by one; decompress it to a .tar")
     spans: dict[bytes, Span] = {}
     extended: dict[bytes, bytes] = {}  # path and size of the member that follows
     end = 0
@@ -130,12 +126,6 @@ def _index(descriptor: int) -> dict[bytes, Span]:
             raise _refusal(header.name, "is cut off, the tar ends before it; copy or download the tar again")
     _check_end(descriptor, block, end, num_bytes)
     return spans
-
-
-def _refuse_compressed(magic: bytes) -> None:
-    for start, name in COMPRESSED.items():
-        if magic.startswith(start):
-            raise ValueError(f"compressed ({name}), so its members cannot be read one by one; decompress it to a .tar")
 
 
 def _read_header(block: bytes, offset: int) -> _Header:
@@ -170,9 +160,8 @@ def _read_extended(descriptor: int, header: _Header, start: int) -> dict[bytes, 
     if header.kind == tarfile.XGLTYPE and given:
         raise _refusal(header.name, "gives all members one name or size; write the tar again")
     if header.kind == tarfile.XHDTYPE and any(key.startswith(b"GNU.sparse.") for key in records):
-        raise _refusal(
-            records.get(b"GNU.sparse.name", header.name), f"is {REFUSED[tarfile.GNUTYPE_SPARSE]}; {ONLY_FILES}"
-        )
+        name = records.get(b"GNU.sparse.name", header.name)
+        raise _refusal(name, f"is {REFUSED[tarfile.GNUTYPE_SPARSE]}; {ONLY_FILES}")
     return given
 
 
