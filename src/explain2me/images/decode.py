@@ -1,6 +1,4 @@
-"""One file in, one RGB image out; the only place where an image is decoded.
-
-What a file becomes: three 8-bit channels, upright, whole.
+"""One file in, one RGB image out: three 8-bit channels, upright, whole. The only place where an image is decoded.
 
 - The content decides the format, never the name; only :data:`FORMATS` are decoded, by Pillow.
 - Alpha and palette transparency are dropped, not composited: the colour stored under them is shown, as
@@ -35,8 +33,7 @@ Kinds of :class:`~explain2me.errors.ImageError`:
 ========================= ============================================================================================
 
 Messages name a file by its last part only, quoted: they are the same on every machine and hold no control character.
-Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``, twice 89 million pixels) stays in force above ``max_pixels``. At
-most about 16 bytes a pixel are held for each decoding thread.
+Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``, twice 89 million pixels) stays in force above ``max_pixels``.
 """
 
 import io
@@ -59,8 +56,6 @@ from explain2me.images.reading import check_sha256, read_bytes, with_file_name
 from explain2me.text import nearest, printable_line
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
-
-
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "area": Image.Resampling.BOX,
@@ -68,8 +63,6 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
 MAX_PIXELS = 64_000_000
 MAX_SCANS = 100  # of a JPEG; encoders write about ten, and each costs the decoder a pass over all pixels
 DECODING_BYTES = 16  # of memory a pixel while an image is decoded: as stored, as RGB, turned upright
@@ -108,14 +101,13 @@ def load_array(
     path: Path, size: tuple[int, int], interpolation: str, *, max_pixels: int, expected_sha256: str | None
 ) -> UInt8[np.ndarray, "3 H W"]:
     """As :func:`load_image`, as an array, with the bytes compared to a sha256 first."""
-    height, width = size
     with with_file_name(path):
         data = read_bytes(path)
         if expected_sha256 is not None:
             check_sha256(data, expected_sha256)
         image = _decode(data, max_pixels=max_pixels)
-    if image.size != (width, height):
-        image = image.resize((width, height), INTERPOLATIONS[interpolation])
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], INTERPOLATIONS[interpolation])
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
@@ -146,8 +138,6 @@ _UPRIGHT = {  # EXIF orientation -> its inverse
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
 _SIGNATURES = (  # of the formats allowed, then of some that are not
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -220,8 +210,6 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
 
 
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither stuffing nor a restart
-
-
 _SCAN, _START, _END = 0xDA, 0xD8, 0xD9
 
 
@@ -240,7 +228,8 @@ def _num_scans(data: bytes) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow 11 may say I
-        top = 2 ** _bits(image) - 1
+        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample)  # a TIFF may have 12
+        top = 2 ** (12 if bits in (12, (12,)) else 16) - 1
         grey = (np.asarray(image).astype(np.uint32) * 255 + top // 2) // top  # rounds
         white_is_zero = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
         return Image.fromarray((255 - grey if white_is_zero else grey).astype(np.uint8)).convert("RGB")
@@ -248,13 +237,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError("unknown_range", f"32-bit pixels (mode {image.mode}); save it with 8 or 16 bits a channel")
     image.info.pop("transparency", None)
     return image.convert("RGB")
-
-
-def _bits(image: Image.Image) -> int:
-    """Bits of a grey image that Pillow opens with 16; a TIFF may have 12."""
-    given = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, 16)
-    bits = given[0] if isinstance(given, tuple) else given
-    return bits if bits in (12, 16) else 16
 
 
 def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:

@@ -15,11 +15,7 @@ MAX_BYTES = 512 * 2**20
 
 
 def check_hash(path: Path, expected_sha256: str) -> None:
-    """Compare the bytes of one file with a sha256, without decoding them.
-
-    Raises:
-        ImageError: other bytes (``hash_mismatch``), or bytes that cannot be read.
-    """
+    """Raise ImageError if a file has other bytes (``hash_mismatch``), or bytes that cannot be read; decodes nothing."""
     with with_file_name(path):
         check_sha256(read_bytes(path), expected_sha256)
 
@@ -59,9 +55,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
     try:
         return _read_regular(path, max_bytes)
     except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise
-        container = container_of(path)
+        container = container_of(path) if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG) else None
         if container is None:
             raise
     member = read_member(*container, max_bytes=max_bytes)
@@ -84,9 +78,8 @@ def check_sha256(data: bytes, expected: str | None) -> str:
     """The sha256 of some bytes; raises ImageError if another one was expected."""
     sha256 = hashlib.sha256(data).hexdigest()
     if expected is not None and sha256 != expected:
-        raise ImageError(
-            "hash_mismatch", f"expected the sha256 {expected[:12]}..., got {sha256[:12]}...: the file changed"
-        )
+        why = f"expected the sha256 {expected[:12]}..., got {sha256[:12]}...: the file changed"
+        raise ImageError("hash_mismatch", why)
     return sha256
 
 

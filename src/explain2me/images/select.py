@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 class Selection(NamedTuple):
-    """The images of a run.
-
-    ``images``: of :func:`explain2me.images.listing.list_images`, sampled. ``classes``: labels in the order of the
-    logits, () without labels. ``listing``: what the source lists.
-    """
+    """The images of a run, sampled; their ``classes`` in the order of the logits, () without labels; and all that is listed."""
 
     images: "pa.Table"
     classes: tuple[str, ...]
@@ -27,20 +23,16 @@ class Selection(NamedTuple):
 
 
 def list_data(data: DataConfig) -> Listing:
-    """List the images that a config names, those of its split.
-
-    Raises:
-        ManifestError: the list is missing or wrong.
-    """
+    """List the images that a config names, those of its split; raises as :func:`list_images`."""
     return list_source(Path(data.manifest), split=data.split, classes=data.classes)
 
 
 def select_images(data: DataConfig, seed: int, listing: Listing | None = None) -> Selection:
-    """Choose the images of a run, and check their labels.
+    """Draw the images of a run, and check their labels.
 
     Args:
         data: settings of the images.
-        seed: of the sample.
+        seed: of the draw.
         listing: of :func:`list_data`, if it was called already.
 
     Raises:
@@ -65,9 +57,9 @@ def class_names(
     """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
 
     Args:
-        data: says which class is positive, and perhaps the order.
+        data: settings of the images: the positive class, and perhaps all classes.
         images: with the column label.
-        where: they are listed, for errors.
+        where: where they are listed, for errors.
         alone: what to do if all have one label, for errors.
 
     Raises:
@@ -96,22 +88,11 @@ def class_names(
 
 
 def require_all_hashes(data: DataConfig, training: TrainingConfig | None, seed: int, listing: Listing) -> "pa.Table":
-    """The images to test, after a check that each of them, and each to train on, has a hash in its manifest.
-
-    Args:
-        data: settings of the images to test.
-        training: settings of a study; None for a run.
-        seed: of the sample.
-        listing: of :func:`list_data`.
-
-    Raises:
-        ManifestError: an image without a hash, or a manifest that is wrong.
-    """
+    """The images to test, drawn from ``listing``; ManifestError if one of them, or one to train on, has no hash."""
     source = Path(data.manifest)
     if training is not None:
         trained = Path(training.manifest or source)
-        splits = {training.split, training.validation_split or training.split}
-        for split in sorted(splits, key=str):
+        for split in sorted({training.split, training.validation_split or training.split}, key=str):
             require_hashes(list_images(trained, split=split, classes=data.classes), trained)
     images = sample_images(listing.table(), data.sample, seed=seed)
     require_hashes(images, source)
