@@ -115,7 +115,7 @@ def _apply_sets(tree: dict[str, Any], sets: Sequence[str]) -> None:
 
 def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
     for i, key in enumerate(keys):
-        place: str | int = key
+        place: Any = key
         if isinstance(node, list):
             if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(node):
                 place = int(key)

@@ -31,7 +31,7 @@ Columns = dict[str, list[str | None]]
 
 
 class Listing(NamedTuple):
-    """What one look at a manifest, a folder or container files gave.
+    """The images of a manifest, a folder or container files.
 
     ``columns``: of equal length, sorted by image_id, see :func:`list_images`. ``splits``: number of rows of each split,
     before one was chosen; empty where there are none. ``num_ignored``: files or members that are no images.
@@ -55,16 +55,13 @@ def list_images(
 ) -> "pa.Table":
     """List the images of a manifest, a folder or container files, without opening any.
 
-    A manifest is a CSV file (UTF-8) with a column ``path``, relative to the manifest or absolute, and optionally
-    ``label``, ``source``, ``split``, ``image_id`` and ``sha256``; further columns are ignored. An optional column is
-    filled in every row taken or in none. Paths and image_ids must be unique over the whole file, all splits
-    included. A folder holds ``label/source/*.jpg`` (deeper folders belong to their source), ``label/*.jpg`` or,
-    without labels, ``*.jpg``, and each of these below folders of the splits, ``split/label/source/*.jpg``, where splits are
-    asked for; every name with an image suffix is taken, whatever it is, except hidden ones.
-
-    Container files are WebDataset tars, Parquet or Arrow files, one or a folder of them without loose images, and what
-    ``datasets`` saved to disk; :mod:`explain2me.images.containers` tells how they are read. The path of an image continues
-    behind that of its container (``a.tar/real/1.jpg``, ``a.parquet/00000017``); a CSV manifest may hold such paths too.
+    - A manifest is a CSV file (UTF-8) with a column ``path``, relative to the manifest or absolute, and optionally
+      ``label``, ``source``, ``split``, ``image_id`` and ``sha256``, each filled in every row taken or in none. Paths and
+      image_ids must be unique over all splits.
+    - A folder holds ``label/source/*.jpg`` (deeper folders belong to their source), ``label/*.jpg`` or, without labels,
+      ``*.jpg``, each below a folder of its split where a split is asked for. Hidden files are left out.
+    - Container files are WebDataset tars, Parquet or Arrow files, and what ``datasets`` saved to disk, see
+      :mod:`explain2me.images.containers`. A CSV manifest may hold paths that lead into them, too.
 
     Args:
         source: the CSV file, the container file or the folder.
@@ -73,11 +70,10 @@ def list_images(
         classes: labels in the order of the logits, for container files whose labels are numbers.
 
     Returns:
-        Columns image_id, path, label, source (strings), sorted by image_id, so the order of lines and of directory
-        listings has no influence. image_id is the path where the manifest has none: give one where paths are
-        absolute, since noise is keyed by it. label is null throughout where labels are absent. source is the label
-        where absent, ``"images"`` where both are. A manifest with ``sha256`` adds the column expected_sha256.
-        The bytes of a name that is not UTF-8 are written ``\\xff``; :func:`resolve` understands them.
+        Columns image_id, path, label, source (strings), sorted by image_id, and expected_sha256 where a manifest has
+        ``sha256``. image_id is the path where the manifest has none: give one where paths are absolute, since noise is
+        keyed by it. label is null throughout where labels are absent. source is the label where absent, ``"images"``
+        where both are. The bytes of a name that is not UTF-8 are written ``\\xff``; :func:`resolve` understands them.
 
     Raises:
         ManifestError: the manifest, folder or container is missing or wrong; the message names the line or member.

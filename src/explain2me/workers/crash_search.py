@@ -24,19 +24,14 @@ MARK = "reading-"
 
 
 class Task(Protocol):
-    """A contiguous range of images."""
+    """Images ``start`` to ``stop`` of a list; ``title`` is a file name that no other task has."""
 
     @property
-    def start(self) -> int:
-        """First image."""
-
+    def start(self) -> int: ...  # noqa: D102
     @property
-    def stop(self) -> int:
-        """One more than the last image."""
-
+    def stop(self) -> int: ...  # noqa: D102
     @property
-    def title(self) -> str:
-        """File name that no other task has."""
+    def title(self) -> str: ...  # noqa: D102
 
 
 class Attempt(NamedTuple):
@@ -66,7 +61,7 @@ def run_despite_crashes(
 
     Args:
         work: does one attempt, without the images that ``record`` was called with; commits nothing for a probe.
-        tasks: what to do.
+        tasks: ranges of images.
         engine: runs the attempts.
         marks: folder for the marks that survive a killed process.
         record: called with a task and an image that kills processes.
@@ -121,11 +116,11 @@ class CrashSearch:
             self._add(whole, start)
             return self._probe_ended(whole)
         middle = (start + stop) // 2
-        probes = [Attempt(whole, a, b, probe=True) for a, b in ((start, middle), (middle, stop)) if a < b]
+        ranges = [(a, b) for a, b in ((start, middle), (middle, stop)) if a < b]
         if not probe:  # can a worker start at all?
-            probes = [Attempt(whole, start, start, probe=True), *probes]
-        self._probes_left[whole] += len(probes) - (1 if probe else 0)
-        return probes
+            ranges.insert(0, (start, start))
+        self._probes_left[whole] += len(ranges) - probe
+        return [Attempt(whole, a, b, probe=True) for a, b in ranges]
 
     def done(self, task: Attempt) -> Sequence[Attempt]:
         """After the last probe of a task, the task itself."""
@@ -149,15 +144,15 @@ class CrashSearch:
             return []
         if whole in self._has_new:
             self._has_new.remove(whole)
-            return [Attempt.at(whole)]
-        self._fruitless[whole] += 1
-        if self._fruitless[whole] < DEATHS:  # something else may have killed the workers
-            return [Attempt.at(whole)]
-        raise Explain2MeError(
-            f"the images {whole.start} to {whole.stop - 1} killed their worker process several times, but no single image "
-            f"does: the memory was probably too small for all of them. What is committed stays; lower compute.workers and "
-            f"call the same command again"
-        )
+        else:  # something else may have killed the workers
+            self._fruitless[whole] += 1
+        if self._fruitless[whole] == DEATHS:
+            raise Explain2MeError(
+                f"the images {whole.start} to {whole.stop - 1} killed their worker process several times, but no single image "
+                f"does: the memory was probably too small for all of them. What is committed stays; lower compute.workers "
+                f"and call the same command again"
+            )
+        return [Attempt.at(whole)]
 
 
 def _work_marked(work: Callable[[Attempt], None], folder: Path, attempt: Attempt) -> None:

@@ -1,5 +1,7 @@
 """The device of a run, and the engine for its shards."""
 
+from typing import Any
+
 import torch
 
 from explain2me.config.schema import ComputeConfig, Config
@@ -20,15 +22,13 @@ def with_device(config: Config, old: Config | None = None) -> Config:
         config: of the run.
         old: the config that the run began with; its number of threads and batch size stay.
     """
-    device, threads = config.compute.device, config.compute.threads
-    if threads is None:
-        threads = old.compute.threads if old else max(1, torch.get_num_threads() // config.compute.workers)
-    device = real_device(device, "compute.device")
-    size = config.compute.batch_size
-    if size == "auto" and old is not None:
-        size = old.compute.batch_size
-    compute = config.compute.model_copy(update={"device": device, "threads": threads, "batch_size": size})
-    return config.model_copy(update={"compute": compute})
+    compute = config.compute
+    changes: dict[str, Any] = {"device": real_device(compute.device, "compute.device")}
+    if compute.threads is None:
+        changes["threads"] = old.compute.threads if old else max(1, torch.get_num_threads() // compute.workers)
+    if compute.batch_size == "auto" and old is not None:
+        changes["batch_size"] = old.compute.batch_size
+    return config.model_copy(update={"compute": compute.model_copy(update=changes)})
 
 
 def real_device(device: str, key: str) -> str:

@@ -78,13 +78,10 @@ class LocalWorker:
         while True:
             if self._pipe not in wait([self._pipe, self._process.sentinel]) and not self._pipe.poll():
                 raise EOFError
-            kind, value = self._pipe.recv()
-            if kind == "progress":
-                on_progress(*value)
-            elif kind == "error":
-                return value
-            else:
-                return None
+            message = self._pipe.recv()
+            if not isinstance(message, tuple):
+                return message
+            on_progress(*message)
 
     def kill(self) -> None:
         """End the process at once, and start no other; may be called from another thread."""
@@ -150,12 +147,11 @@ def _serve(pipe: Connection, index: int, threads: int) -> None:
         except (EOFError, ConnectionError):
             return
         try:
-            with listening(lambda count, seconds: pipe.send(("progress", (count, seconds)))):
+            with listening(lambda *progress: pipe.send(progress)):
                 work(task)
-            message: tuple[str, object] = ("done", None)
+            pipe.send(None)
         except Exception as error:
-            message = ("error", _sendable(error))
-        pipe.send(message)
+            pipe.send(_sendable(error))
 
 
 def _sendable(error: Exception) -> Exception:

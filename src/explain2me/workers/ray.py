@@ -110,12 +110,10 @@ def open_workers(engine: Engine) -> list[RayWorker]:
 
 def _check_room(engine: Engine, there: Mapping[str, float]) -> None:
     """Raise if the cluster is too small: a worker without room would wait for ever."""
-    for name, each in (("CPU", 1.0), ("GPU", engine.gpus)):
-        if each * engine.workers > there.get(name, 0.0) + 1e-6:
-            fits = int(there.get(name, 0.0) / each + 1e-6)
+    for name, each, other in (("CPU", 1.0, ""), ("GPU", engine.gpus, ", or a smaller compute.gpus_per_worker")):
+        needed, has = each * engine.workers, there.get(name, 0.0)
+        if needed > has + 1e-6:
             raise ConfigError(
-                f"workers = {engine.workers} need {each * engine.workers:g} {name}s of the Ray cluster, which has "
-                f"{there.get(name, 0.0):g}; use at most {fits} workers"
-                + (", or a smaller compute.gpus_per_worker" if name == "GPU" else "")
-                + ". A cluster that grows must have grown before"
+                f"workers = {engine.workers} need {needed:g} {name}s of the Ray cluster, which has {has:g}; use at most "
+                f"{int(has / each + 1e-6)} workers{other}. A cluster that grows must have grown before"
             )
