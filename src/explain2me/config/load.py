@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from explain2me.config.mistakes import explain
 from explain2me.config.schema import Config
-from explain2me.config.training import StrategyConfig
 from explain2me.errors import ConfigError
 from explain2me.text import shorten
 
@@ -32,6 +31,16 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
         ConfigError: the file is missing or not TOML, or a key or value is wrong; the message names the key.
     """
     where = f"config {str(path)!r}"
+    text = _read_text(path, where)
+    try:
+        tree = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or a number of thousands of digits
+        raise ConfigError(f"{where} is not valid TOML: {shorten(str(error))}") from None
+    _apply_sets(tree, sets)
+    return _absolute(parse_config(tree), path.resolve().parent)
+
+
+def _read_text(path: Path, where: str) -> str:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ConfigError(f"{where} is a pipe or a device; give a TOML file")
@@ -41,19 +50,13 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> Config:
             raise ConfigError(
                 f"{where} is larger than {MAX_BYTES} bytes; give a TOML file, with patterns for many files"
             )
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{where} does not exist; give the path of a TOML file") from None
     except IsADirectoryError:
         raise ConfigError(f"{where} is a folder; give a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where} cannot be read as UTF-8 text: {error}") from None
-    try:
-        tree = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or a number of thousands of digits
-        raise ConfigError(f"{where} is not valid TOML: {shorten(str(error))}") from None
-    _apply_sets(tree, sets)
-    return _absolute(parse_config(tree), path.resolve().parent)
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
@@ -72,9 +75,8 @@ def _refuse_unprintable(node: Any, where: str) -> None:
     if isinstance(node, str) and "\0" in node:
         raise ConfigError(f"{where}: {shorten(repr(node))} holds a NUL character; take it out")
     if isinstance(node, int) and node.bit_length() > 64:
-        raise ConfigError(
-            f"{where}: expected a number below 2^64, got one of {node.bit_length()} bits; give a smaller one"
-        )
+        got = f"got one of {node.bit_length()} bits"
+        raise ConfigError(f"{where}: expected a number below 2^64, {got}; give a smaller one")
     if isinstance(node, Mapping):
         for key, value in node.items():
             _refuse_unprintable(key, where)
@@ -94,12 +96,10 @@ def override(config: Config, sets: Sequence[str]) -> Config:
 
 
 def _tuples(tree: Any) -> Any:
-    """TOML arrays of scalars to tuples: the models are strict and frozen."""
+    """TOML arrays to tuples: the models are strict and frozen."""
     if isinstance(tree, Mapping):
         return {key: _tuples(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return tuple(_tuples(value) for value in tree)
-    return tree
+    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def _apply_sets(tree: dict[str, Any], sets: Sequence[str]) -> None:
@@ -109,8 +109,7 @@ def _apply_sets(tree: dict[str, Any], sets: Sequence[str]) -> None:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set: expected key=value, e.g. compute.batch_size=16, got {shorten(repr(item))}")
-        keys = key.strip().split(".")
-        _set(tree, keys, _parse_value(text, item), shorten(item))
+        _set(tree, key.strip().split("."), _parse_value(text, item), shorten(item))
 
 
 def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
@@ -152,9 +151,13 @@ def _absolute(config: Config, folder: Path) -> Config:
         detectors.append(detector.model_copy(update={"checkpoints": paths}))
     training = config.training
     if training is not None:
-        strategies = tuple(_absolute_strategy(strategy, folder) for strategy in training.strategies)
+        strategies = []
+        for strategy in training.strategies:
+            kind, colon, path = strategy.salience.partition(":")
+            salience = f"{kind}:{folder / path}" if colon else kind
+            strategies.append(strategy.model_copy(update={"salience": salience}))
         manifest = None if training.manifest is None else str(folder / training.manifest)
-        training = training.model_copy(update={"strategies": strategies, "manifest": manifest})
+        training = training.model_copy(update={"strategies": tuple(strategies), "manifest": manifest})
     return config.model_copy(update={"data": data, "detectors": tuple(detectors), "training": training})
 
 
@@ -163,8 +166,3 @@ def _below(folder: Path, pattern: str) -> str:
     path = folder / pattern
     exists = os.path.exists(path)  # noqa: PTH110 - False for a name that no file can have
     return str(path) if exists or Path(pattern).is_absolute() else str(Path(glob.escape(str(folder))) / pattern)
-
-
-def _absolute_strategy(strategy: StrategyConfig, folder: Path) -> StrategyConfig:
-    kind, colon, path = strategy.salience.partition(":")
-    return strategy.model_copy(update={"salience": f"{kind}:{folder / path}"}) if colon else strategy

@@ -31,10 +31,11 @@ def trained(model: Model) -> dict[str, Any] | None:
         if card["files"].get(path.name) != model.weights_sha256:
             return None
         metrics = card["metrics"] if path.name.startswith("best") else card["curve"][-1]
+        images = card["data"]["training"]
         return {
             "loss": _loss(card["strategy"]),
             "human_maps": human_maps_in_words(card["human_maps"]),
-            "images": _images(card["data"]["training"]),
+            "images": f"{images['images']} ({', '.join(f'{name} {n}' for name, n in images['by_label_and_source'].items())})",
             "start": "pretrained weights" if card["training"]["pretrained"] else "random weights",
             "epochs": int(card["epochs"]),
             "taken": int(metrics["epoch"]),
@@ -115,11 +116,6 @@ def human_maps_in_words(record: Mapping[str, Any] | None) -> str:
         return str(record["kind"])
     rest = "" if record["maps"] == record["images"] else ", the others are trained without one"
     return f"a map of its own for {record['maps']} of {record['images']} images{rest}"
-
-
-def _images(record: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{name} {count}" for name, count in record["by_label_and_source"].items())
-    return f"{record['images']} ({counts})"
 
 
 def _number(value: Any) -> float | None:

@@ -31,13 +31,9 @@ AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Read the weights of a file without running code from it.
+    """The weights of a safetensors file or a file of ``torch.save`` by name, and its sha256; runs no code from it.
 
-    Args:
-        path: a safetensors file, or a file of ``torch.save`` that holds tensors only.
-
-    Returns:
-        The tensors by name, without nesting and without wrapper prefixes; and the sha256 of the file.
+    Nesting and wrapper prefixes are removed.
 
     Raises:
         CheckpointError: the file is missing, empty or damaged, is no checkpoint, or holds more than tensors.
@@ -108,8 +104,7 @@ def _read_pickle(data: bytes, where: str) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused_object = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused_object:
+        if refused_object := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
                 f"{where} names the Python object {refused_object[1]} and is refused, because loading it could run code; "
                 f"load it where you trust it and save its state_dict() as safetensors"
@@ -166,9 +161,7 @@ def _unnest(tree: Any, where: str) -> dict[str, Tensor]:
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove the ``PREFIXES`` that all names share."""
     for _ in range(MAX_NESTS):
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None:
-            break
+        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), "")
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 

@@ -94,7 +94,7 @@ def perturb(
 
     Args:
         images: uint8 (N, 3, H, W), clean.
-        conditions: as from :func:`conditions_for`.
+        conditions: of :func:`conditions_for`.
         clean_maps: (N, h, w), drives the blur.
         seed: of the run.
         ids: one for each image; the seed, the id and the condition decide the corruption.

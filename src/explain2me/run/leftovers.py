@@ -33,7 +33,11 @@ def remove_leftovers(folder: Path) -> int:
     leftovers = [path for path in _temporary_in(folder) if _is_leftover(path)]
     for path in leftovers:
         path.unlink(missing_ok=True)
-    _remove_old_locks()
+    for lock in _our_files("explain2me-*.lock"):
+        _has_ended(lock)
+    for ended in _our_files("explain2me-*.ended"):
+        if _is_old(ended):
+            ended.unlink(missing_ok=True)
     return len(leftovers)
 
 
@@ -66,14 +70,6 @@ def _has_ended(lock: Path) -> bool:
     except (Timeout, OSError):
         return ended.exists()  # another process has seen it first
     return True
-
-
-def _remove_old_locks() -> None:
-    for lock in _our_files("explain2me-*.lock"):
-        _has_ended(lock)
-    for ended in _our_files("explain2me-*.ended"):
-        if _is_old(ended):
-            ended.unlink(missing_ok=True)
 
 
 def _our_files(pattern: str) -> Iterator[Path]:
