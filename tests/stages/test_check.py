@@ -1,9 +1,12 @@
 """What `check` refuses before anything is explained."""
 
+import pyarrow as pa
 import pytest
 
 from explain2me.config.load import load_config
 from explain2me.errors import Explain2MeError
+from explain2me.images.listing import Listing
+from explain2me.images.select import Selection
 from explain2me.stages.check import check
 
 
@@ -12,3 +15,10 @@ def test_the_word_for_totals_is_no_label_or_source(write_config, rewrite_manifes
     manifest = rewrite_manifest(lambda text: text.replace(name, ",all,"))
     with pytest.raises(Explain2MeError, match=f"the {column} 'all' means all of them; rename it"):
         check(load_config(write_config(data=f'manifest = "{manifest}"')))
+
+
+def test_the_true_class_as_target_needs_labels(write_config):
+    config = load_config(write_config(), ['salience.target="true"'])
+    selection = Selection(pa.table({"label": pa.nulls(2, pa.string())}), (), Listing({}))
+    with pytest.raises(Explain2MeError, match=r"salience\.target = 'true' needs labels"):
+        check(config, selection)
