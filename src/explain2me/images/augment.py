@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
@@ -43,18 +43,8 @@ def draw_move(config: AugmentationConfig, rng: np.random.Generator) -> Move:
     return Move(bool(config.flip and flip < 0.5), *place, height, width, *map(float, shift))
 
 
-def move_image(image: UInt8[Tensor, "3 H W"], move: Move) -> UInt8[Tensor, "3 H W"]:
-    """The image after a draw, at the same size."""
-    return _moved(image, move)
-
-
-def move_map(human_map: Float[Tensor, "H W"], move: Move) -> Float[Tensor, "H W"]:
-    """The human map of that image after the same draw; all zero where nearly nothing of its salience is left to see."""
-    moved = _moved(human_map[None], move)[0]
-    return torch.zeros_like(moved) if moved.max() < LEAST_SHARE * human_map.max() else moved
-
-
-def _moved(planes: Tensor, move: Move) -> Tensor:
+def move_image(planes: Shaped[Tensor, "C H W"], move: Move) -> Shaped[Tensor, "C H W"]:
+    """The planes of an image after a draw, at the same size."""
     height, width = planes.shape[1:]
     if move.height < 1 or move.width < 1:
         box = (move.top * height, move.left * width, move.height * height, move.width * width)
@@ -68,3 +58,9 @@ def _moved(planes: Tensor, move: Move) -> Tensor:
         columns = (torch.arange(width) - right).clamp(0, width - 1)
         planes = planes[:, rows][:, :, columns]
     return planes.flip(2) if move.flip else planes
+
+
+def move_map(human_map: Float[Tensor, "H W"], move: Move) -> Float[Tensor, "H W"]:
+    """The human map of that image after the same draw; all zero where nearly nothing of its salience is left to see."""
+    moved = move_image(human_map[None], move)[0]
+    return torch.zeros_like(moved) if moved.max() < LEAST_SHARE * human_map.max() else moved
