@@ -23,7 +23,7 @@ from rich.table import Table
 from explain2me import load_detector
 from explain2me.config.load import parse_config
 from explain2me.train.loop import train_detector
-from explain2me.train.study import trainings
+from explain2me.train.study import plan_study
 
 STRATEGIES = {
     "cross-entropy": {},
@@ -123,7 +123,7 @@ def ours(architecture: str, name: str, manifest: Path, folder: Path, options: ar
     def on_step(done: int, total: int, text: str) -> None:
         times.append(now(options, wait=done in (options.steps + 1, total)))
 
-    train_detector(trainings(config, folder)[0], on_step)
+    train_detector(plan_study(config, folder).trainings[0], on_step)
     return per_step(times[options.steps :], options)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
+from explain2me.train.data import Splits, read_splits
 from explain2me.train.loop import Network
-from explain2me.train.study import trainings
+from explain2me.train.study import plan_study
 from explain2me.train.training import Training
 
 ARCHITECTURE = "timm:test_resnet"
@@ -41,7 +42,11 @@ def make_config(manifest: Path, **training: object) -> Config:
 
 
 def one(config: Config, out: Path, index: int = 0) -> Training:
-    return trainings(config, out)[index]
+    return plan_study(config, out).trainings[index]
+
+
+def all_splits(config: Config, index: Path | None = None) -> Splits:
+    return read_splits(plan_study(config, Path()).listed, config.data.max_pixels, index)
 
 
 def stop_after(steps: int) -> Callable[[int, int, str], None]:

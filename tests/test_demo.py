@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_trainings import all_splits
 
 from explain2me import demo, open_run
 from explain2me.cli.entry import main
 from explain2me.config.load import load_config
 from explain2me.errors import Explain2MeError
-from explain2me.train.data import read_splits
 from explain2me.train.human_maps import read_human_maps
-from explain2me.train.study import trainings
+from explain2me.train.study import plan_study
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +117,12 @@ def test_prepare_writes_a_study_that_loads_and_keeps_what_is_there(tmp_path):
     told = []
     config = load_config(demo.prepare(tmp_path, seed=9, progress=lambda *step: told.append(step)))
     assert config.seed == 9
-    assert {training.detector for training in trainings(config, tmp_path)} == {
+    assert {training.detector for training in plan_study(config, tmp_path).trainings} == {
         "test_byobnet-cross-entropy",
         "test_byobnet-guided-simulated",
     }
-    assert len(trainings(config, tmp_path)) == 6
-    splits = read_splits(config, config.training)
+    assert len(plan_study(config, tmp_path).trainings) == 6
+    splits = all_splits(config)
     assert len(splits.training.files) == 120
     assert read_human_maps(config.training.strategies[1], splits.training, (160, 160)).record["maps"] == 120
     assert told == [("make images", i, 3) for i in (1, 2, 3)]

@@ -12,7 +12,7 @@ from small_trainings import SIZE, make_config, one
 
 from explain2me.config.schema import Config
 from explain2me.train.loop import train_detector
-from explain2me.train.study import train_missing
+from explain2me.train.study import plan_study, train_missing
 from explain2me.train.training import Training
 
 LINES = "path,label,source,split,salience\n"
@@ -85,7 +85,7 @@ def finished_study(tmp_path_factory, manifest) -> Study:
         {"name": "averaged", "loss": "cyborg", "salience": f"mean-of:{manifest.parent / 'maps'}"},
     ]
     config = make_config(manifest, epochs=1, runs=2, strategies=strategies)
-    assert train_missing(config, out) == []
+    assert train_missing(plan_study(config, out)) == []
     return Study(config, out)
 
 

@@ -8,15 +8,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_trainings import SIZE, make_config, one, opened_files
+from small_trainings import SIZE, all_splits, make_config, one, opened_files
 
 from explain2me.config.training import AugmentationConfig
 from explain2me.errors import Explain2MeError
 from explain2me.images.augment import Move, draw_move, move_image, move_map
-from explain2me.train.data import EpochSampler, Examples, class_weights, read_splits
+from explain2me.train.data import EpochSampler, Examples, class_weights
 from explain2me.train.human_maps import read_human_maps
 from explain2me.train.loop import train_detector
-from explain2me.train.study import train_missing
+from explain2me.train.study import plan_study, train_missing
 
 LINES = "path,label,source,split,salience\n"
 PLAIN = [{"name": "plain"}]
@@ -37,23 +37,23 @@ def test_labels_that_are_misspelt_among_those_to_train_on(tmp_path, manifest):
         (manifest.parent / "spelt.csv").write_text("\n".join(changed))
         config = make_config(manifest.parent / "spelt.csv", monitor="auroc")
         with pytest.raises(Explain2MeError, match=message):
-            read_splits(config, config.training)
+            all_splits(config)
     absent = config.model_copy(
         update={"data": make_config(manifest).data.model_copy(update={"classes": ("real", "fake", "fakes")})}
     )
     with pytest.raises(Explain2MeError, match="to train on, got none of 'fakes'; add some"):  # in no row at all
-        read_splits(absent, absent.training)
+        all_splits(absent)
     kept = [line for i, line in enumerate(lines) if i not in fakes]
     (manifest.parent / "spelt.csv").write_text("\n".join(kept))
     with pytest.raises(
         Explain2MeError, match=r"split 'train': .* got only 'real'; add images of another label to train on"
     ):
-        read_splits(config, config.training)
+        all_splits(config)
 
 
 def test_a_share_can_be_held_out_for_validation(manifest):
     config = make_config(manifest, validation_split=None, validation_share=0.25)
-    splits = read_splits(config, config.training)
+    splits = all_splits(config)
     assert splits.validation is not None
     assert (len(splits.training.files), len(splits.validation.files)) == (18, 6)
     assert not set(splits.training.files) & set(splits.validation.files)
@@ -62,7 +62,7 @@ def test_a_share_can_be_held_out_for_validation(manifest):
 
 def test_each_example_has_the_human_map_of_what_it_shows(manifest):
     config = make_config(manifest, augmentation={"flip": True, "crop": 0.5, "shift": 0.1})
-    splits = read_splits(config, config.training)
+    splits = all_splits(config)
     maps = read_human_maps(config.training.strategies[1], splits.training, (SIZE, SIZE))
     examples = Examples(
         splits.training, (SIZE, SIZE), "bilinear", human_maps=maps, augmentation=config.training.augmentation, seed=1
@@ -153,7 +153,7 @@ def test_a_class_of_one_or_no_image_is_refused(tmp_path, manifest):
         odd = tmp_path / "odd.csv"
         odd.write_text("\n".join([lines[0], *(f"{manifest.parent}/{line}" for line in [*more, *tests])]) + "\n")
         changed = config.data.model_copy(update={"manifest": str(odd)} | data)
-        return read_splits(config.model_copy(update={"data": changed}), config.training)
+        return all_splits(config.model_copy(update={"data": changed}))
 
     with pytest.raises(
         Explain2MeError, match="expected at least 2 images of every class to train on, got 1 of 'other'"
@@ -172,7 +172,8 @@ def test_what_cannot_be_held_out_or_validated_with(tmp_path, manifest):
     def splits_of(lines: list[str], **training: object):
         odd.write_text(LINES + "\n".join(lines) + "\n")
         config = make_config(manifest, **training)
-        return read_splits(config, config.training.model_copy(update={"manifest": str(odd)}))
+        changed = config.training.model_copy(update={"manifest": str(odd)})
+        return all_splits(config.model_copy(update={"training": changed}))
 
     alone = [line.replace("camera", f"camera{i}") for i, line in enumerate(lines)]
     with pytest.raises(Explain2MeError, match="nothing can be held out"):
@@ -192,7 +193,7 @@ def test_an_image_that_cannot_be_read_is_named_with_its_use(tmp_path, manifest):
         (manifest.parent / "unreadable.csv").write_text(manifest.read_text().replace(f"\n{old}", "\nempty.png,"))
         config = make_config(manifest.parent / "unreadable.csv")
         with pytest.raises(Explain2MeError, match=rf"1 of \d+ images {use} cannot be used, first 'empty\.png'"):
-            read_splits(config, config.training)
+            all_splits(config)
 
 
 @pytest.fixture
@@ -205,18 +206,18 @@ def images(manifest, tmp_path):
 def test_a_study_opens_each_image_and_human_map_once_before_its_trainings(tmp_path, images):
     config = make_config(images / "manifest.csv", epochs=2)
     with opened_files(images) as counts:
-        assert train_missing(config, tmp_path / "out") == []
+        assert train_missing(plan_study(config, tmp_path / "out")) == []
     training = {f"{i:02d}.png" for i in range(24)}
     maps = {f"map{i:02d}.png" for i in range(24) if i % 5}
     assert {counts[name] for name in training} == {1 + 2}  # the index, and each of the two trainings
     assert {counts[name] for name in maps} == {1 + 1}  # the check, and the guided training
     more = make_config(images / "manifest.csv", epochs=2, runs=2)
     with opened_files(images) as counts:
-        assert train_missing(more, tmp_path / "out") == []
+        assert train_missing(plan_study(more, tmp_path / "out")) == []
     assert {counts[name] for name in training} == {2}  # two more trainings, which trust the index
     assert {counts[name] for name in maps} == {1}
     with opened_files(images) as counts:
-        assert train_missing(more, tmp_path / "out") == []
+        assert train_missing(plan_study(more, tmp_path / "out")) == []
     assert not {name for name in counts if name.endswith("png")}
 
 
@@ -224,30 +225,28 @@ def test_maps_to_average_are_read_once_for_all_trainings(tmp_path, images):
     averaged = {"loss": "cyborg", "salience": f"mean-of:{images / 'maps'}"}
     config = make_config(images / "manifest.csv", epochs=1, runs=2, strategies=[{"name": "averaged"} | averaged])
     with opened_files(images) as counts:
-        assert train_missing(config, tmp_path / "out") == []
+        assert train_missing(plan_study(config, tmp_path / "out")) == []
     assert counts["maps/a.npy"] == 1
 
 
 def test_the_index_of_a_study_is_that_of_its_images(tmp_path, images):
     config = make_config(images / "manifest.csv")
-    before = read_splits(config, config.training, tmp_path / "index").training
+    before = all_splits(config, tmp_path / "index").training
     with opened_files(images) as counts:
-        again = read_splits(config, config.training, tmp_path / "index").training
+        again = all_splits(config, tmp_path / "index").training
     assert "00.png" not in counts
     assert (again.sha256, again.sizes, again.files) == (before.sha256, before.sizes, before.files)
     assert torch.equal(again.labels, before.labels)
     shutil.copy(images / "01.png", images / "00.png")
-    after = read_splits(config, config.training, tmp_path / "index").training
-    assert (
-        after.sha256 == [before.sha256[1], *before.sha256[1:]] == read_splits(config, config.training).training.sha256
-    )
+    after = all_splits(config, tmp_path / "index").training
+    assert after.sha256 == [before.sha256[1], *before.sha256[1:]] == all_splits(config).training.sha256
 
 
 @pytest.mark.parametrize("loaders", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_image_that_changed_unseen_is_refused_when_it_is_trained_on(tmp_path, images, loaders):
-    training = one(make_config(images / "manifest.csv", loaders=loaders), tmp_path)
-    config = training.config
-    read_splits(config, config.training, training.index)
+    config = make_config(images / "manifest.csv", loaders=loaders)
+    training = one(config, tmp_path)
+    all_splits(config, training.index)
     content, times = bytearray((images / "03.png").read_bytes()), (images / "03.png").stat()
     content[-1] ^= 1
     (images / "03.png").write_bytes(content)

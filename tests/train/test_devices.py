@@ -12,14 +12,14 @@ import time
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from small_trainings import ARCHITECTURE, SIZE, Stop, make_config, one, stop_after
+from small_trainings import ARCHITECTURE, SIZE, Stop, all_splits, make_config, one, stop_after
 
 from explain2me.detectors.cards import CARD
 from explain2me.detectors.load import load_detector
 from explain2me.errors import DivergedError, Explain2MeError
-from explain2me.train.data import Examples, read_splits
+from explain2me.train.data import Examples
 from explain2me.train.loop import train_detector
-from explain2me.train.study import train_missing
+from explain2me.train.study import plan_study, train_missing
 from explain2me.train.training import LAST, RESUME
 
 
@@ -27,12 +27,13 @@ from explain2me.train.training import LAST, RESUME
 def test_two_processes_share_one_training(tmp_path, manifest, capfd):
     lines = manifest.read_text().replace(",test,", ",val,", 1)  # 5 images in two batches, and 4 in one
     (manifest.parent / "nine.csv").write_text(lines)
-    training = one(make_config(manifest.parent / "nine.csv", devices=2, batch_size=4, epochs=2), tmp_path, 1)
+    config = make_config(manifest.parent / "nine.csv", devices=2, batch_size=4, epochs=2)
+    training = one(config, tmp_path, 1)
     train_detector(training)
     assert capfd.readouterr() == ("", "")
     card = json.loads((training.folder / CARD).read_text())
     assert len(card["curve"]) == 2
-    splits = read_splits(training.config, training.settings)
+    splits = all_splits(config)
     assert splits.validation is not None
     detector = load_detector(ARCHITECTURE, training.folder / "last.safetensors", num_classes=2, input_size=SIZE)
     images = torch.stack([Examples(splits.validation, (SIZE, SIZE), "bilinear")[0, i].image for i in range(9)])
@@ -51,10 +52,10 @@ def test_two_processes_that_are_killed_go_on_with_the_same_bits(tmp_path, manife
     train_detector(whole)
     code = (
         "import json, sys; from pathlib import Path\n"
-        "from explain2me.config.schema import parse_config; from explain2me.train.study import trainings\n"
+        "from explain2me.config.schema import parse_config; from explain2me.train.study import plan_study\n"
         "from explain2me.train.loop import train_detector\n"
         "if __name__ == '__main__':\n"
-        "    train_detector(trainings(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2]))[1])\n"
+        "    train_detector(plan_study(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2])).trainings[1])\n"
     )
     script = tmp_path / "train.py"  # its processes import it again
     script.write_text(code)
@@ -75,7 +76,7 @@ def test_what_one_of_two_processes_raises_is_raised_here(tmp_path, manifest):
     strategies = [{"name": "plain"}]
     config = make_config(manifest, devices=2, batch_size=4, strategies=strategies, optimizer={"learning_rate": 1e30})
     with pytest.raises(DivergedError, match=r"^[^\n]*the loss is not finite in epoch 1[^\n]*$"):
-        train_missing(config, tmp_path, on_step=lambda *_: None)
+        train_missing(plan_study(config, tmp_path), on_step=lambda *_: None)
     training = one(make_config(manifest, devices=2, batch_size=4), tmp_path / "other")
     (training.folder / LAST).mkdir(parents=True)
     with pytest.raises(IsADirectoryError):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from small_trainings import SIZE, make_config, one
+from small_trainings import SIZE, all_splits, make_config, one
 
 from explain2me.detectors.cards import human_maps_in_words
 from explain2me.errors import Explain2MeError
-from explain2me.train.data import Examples, read_splits
+from explain2me.train.data import Examples
 from explain2me.train.human_maps import read_human_maps
 from explain2me.train.loop import train_detector
 
@@ -22,7 +22,7 @@ def test_human_maps_come_from_files_or_are_one_average(tmp_path, manifest, salie
         np.save(folder / f"{i}.npy", values)
     wanted = "manifest" if salience == "manifest" else f"mean-of:{folder}"
     config = make_config(manifest, strategies=[{"name": "guided", "loss": "cyborg", "salience": wanted}])
-    splits = read_splits(config, config.training)
+    splits = all_splits(config)
     maps = read_human_maps(config.training.strategies[0], splits.training, (SIZE, SIZE))
     assert maps is not None
     examples = Examples(splits.training, (SIZE, SIZE), "bilinear", human_maps=maps)

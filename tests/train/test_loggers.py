@@ -15,7 +15,7 @@ from explain2me.config.schema import Config
 from explain2me.errors import ConfigError
 from explain2me.train.loggers import open_loggers
 from explain2me.train.loop import train_detector
-from explain2me.train.study import trainings
+from explain2me.train.study import plan_study
 
 EPOCHS = 3
 STEPS = 2
@@ -69,7 +69,7 @@ def make_config(manifest: Path, logger: str) -> Config:
 
 def train_both(manifest: Path, logger: str, out: Path) -> list[Path]:
     """Two trainings in one process, the first of them interrupted in its second epoch and continued at the end."""
-    first, second = trainings(make_config(manifest, logger), out)
+    first, second = plan_study(make_config(manifest, logger), out).trainings
 
     def stop(done: int, total: int, text: str) -> None:
         if done == STEPS + 1:
@@ -120,7 +120,7 @@ def test_mlflow_continues_the_run_of_an_interrupted_training(manifest, tmp_path)
 def test_mlflow_writes_where_its_environment_says(manifest, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'server.db'}")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "faces")
-    train_detector(trainings(make_config(manifest, "mlflow"), tmp_path / "out")[0])
+    train_detector(plan_study(make_config(manifest, "mlflow"), tmp_path / "out").trainings[0])
     from mlflow.tracking import MlflowClient
 
     assert MlflowClient(f"sqlite:///{tmp_path / 'server.db'}").get_experiment_by_name("faces")
@@ -171,7 +171,7 @@ def log_records(content: bytes) -> Iterator[bytes]:
 
 
 def test_a_training_that_begins_anew_is_logged_anew(manifest, tmp_path):
-    training = trainings(make_config(manifest, "tensorboard"), tmp_path)[0]
+    training = plan_study(make_config(manifest, "tensorboard"), tmp_path).trainings[0]
 
     def stop(done: int, total: int, text: str) -> None:
         if done == STEPS + 1:
@@ -191,7 +191,7 @@ def test_a_service_that_fails_later_ends_no_training(manifest, tmp_path, monkeyp
         raise OSError("no route to host\nand so on")
 
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", fail)
-    training = trainings(make_config(manifest, "tensorboard"), tmp_path)[0]
+    training = plan_study(make_config(manifest, "tensorboard"), tmp_path).trainings[0]
     with pytest.warns(UserWarning, match=r"TensorBoardLogger did not take epoch \d: no route to host$"):
         train_detector(training)
     assert training.done
@@ -200,14 +200,14 @@ def test_a_service_that_fails_later_ends_no_training(manifest, tmp_path, monkeyp
 def test_a_logger_that_is_not_installed(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     with pytest.raises(ConfigError, match=r"'wandb' needs a package that is not installed \(.+\); install it"):
-        train_detector(trainings(make_config(manifest, "wandb"), tmp_path)[0])
+        train_detector(plan_study(make_config(manifest, "wandb"), tmp_path).trainings[0])
 
 
 def test_a_logger_that_does_not_start(manifest, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConfigError, match=r"'mlflow' does not start \(.+\); mend that, or remove it from the list"):
-        train_detector(trainings(make_config(manifest, "mlflow"), tmp_path / "out")[0])
+        train_detector(plan_study(make_config(manifest, "mlflow"), tmp_path / "out").trainings[0])
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])

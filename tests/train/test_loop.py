@@ -2,13 +2,11 @@
 
 import gc
 import json
-import math
 import re
 import tempfile
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 from safetensors.torch import load_file
 from small_trainings import ARCHITECTURE, SIZE, Stop, make_config, one, spoil_the_weights, stop_after
 
@@ -18,11 +16,10 @@ from explain2me.detectors.cards import CARD
 from explain2me.detectors.load import load_detector
 from explain2me.errors import Explain2MeError
 from explain2me.train.cams import class_activation_maps
-from explain2me.train.data import EpochSampler, Example, Examples
+from explain2me.train.data import EpochSampler, Examples
 from explain2me.train.loop import learning_rate_factor, make_optimizer, train_detector
 from explain2me.train.losses import guided_loss
-from explain2me.train.metrics import ranking, validate
-from explain2me.train.study import trainings
+from explain2me.train.study import plan_study
 from explain2me.train.training import RESUME
 
 
@@ -117,50 +114,6 @@ def test_guidance_that_weighs_nothing_changes_no_bit(tmp_path, manifest, finishe
     train_detector(guided)
     weights = [(training.folder / "last.safetensors").read_bytes() for training in (plain, guided)]
     assert weights[0] == weights[1]
-
-
-def test_the_best_epoch_is_not_chosen_by_ties():
-    logits = torch.tensor([[0.0, 20.0], [0.0, 21.0], [0.0, 22.0], [1.0, 0.0]])
-    found = ranking(logits, 1)
-    assert found.diff()[:2].gt(0).all()
-    assert ((found > 0) & (found < 1)).all()
-    assert found[3] == found.min()
-    several = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    assert ranking(several, 2).argsort().tolist() == several.double().softmax(1)[:, 2].argsort().tolist()
-
-
-class Scores(torch.nn.Module):
-    """Takes the logit of class 1 for an image."""
-
-    def forward(self, images):
-        return torch.stack([torch.zeros(len(images)), images], 1), None
-
-
-@pytest.mark.parametrize(
-    ("scores", "auroc"),
-    [
-        ([1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 2.5], 20 / 30),  # by hand: 0 + 6 + 6 + 6 + 2 pairs are in order
-        ([1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 2], 19.5 / 30),  # a tie counts one half
-        ([1, 2, 3, 4, 5, 6, 0, 7, 8, 9, math.nan], math.nan),
-    ],
-)
-def test_epochs_that_order_the_images_alike_tie(scores, auroc):
-    """AUROC is a number of pairs, here of 30, and not what float32 makes of it."""
-    labels = torch.tensor([0] * 6 + [1] * 5)
-    batches = [Example(torch.tensor(scores)[part], labels[part], torch.zeros(1)) for part in torch.arange(11).split(4)]
-    metrics = validate(Fabric(accelerator="cpu", devices=1), Scores(), batches, positive=1, num_images=11)
-    assert metrics["val_auroc"] == auroc or (math.isnan(metrics["val_auroc"]) and math.isnan(auroc))
-    logits = torch.tensor(scores, dtype=torch.float64)
-    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
-    assert metrics["val_loss"] == pytest.approx(losses.mean().item(), rel=1e-6, nan_ok=True)
-    assert metrics["val_accuracy"] == pytest.approx(4 / 11)
-
-
-def test_an_auroc_of_one_class_is_undefined():
-    batches = [Example(torch.tensor([1.0, 2.0]), torch.tensor([1, 1]), torch.zeros(1))]
-    metrics = validate(Fabric(accelerator="cpu", devices=1), Scores(), batches, positive=1, num_images=2)
-    assert math.isnan(metrics["val_auroc"])
-    assert metrics["val_accuracy"] == 1
 
 
 def test_an_epoch_that_spoils_the_weights_is_not_kept(tmp_path, manifest):
@@ -341,7 +294,7 @@ def test_each_epoch_has_its_own_order_and_augmentation_also_after_an_interrupt(t
 
 
 def test_bfloat16_trains_float32_weights(tmp_path, manifest, finished_study):
-    exact = trainings(*finished_study)[2]
+    exact = plan_study(*finished_study).trainings[2]
     rounded = one(make_config(manifest, precision="bfloat16", epochs=1), tmp_path, 1)
     assert (exact.strategy, exact.seed) == (rounded.strategy, rounded.seed)
     train_detector(rounded)

@@ -14,7 +14,7 @@ from explain2me.config.load import parse_config
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
-from explain2me.train.study import evaluation, train_missing
+from explain2me.train.study import plan_study, train_missing
 
 SIZE, REGION, PATCH = 160, slice(112, 160), slice(0, 96)
 SIDE = REGION.stop - REGION.start
@@ -74,8 +74,8 @@ def test_guided_training_looks_at_the_true_cue_and_the_measures_tell(tmp_path):
             "compute": {"device": "cpu", "workers": 2},
         }
     )
-    assert train_missing(config, tmp_path) == []
-    run = explain_run(evaluation(config, tmp_path), tmp_path / "run")
+    assert train_missing(plan_study(config, tmp_path)) == []
+    run = explain_run(plan_study(config, tmp_path).comparison, tmp_path / "run")
     measure_run(run, run.config)
     summarise_run(run, run.config)
     found = {name: figures(run, f"test_byobnet-{name}") for name in ("plain", "guided", "blended")}

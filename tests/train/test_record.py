@@ -16,10 +16,10 @@ from explain2me.config.load import parse_config
 from explain2me.detectors.cards import CARD
 from explain2me.detectors.load import load_detector
 from explain2me.errors import CheckpointError, Explain2MeError
-from explain2me.train.data import Examples, read_splits
+from explain2me.train.data import Examples, list_splits, read_splits
 from explain2me.train.loop import train_detector
-from explain2me.train.record import refuse_other_data, refuse_other_settings
-from explain2me.train.study import check_study, train_missing, trainings
+from explain2me.train.record import refuse_other_trainings
+from explain2me.train.study import check_study, plan_study, train_missing
 from explain2me.train.training import RESUME
 
 
@@ -39,7 +39,7 @@ def test_the_card_tells_what_each_stretch_of_epochs_was_made_with(tmp_path, mani
 
 def test_what_a_training_continues_from_must_be_its_own(tmp_path, manifest):
     config = make_config(manifest, epochs=2, runs=2)
-    first, second = trainings(config, tmp_path)[:2]
+    first, second = plan_study(config, tmp_path).trainings[:2]
     for training in (first, second):
         with pytest.raises(Stop):
             train_detector(training, stop_after(4))
@@ -80,17 +80,15 @@ def test_a_finished_training_of_another_config_is_no_result_of_this_one(finished
     tree = json.loads(finished_study.config.model_dump_json())
     tree["training"] |= change
     with pytest.raises(Explain2MeError, match="begun with another config"):
-        train_missing(parse_config(tree), finished_study.out)
+        train_missing(plan_study(parse_config(tree), finished_study.out))
 
 
 def test_more_runs_are_no_other_config(finished_study):
     tree = json.loads(finished_study.config.model_dump_json())
     tree["training"]["runs"] = 3
-    every = trainings(parse_config(tree), finished_study.out)
+    every = plan_study(parse_config(tree), finished_study.out).trainings
     assert [training.done for training in every] == [True, True, False] * 3
-    for training in every:
-        refuse_other_settings(training)
-    refuse_other_data(every)
+    refuse_other_trainings(every)
 
 
 def test_a_setting_that_was_added_since_had_its_default(study):
@@ -99,11 +97,11 @@ def test_a_setting_that_was_added_since_had_its_default(study):
         del record["training"]["class_balance"], record["training"]["optimizer"]["warmup_epochs"]
         del record["strategy"]["entropy_weight"]
         path.write_text(json.dumps(record))
-    assert train_missing(study.config, study.out) == []
+    assert train_missing(plan_study(study.config, study.out)) == []
     tree = json.loads(study.config.model_dump_json())
     tree["training"]["class_balance"] = "weights"
     with pytest.raises(Explain2MeError, match="class_balance was 'none', is 'weights'"):
-        train_missing(parse_config(tree), study.out)
+        train_missing(plan_study(parse_config(tree), study.out))
 
 
 def test_one_study_trains_on_one_set_of_images(tmp_path, manifest, study):
@@ -117,7 +115,7 @@ def test_one_study_trains_on_one_set_of_images(tmp_path, manifest, study):
     changed = study.config.model_copy(update={"data": study.config.data.model_copy(update={"manifest": str(other)})})
     message = r"run00' holds a training begun with .* other data: data\.training\."
     for train in (
-        lambda: train_missing(changed, study.out),
+        lambda: train_missing(plan_study(changed, study.out)),
         lambda: train_detector(one(changed, study.out, 1)),  # as a worker does
     ):
         with pytest.raises(Explain2MeError, match=message):
@@ -170,14 +168,14 @@ def test_a_study_that_is_trained_is_not_compared_under_other_data(
     copied = parse_config(json.loads(text))
     with monkeypatch.context() as patch:
         patch.setattr("explain2me.train.record.read_splits", None)
-        check_study(copied, study.out)  # opens no image
-        assert train_missing(copied, study.out) == []
+        check_study(plan_study(copied, study.out))  # opens no image
+        assert train_missing(plan_study(copied, study.out)) == []
     tree = json.loads(text)
     change(folder, tree)
     changed = parse_config(tree)
-    for refuse in (lambda: check_study(changed, study.out), lambda: train_missing(changed, study.out)):
+    for refuse in (check_study, train_missing):
         with pytest.raises(Explain2MeError, match=message):
-            refuse()
+            refuse(plan_study(changed, study.out))
 
 
 def test_the_same_images_may_be_listed_otherwise(tmp_path, manifest, study):
@@ -186,7 +184,7 @@ def test_the_same_images_may_be_listed_otherwise(tmp_path, manifest, study):
     text = (copy / "manifest.csv").read_text()
     (copy / "manifest.csv").write_text(re.sub(r"^(\d\d)\.png", r"./\1.png", text, flags=re.MULTILINE))
     text = study.config.model_dump_json().replace(str(manifest.parent), str(copy))
-    assert train_missing(parse_config(json.loads(text)), study.out) == []
+    assert train_missing(plan_study(parse_config(json.loads(text)), study.out)) == []
 
 
 def test_machines_that_began_at_the_same_moment_with_other_data_are_refused(tmp_path, manifest, finished_study):
@@ -200,7 +198,7 @@ def test_machines_that_began_at_the_same_moment_with_other_data_are_refused(tmp_
         shutil.copytree(finished_study.out / theirs, out / theirs)
 
     with pytest.raises(Explain2MeError, match=r"guided/run00' holds .* data\.training"):
-        train_missing(config, out, shard=(0, 2), on_trained=finished_by_the_other)
+        train_missing(plan_study(config, out), shard=(0, 2), on_trained=finished_by_the_other)
 
 
 def test_all_trainings_of_an_architecture_start_from_the_same_pretrained_weights(tmp_path, manifest, monkeypatch):
@@ -238,7 +236,7 @@ def test_training_learns_and_its_card_tells(finished):
     moved = [name for name, value in detector.model.state_dict().items() if not torch.equal(value, fresh[name])]
     assert any(name.endswith("running_mean") for name in moved)  # it was trained in training mode
     assert all(name in moved for name in fresh if name.endswith("weight"))
-    splits = read_splits(training.config, training.settings)
+    splits = read_splits(list_splits(training.data, training.settings, 0), training.data.max_pixels)
     assert splits.validation is not None
     examples = Examples(splits.validation, (SIZE, SIZE), "bilinear")
     images = torch.stack([examples[0, i].image for i in range(len(examples))])

@@ -14,7 +14,7 @@ from small_trainings import ARCHITECTURE, SIZE, make_config, one, spoil_the_weig
 from explain2me.config.load import parse_config
 from explain2me.detectors.cards import CARD
 from explain2me.errors import Explain2MeError
-from explain2me.train.study import check_study, evaluation, refuse_shared_gpus, train_missing, trainings
+from explain2me.train.study import check_devices, check_study, plan_study, train_missing
 from explain2me.train.training import LOCK, build_detector
 
 PLAIN = [{"name": "plain"}]
@@ -33,16 +33,16 @@ def test_a_training_of_another_process_is_left_out(tmp_path, manifest):
             match=r"^another process is training test_resnet-plain run 0; .* \(1 of 2 trainings are locked, the others are fin",
         ),
     ):
-        train_missing(config, tmp_path, on_trained=lambda each, *_: told.append(each.outcome()))
-    assert [training.done for training in trainings(config, tmp_path)] == [False, True]
+        train_missing(plan_study(config, tmp_path), on_trained=lambda each, *_: told.append(each.outcome()))
+    assert [training.done for training in plan_study(config, tmp_path).trainings] == [False, True]
     assert told[1].startswith("test_resnet-guided run 0, best of 1 epochs")
-    assert train_missing(config, tmp_path) == []
+    assert train_missing(plan_study(config, tmp_path)) == []
 
 
 def test_every_architecture_is_built_before_the_first_is_trained(tmp_path, manifest):
     config = make_config(manifest, architectures=[ARCHITECTURE, "timm:test_resnett"])
     with pytest.raises(Explain2MeError, match="unknown architecture 'timm:test_resnett'"):
-        train_missing(config, tmp_path)
+        train_missing(plan_study(config, tmp_path))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -74,18 +74,18 @@ def test_what_would_stop_the_comparison_is_found_before_training(tmp_path, manif
     for name, values in sets.items():
         tree[name] = tree[name] | values if isinstance(values, dict) else values
     with pytest.raises(Explain2MeError, match=message):
-        check_study(parse_config(tree), tmp_path)
+        check_study(plan_study(parse_config(tree), tmp_path))
 
 
 def test_a_finished_study_needs_no_device_to_train_on(manifest, finished_study):
     tree = json.loads(finished_study.config.model_dump_json())
     tree["training"]["device"] = "cuda:63"
     without = parse_config(tree)
-    assert train_missing(without, finished_study.out) == []
-    check_study(without, finished_study.out)
+    assert train_missing(plan_study(without, finished_study.out)) == []
+    check_study(plan_study(without, finished_study.out))
     tree["training"]["runs"] = 3
     with pytest.raises(Explain2MeError, match=r"training\.device = 'cuda:63'"):
-        check_study(parse_config(tree), finished_study.out)
+        check_study(plan_study(parse_config(tree), finished_study.out))
 
 
 @pytest.mark.parametrize("wrong", ["mean-of:/no/such", "manifest"])
@@ -95,34 +95,34 @@ def test_human_maps_are_read_before_the_first_training(tmp_path, manifest, wrong
     other.write_text(text)
     strategies = [{"name": "plain"}, {"name": "guided", "loss": "cyborg", "salience": wrong}]
     with pytest.raises(Explain2MeError, match=r"missing\.png|expected a folder of maps"):
-        train_missing(make_config(other, strategies=strategies, epochs=1), tmp_path)
+        train_missing(plan_study(make_config(other, strategies=strategies, epochs=1), tmp_path))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_study_that_can_be_compared_is_let_through(tmp_path, manifest):
-    check_study(make_config(manifest, runs=2), tmp_path)
+    check_study(plan_study(make_config(manifest, runs=2), tmp_path))
 
 
 def test_trainings_of_several_gpus_do_not_share_them(tmp_path, manifest, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     for change in ({"devices": 2}, {"workers": 2}):
-        refuse_shared_gpus(make_config(manifest, device="cuda", **change).training)
+        check_devices(make_config(manifest, device="cuda", **change).training, "local")
     config = make_config(manifest, device="cuda", devices=2, workers=2)
     with pytest.raises(Explain2MeError, match=r"workers = 2 with training\.devices = 2: .* would share their GPUs"):
-        train_missing(config, tmp_path)
+        train_missing(plan_study(config, tmp_path))
 
 
 def test_an_extended_study_says_what_to_delete(study):
     from explain2me.stages.begin import begin_run
 
-    begin_run(evaluation(study.config, study.out), study.out / "run")
-    check_study(study.config, study.out)
+    begin_run(plan_study(study.config, study.out).comparison, study.out / "run")
+    check_study(plan_study(study.config, study.out))
     tree = json.loads(study.config.model_dump_json())
     tree["training"]["runs"] = 3
     with pytest.raises(
         Explain2MeError, match=r"run' holds the comparison .*Delete that folder, .*what was trained stays"
     ):
-        check_study(parse_config(tree), study.out)
+        check_study(plan_study(parse_config(tree), study.out))
 
 
 def test_labels_to_test_are_those_that_were_trained(tmp_path, manifest):
@@ -131,11 +131,11 @@ def test_labels_to_test_are_those_that_were_trained(tmp_path, manifest):
     other.write_text(lines)
     config = make_config(other, runs=2, epochs=1)
     with pytest.raises(Explain2MeError, match="'odd'"):
-        check_study(config, tmp_path)
+        check_study(plan_study(config, tmp_path))
 
 
 def test_runs_differ_and_strategies_start_alike(finished_study):
-    every = trainings(*finished_study)
+    every = plan_study(*finished_study).trainings
     digests = {json.loads((each.folder / CARD).read_text())["files"]["last.safetensors"] for each in every}
     assert len(digests) == len(every) == 6
     begun = {(each.strategy.name, each.run): build_detector(each, 2).weights_sha256 for each in every}
@@ -143,19 +143,19 @@ def test_runs_differ_and_strategies_start_alike(finished_study):
 
 
 def test_shards_share_the_trainings(study):
-    every = trainings(*study)
+    every = plan_study(*study).trainings
     for training in every[:2]:
         shutil.rmtree(training.folder)
     started = []
-    left = train_missing(*study, shard=(1, 2), on_start=lambda *told: started.append(told))
+    left = train_missing(plan_study(*study), shard=(1, 2), on_start=lambda *told: started.append(told))
     assert left == [every[0]]
     assert started == [([every[1]], 3)]
-    assert train_missing(*study, shard=(0, 2)) == []
+    assert train_missing(plan_study(*study), shard=(0, 2)) == []
 
 
 def test_evaluation_lists_what_was_trained(tmp_path, manifest):
     config = make_config(manifest, runs=2)
-    found = evaluation(config, tmp_path)
+    found = plan_study(config, tmp_path).comparison
     assert found.training is None
     assert [detector.name for detector in found.detectors] == ["test_resnet-plain", "test_resnet-guided"]
     assert [Path(path).parent.name for path in found.detectors[0].checkpoints] == ["run00", "run01"]
@@ -166,7 +166,7 @@ def test_evaluation_reads_images_as_the_weights_were_trained_from(tmp_path, mani
     named = "IMAGENET1K_SWAG_E2E_V1"
     for change, side in (({}, 384), ({"input_size": 384}, 384), ({"pretrained": True}, None)):
         options = {"architectures": ["torchvision:vit_b_16"], "pretrained": named, "input_size": None} | change
-        (found, *_) = evaluation(make_config(manifest, **options), tmp_path).detectors
+        (found, *_) = plan_study(make_config(manifest, **options), tmp_path).comparison.detectors
         size = found.input_size if isinstance(found.input_size, int | None) else found.input_size[0]
         assert (size, found.interpolation) == (side, None if side is None else "bicubic")
 
@@ -182,10 +182,12 @@ def test_the_others_go_on_where_a_training_diverges(tmp_path, manifest):
     with pytest.raises(
         Explain2MeError, match=r"^1 of 2 trainings diverged, the others are finished\. .*-first run 0: the l"
     ):
-        train_missing(config, tmp_path, on_step=on_step, on_trained=lambda each, *_: told.append(each.outcome()))
-    assert [training.done for training in trainings(config, tmp_path)] == [False, True]
+        train_missing(
+            plan_study(config, tmp_path), on_step=on_step, on_trained=lambda each, *_: told.append(each.outcome())
+        )
+    assert [training.done for training in plan_study(config, tmp_path).trainings] == [False, True]
     assert re.match(r"test_resnet-first run 0: the loss is not finite in epoch 1, step 3", told[0])
-    assert train_missing(config, tmp_path) == []
+    assert train_missing(plan_study(config, tmp_path)) == []
     assert not list(tmp_path.rglob("diverged*"))
 
 
@@ -199,7 +201,7 @@ def test_a_training_can_be_counted_though_its_config_holds_a_dict(tmp_path: Path
             "training": {"architectures": ["timm:test_resnet"]},
         }
     )
-    training = trainings(config, tmp_path)[0]
+    training = plan_study(config, tmp_path).trainings[0]
     assert repeating()(training) == [training]
 
 
@@ -213,18 +215,18 @@ def test_trainings_in_workers_give_the_same_weights(manifest: Path, tmp_path: Pa
     two_config = make_config(manifest, epochs=1, workers=2).model_copy(
         update={"compute": one_config.compute.model_copy(update={"executor": executor})}
     )
-    assert train_missing(one_config, tmp_path / "one") == []
+    assert train_missing(plan_study(one_config, tmp_path / "one")) == []
     told = []
-    assert train_missing(two_config, tmp_path / "two", on_step=lambda *args: told.append(args)) == []
+    assert train_missing(plan_study(two_config, tmp_path / "two"), on_step=lambda *args: told.append(args)) == []
     assert [(done, total) for done, total, _ in told] == [(1, 2), (2, 2)]
     assert {text.partition(", epoch 1: train_loss")[0] for *_, text in told} == {
-        f"{training.detector} run 0" for training in trainings(two_config, tmp_path)
+        f"{training.detector} run 0" for training in plan_study(two_config, tmp_path).trainings
     }
     if executor == "ray":
         import ray
 
         ray.shutdown()
-    for training in trainings(one_config, tmp_path / "one"):
+    for training in plan_study(one_config, tmp_path / "one").trainings:
         other = tmp_path / "two" / training.folder.relative_to(tmp_path / "one")
         assert (other / CARD).exists()
         weights = [load_file(folder / "best.safetensors") for folder in (training.folder, other)]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from explain2me.config.schema import Config
+    from explain2me.config.training import TrainingConfig
     from explain2me.images.listing import Listing
     from explain2me.train.data import Splits
 
@@ -83,7 +84,7 @@ def _check_run(config: "Config", out: Path | None, listing: "Listing", console: 
         console.print(printable(f"{name}, {_sizes(model, record)}"), markup=False)
     conditions = conditions_for(config.measures, tuple(record["models"][0]["input_size"]))
     passes = len(images) * len(conditions) * len(record["models"])
-    console.print(printable(class_order_text(record["classes"], config)), markup=False)
+    console.print(printable(class_order_text(record["classes"], config.data.positive)), markup=False)
     console.print("the images were not opened: `explain2me run` does that first and says which cannot be used")
     console.print(
         f"{len(images)} images x {len(conditions)} conditions x {len(record['models'])} models = {passes} forward passes "
@@ -139,44 +140,36 @@ def _verify_hashes(config: "Config", listing: "Listing", console: "Console") -> 
 def _check_training(config: "Config", out: Path | None, listing: "Listing", console: "Console") -> None:
     """Check what a study would train, and print it; every image and human map to train on is opened."""
     from explain2me.train.data import read_splits
-    from explain2me.train.study import (
-        check_architectures,
-        check_comparison,
-        check_devices,
-        check_settings,
-        refuse_other_study,
-        trainings,
-    )
+    from explain2me.train.study import check_comparison, check_devices, check_runs, plan_study, refuse_other_study
+    from explain2me.train.training import check_architectures
 
-    assert config.training is not None
-    check_settings(config)
-    if out is None or not all(training.done for training in trainings(config, out)):
-        check_devices(config)
-    splits = read_splits(config, config.training)
+    study = plan_study(config, out or Path())
+    check_runs(study)
+    if out is None or study.unfinished:
+        check_devices(study.settings, config.compute.executor)
+    splits = read_splits(study.listed, config.data.max_pixels)
     if out is not None:
-        refuse_other_study(config, out, splits)
-    _print_strategies(config, splits, console)
-    planned = trainings(config, Path())
-    check_architectures(planned)
-    images, record = check_comparison(config)
+        refuse_other_study(study, splits)
+    _print_strategies(study.settings, splits, console)
+    check_architectures(study.trainings, len(splits.classes))
+    images, record = check_comparison(study)
     _print_warnings(config, record, images, listing, console)
-    for architecture in config.training.architectures:
+    for architecture in study.settings.architectures:
         model = next(model for model in record["models"] if model["architecture"] == architecture)
         console.print(printable(f"{architecture}: {_sizes(model, record)}"), markup=False)
     console.print(f"test: {len(images)} images")
-    console.print(printable(class_order_text(record["classes"], config)), markup=False)
-    for detector, count in Counter(training.detector for training in planned).items():
-        console.print(printable(f"{detector}: {count} run(s) of {config.training.epochs} epochs"), markup=False)
+    console.print(printable(class_order_text(record["classes"], config.data.positive)), markup=False)
+    for detector, count in Counter(training.detector for training in study.trainings).items():
+        console.print(printable(f"{detector}: {count} run(s) of {study.settings.epochs} epochs"), markup=False)
 
 
-def _print_strategies(config: "Config", splits: "Splits", console: "Console") -> None:
+def _print_strategies(settings: "TrainingConfig", splits: "Splits", console: "Console") -> None:
     """Print what each strategy minimises, and which images a study trains on."""
     from explain2me.detectors.cards import human_maps_in_words
-    from explain2me.train.human_maps import read_human_maps
+    from explain2me.train.human_maps import CHECK_SIZE, read_human_maps
 
-    assert config.training is not None
-    for strategy in config.training.strategies:
-        maps = read_human_maps(strategy, splits.training, (32, 32))
+    for strategy in settings.strategies:
+        maps = read_human_maps(strategy, splits.training, CHECK_SIZE)
         kind = f"human maps: {human_maps_in_words(None if maps is None else maps.record)}"
         console.print(printable(f"strategy {strategy.name}: {strategy.loss}, {kind}"), markup=False)
     for name in ("training", "validation"):
@@ -186,8 +179,8 @@ def _print_strategies(config: "Config", splits: "Splits", console: "Console") ->
             console.print(printable(f"{name}: {splits.record[name]['images']} images ({shown})"), markup=False)
 
 
-def class_order_text(classes: "Sequence[str]", config: "Config") -> str:
+def class_order_text(classes: "Sequence[str]", positive: str) -> str:
     """The classes in the order of the logits, and which is positive, as one line."""
     shown = ", ".join(classes) if len(classes) <= 12 else f"{', '.join(classes[:10])}, ... ({len(classes)})"
-    positive = f"; positive: {config.data.positive}" if config.data.positive in classes else "; no labels, so no AUROC"
-    return f"classes, in the order of the logits: {shown}{positive}"
+    use = f"positive: {positive}" if positive in classes else "no labels, so no AUROC"
+    return f"classes, in the order of the logits: {shown}; {use}"

@@ -78,7 +78,7 @@ def run_all_stages(
 
     ends = [("", time.monotonic())]
     explained = _explain(config, folder, share, console, selection)
-    console.print(printable(class_order_text(explained.classes, config)), markup=False, soft_wrap=True)
+    console.print(printable(class_order_text(explained.classes, config.data.positive)), markup=False, soft_wrap=True)
     if not _is_whole(explained, console):
         return
     ends.append(("explain", time.monotonic()))

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
+    from rich.progress import Progress
 
-    from explain2me.config.schema import Config
+    from explain2me.train.study import Study
+    from explain2me.train.training import Training
 
 
 def demo(
@@ -27,6 +29,7 @@ def demo(
     """Train two small detectors, three times each, on real and made faces and compare them; needs no file and no network."""
     from explain2me.config.load import load_config
     from explain2me.demo import ABOUT, prepare
+    from explain2me.train.study import plan_study
 
     console = make_console()
     console.print(ABOUT, markup=False)
@@ -36,13 +39,16 @@ def demo(
             prepare(out, seed=seed, progress=lambda _, done, total: progress.update(task, completed=done, total=total))
         )
         progress.update(task, total=1, completed=1)
-    _study(config, out, (0, 1), console)
+    _study(plan_study(config, out), (0, 1), console)
 
 
 def train(config: StudyFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
     """Train every detector of CONFIG that is not trained yet; a second call continues where the first stopped."""
     settings, folder = load_settings(config, out, sets)
-    _train(settings, folder, parse_shard(shard), make_console())
+    share = parse_shard(shard)
+    from explain2me.train.study import plan_study
+
+    _train(plan_study(settings, folder), share, make_console())
 
 
 def study(
@@ -60,55 +66,60 @@ def study(
     listing = list_data(settings.data)  # a mistake in it is reported before PyTorch is imported
     if verify_hashes:
         require_all_hashes(settings.data, settings.training, settings.seed, listing)
-    _study(settings, folder, share, make_console())
+    from explain2me.train.study import plan_study
+
+    _study(plan_study(settings, folder), share, make_console())
 
 
-def _train(config: "Config", folder: Path, share: tuple[int, int], console: "Console") -> bool:
-    """Train what is missing; return whether every training of the config is finished."""
+def _study(study: "Study", share: tuple[int, int], console: "Console") -> None:
+    from explain2me.train.study import check_study
+
+    check_study(study)
+    # machines share the trainings first; when all of these are done, the next call shares the run
+    run_share = (0, 1) if study.unfinished else share
+    if _train(study, share, console):
+        run_all_stages(study.comparison, study.folder / "run", run_share, console)
+
+
+def _train(study: "Study", share: tuple[int, int], console: "Console") -> bool:
+    """Train what is missing; return whether every training of the study is finished."""
     from explain2me.train.study import train_missing
-    from explain2me.train.training import Training
 
-    def tell(training: Training, done: int, total: int) -> None:
-        progress.update(task, completed=done)
-        progress.console.print(printable(f"{done} of {total}: {training.outcome()}"), markup=False, soft_wrap=True)
+    folder = study.folder / "training"
+    with progress_bars(console) as bars:
+        progress = _TrainProgress(bars, folder)
+        unfinished = train_missing(
+            study, shard=share, on_start=progress.on_start, on_step=progress.on_step, on_trained=progress.on_trained
+        )
+    console.print(printable(f"trained: {folder}"), markup=False, soft_wrap=True)
+    if unfinished:
+        count, first = len(unfinished), unfinished[0].name
+        text = f"{count} trainings are not finished, first {first}; the other shares of --shard make them"
+        console.print(text, markup=False, soft_wrap=True)
+    return not unfinished
 
-    def start(missing: "Sequence[Training]", total: int) -> None:
-        print_start(console, f"train: {len(missing)} of {total} trainings to be done", folder / "training")
+
+class _TrainProgress:
+    """Two bars: the trainings that are over, and the steps of the one under way. A line for each that is over."""
+
+    def __init__(self, bars: "Progress", folder: Path) -> None:
+        self._bars, self._folder = bars, folder
+        self._trainings = bars.add_task("train", total=None)
+        self._steps = bars.add_task("", total=None, visible=False)
+
+    def on_start(self, missing: "Sequence[Training]", total: int) -> None:
+        print_start(self._bars.console, f"train: {len(missing)} of {total} trainings to be done", self._folder)
         for training in missing:
             if epochs := training.epochs_committed():
-                line = f"{training.detector} run {training.run} continues after epoch {epochs} of {training.settings.epochs}"
-                console.print(printable(line), markup=False, soft_wrap=True)
-        progress.update(task, total=total, completed=total - len(missing))
+                self._print(f"{training.name} continues after epoch {epochs} of {training.settings.epochs}")
+        self._bars.update(self._trainings, total=total, completed=total - len(missing))
 
-    with progress_bars(console) as progress:
-        task = progress.add_task("train", total=None)
-        now = progress.add_task("", total=None, visible=False)
-        left = train_missing(
-            config,
-            folder,
-            shard=share,
-            on_start=start,
-            on_step=lambda done, total, text: progress.update(
-                now, description=text, completed=done, total=total, visible=True
-            ),
-            on_trained=tell,
-        )
-    console.print(printable(f"trained: {folder / 'training'}"), markup=False, soft_wrap=True)
-    if left:
-        first = left[0]
-        console.print(
-            f"{len(left)} trainings are not finished, first {first.detector} run {first.run}; the other shares of --shard make them",
-            markup=False,
-            soft_wrap=True,
-        )
-    return not left
+    def on_step(self, done: int, total: int, text: str) -> None:
+        self._bars.update(self._steps, description=text, completed=done, total=total, visible=True)
 
+    def on_trained(self, training: "Training", done: int, total: int) -> None:
+        self._bars.update(self._trainings, completed=done)
+        self._print(f"{done} of {total}: {training.outcome()}")
 
-def _study(config: "Config", folder: Path, share: tuple[int, int], console: "Console") -> None:
-    from explain2me.train.study import check_study, evaluation, trainings
-
-    check_study(config, folder)
-    # machines share the trainings first; when all of these are done, the next call shares the run
-    is_trained = all(training.done for training in trainings(config, folder))
-    if _train(config, folder, share, console):
-        run_all_stages(evaluation(config, folder), folder / "run", share if is_trained else (0, 1), console)
+    def _print(self, text: str) -> None:
+        self._bars.console.print(printable(text), markup=False, soft_wrap=True)

@@ -57,7 +57,7 @@ def class_names(
     """Labels in the order of the logits: two labels are (other, positive), more are sorted; () without labels.
 
     Args:
-        data: settings of the images: the positive class, and perhaps all classes.
+        data: settings of the images: the positive class, and perhaps the order of all classes.
         images: with the column label.
         where: where they are listed, for errors.
         alone: what to do if all have one label, for errors.

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from explain2me.config.compare import digest
-from explain2me.config.schema import Config
+from explain2me.config.schema import DataConfig
 from explain2me.config.training import AugmentationConfig, TrainingConfig
 from explain2me.errors import ConfigError, ImageError, ManifestError
 from explain2me.images.augment import draw_move, move_image, move_map
@@ -27,6 +27,9 @@ from explain2me.images.select import class_names
 from explain2me.run.files import write_parquet
 from explain2me.run.packs import read_parquet
 from explain2me.salience.heatmaps import load_map
+
+USES = {"training": "train on", "validation": "validate with"}
+"""What the images of each part are for, in messages."""
 
 CACHE_BYTES = 2 * 2**30
 """Decoded images that a process keeps, and as many bytes of human maps; the rest is read again each epoch."""
@@ -50,13 +53,19 @@ class HumanMaps(NamedTuple):
     record: dict[str, Any]
 
 
-class Listing(NamedTuple):
+class ListedSplits(NamedTuple):
     """The images to train on and to validate with, before any is opened."""
 
     source: Path
     classes: tuple[str, ...]
     training: pa.Table
     validation: pa.Table | None
+
+    @property
+    def parts(self) -> dict[str, pa.Table]:
+        """The tables that there are, by ``training`` and ``validation``."""
+        tables = {"training": self.training, "validation": self.validation}
+        return {name: table for name, table in tables.items() if table is not None}
 
 
 class Splits(NamedTuple):
@@ -66,34 +75,45 @@ class Splits(NamedTuple):
     training: Rows
     validation: Rows | None
     record: dict[str, Any]
-    listing: Listing
 
 
-def list_splits(config: Config, training: TrainingConfig) -> Listing:
-    """List and check the images of a config; opens no image.
+def list_splits(data: DataConfig, settings: TrainingConfig, seed: int) -> ListedSplits:
+    """List and check the images to train on and to validate with; opens no image.
+
+    Args:
+        data: the images to test, and the classes.
+        settings: which images to train on and to validate with.
+        seed: of the study; draws the sample and what is held out.
 
     Raises:
         Explain2MeError: a manifest is wrong, labels are absent, there are too few images, or an image would be both trained
             on and tested.
     """
-    source, table = _listed(config, training)
-    whole = table
-    classes = _classes(config, training, source, table)
+    source = Path(settings.manifest or data.manifest)
+    table = _list_labelled(source, settings.split, data.classes, "training")
+    table = sample_images(table, settings.sample, seed=seed)
+    where = repr(str(source)) + ("" if settings.split is None else f", split {settings.split!r}")
+    classes = class_names(data, table, where, alone="add images of another label to train on")
     _refuse_single_images(table)
-    _refuse_tested(config, source, table, "trained on")
-    validation = None
-    if training.validation_split is not None:
-        validation = list_images(
-            source, split=training.validation_split, extra=("salience",), classes=config.data.classes
-        )
-        _require_labels(validation, source, "validating")
+    _refuse_tested(data, source, table, "trained on")
+    listed = ListedSplits(source, classes, table, None)
+    if settings.validation_split is not None:
+        validation = _list_labelled(source, settings.validation_split, data.classes, "validating")
         check_labels(validation, classes)
-        _refuse_tested(config, source, validation, "validated with")
-    elif training.validation_share:
-        table, validation = _hold_out(table, training.validation_share, seed=config.seed)
-    listing = Listing(source, classes, table, validation)
-    _check_parts(listing, training, whole)
-    return listing
+        _refuse_tested(data, source, validation, "validated with")
+        listed = listed._replace(validation=validation)
+    elif settings.validation_share:
+        kept, held_out = _hold_out(table, settings.validation_share, seed=seed)
+        listed = listed._replace(training=kept, validation=held_out)
+    _check_parts(listed, settings, table)
+    return listed
+
+
+def _list_labelled(source: Path, split: str | None, classes: tuple[str, ...] | None, use: str) -> pa.Table:
+    table = list_images(source, split=split, extra=("salience",), classes=classes)
+    if table["label"].null_count:
+        raise ManifestError(f"{str(source)!r}: {use} needs labels, and its rows have none; fill the column 'label'")
+    return table
 
 
 def _refuse_single_images(table: pa.Table) -> None:
@@ -107,59 +127,127 @@ def _refuse_single_images(table: pa.Table) -> None:
         )
 
 
-def _check_parts(listing: Listing, training: TrainingConfig, whole: pa.Table) -> None:
+def _refuse_tested(data: DataConfig, source: Path, table: pa.Table, use: str) -> None:
+    """Refuse to test on images that were trained on: they say nothing about new ones."""
+    manifest = Path(data.manifest)
+    if not manifest.exists():
+        return
+    tested = list_images(manifest, split=data.split)
+    both = _real_paths(manifest, tested) & _real_paths(source, table)
+    if both:
+        raise ConfigError(
+            f"training: {len(both)} images would be {use} and tested; give data.split, training.split and "
+            f"training.validation_split, or training.manifest, so that they differ"
+        )
+
+
+def _real_paths(source: Path, table: pa.Table) -> set[str]:
+    root = image_root(source)
+    return {str(resolve(root, path).resolve()) for path in table["path"].to_pylist()}
+
+
+def _hold_out(table: pa.Table, share: float, *, seed: int) -> tuple[pa.Table, pa.Table]:
+    """Split off a share of each label and source, at least one image of those that have two."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, group in enumerate(zip(table["label"].to_pylist(), table["source"].to_pylist(), strict=True)):
+        groups.setdefault(group, []).append(i)
+    rng = np.random.default_rng([seed, 2])
+    held = [
+        rows[i]
+        for _, rows in sorted(groups.items())
+        for i in rng.choice(len(rows), min(len(rows) - 1, max(1, round(share * len(rows)))), replace=False)
+    ]
+    if not held:
+        raise ConfigError(
+            "training.validation_share: nothing can be held out, for every label and source has a single image to train on; "
+            "give training.validation_split"
+        )
+    kept = sorted(set(range(len(table))) - set(held))
+    return table.take(kept), table.take(sorted(held))
+
+
+def _check_parts(listed: ListedSplits, settings: TrainingConfig, whole: pa.Table) -> None:
     """Both parts differ, have every class, and enough images for each device."""
-    _, classes, table, validation = listing
+    table, validation = listed.training, listed.validation
     both = set(table["path"].to_pylist()) & set([] if validation is None else validation["path"].to_pylist())
     if both:
         raise ConfigError(
             f"training: {len(both)} images are in the split to train on and in the one to validate with, first "
             f"{min(both)!r}; give training.split and training.validation_split different ones"
         )
-    for name, part in (("train on", table), ("validate with", validation)):
-        missing = set() if part is None else set(classes) - set(part["label"].to_pylist())
-        if missing and (name == "train on" or training.monitor == "auroc"):
+    for name, part in listed.parts.items():
+        missing = set(listed.classes) - set(part["label"].to_pylist())
+        if missing and (name == "training" or settings.monitor == "auroc"):
             raise ConfigError(
-                f"training: expected images of every class to {name}, got none of {min(missing)!r}"
+                f"training: expected images of every class to {USES[name]}, got none of {min(missing)!r}"
                 f"{_misspelt(min(missing), whole)}; add some, or leave that class out"
             )
-    if len(table) // training.devices < training.batch_size:
+    num_each = len(table) // settings.devices
+    if num_each < settings.batch_size:
         raise ConfigError(
-            f"training.batch_size = {training.batch_size} is more than the {len(table) // training.devices} images to train on"
-            + (" of each device" if training.devices > 1 else "")
+            f"training.batch_size = {settings.batch_size} is more than the {num_each} images to train on"
+            + (" of each device" if settings.devices > 1 else "")
         )
-    if validation is not None and len(validation) < training.devices:
+    if validation is not None and len(validation) < settings.devices:
         raise ConfigError(
-            f"training.devices = {training.devices}: expected at least one image to validate with on each, got {len(validation)}"
+            f"training.devices = {settings.devices}: expected at least one image to validate with on each, got {len(validation)}"
         )
 
 
-def read_splits(config: Config, training: TrainingConfig, index: Path | None = None) -> Splits:
-    """List, check and index the images of a config; every file is read once.
+def _misspelt(label: str, table: pa.Table) -> str:
+    """For messages: a similar label of the images to train on, and the first image of the odd one."""
+    labels = table["label"].to_pylist()
+    near = difflib.get_close_matches(label, set(labels) - {label}, n=1) if label in labels else []
+    return f" (the label of {table['path'][labels.index(label)].as_py()!r}; is {near[0]!r} meant?)" if near else ""
+
+
+def read_splits(listed: ListedSplits, max_pixels: int, index: Path | None = None) -> Splits:
+    """Read every image once, and check that it can be used.
 
     Args:
-        config: of the study.
-        training: its table [training].
+        listed: of :func:`list_splits`.
+        max_pixels: of the largest image that is allowed.
         index: folder that keeps sizes and hashes of the images for other trainings; see :func:`cached_table`.
 
     Raises:
-        Explain2MeError: as :func:`list_splits`, or an image cannot be used.
+        ManifestError: an image cannot be used.
     """
-    listing = list_splits(config, training)
-    source, classes, table, validation = listing
-    record: dict[str, Any] = {"manifest": source.name, "classes": list(classes)}
-    splits: dict[str, Rows | None] = {}
-    for name, part, use in (("training", table, "train on"), ("validation", validation, "validate with")):
-        rows = splits[name] = None if part is None else _read_rows(part, source, classes, config, use, index)
-        if part is not None and rows is not None:
-            counts = Counter(zip(part["label"].to_pylist(), part["source"].to_pylist(), strict=True))
-            record[name] = {
-                "images": len(part),
-                "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(counts.items())},
-                "sha256": digest([rows.sha256, rows.labels.tolist()]),
-            }
-    assert splits["training"] is not None
-    return Splits(classes, splits["training"], splits["validation"], record, listing)
+    record: dict[str, Any] = {"manifest": listed.source.name, "classes": list(listed.classes)}
+    splits: dict[str, Rows] = {}
+    for name, part in listed.parts.items():
+        rows = splits[name] = _read_rows(part, listed, USES[name], max_pixels, index)
+        counts = Counter(zip(part["label"].to_pylist(), part["source"].to_pylist(), strict=True))
+        record[name] = {
+            "images": len(part),
+            "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(counts.items())},
+            "sha256": digest([rows.sha256, rows.labels.tolist()]),
+        }
+    return Splits(listed.classes, splits["training"], splits.get("validation"), record)
+
+
+def _read_rows(part: pa.Table, listed: ListedSplits, use: str, max_pixels: int, index: Path | None) -> Rows:
+    root = image_root(listed.source)
+    files = [resolve(root, path) for path in part["path"].to_pylist()]
+    given = part["expected_sha256"].to_pylist() if "expected_sha256" in part.column_names else [None] * len(part)
+    names = [[str(file), *size_and_time(file), sha256] for file, sha256 in zip(files, given, strict=True)]
+    facts = cached_table(index, "images", [max_pixels, names], lambda: _index(part, root, max_pixels, use))
+    labels = torch.tensor([listed.classes.index(label) for label in part["label"].to_pylist()])
+    sizes = list(zip(facts["height"].to_pylist(), facts["width"].to_pylist(), strict=True))
+    maps = [resolve(root, path) if path else None for path in part["salience"].to_pylist()]
+    return Rows(files, labels, sizes, maps, facts["sha256"].to_pylist())
+
+
+def _index(table: pa.Table, root: Path, max_pixels: int, use: str) -> pa.Table:
+    """Height, width and sha256 of each image of the table, in its order."""
+    usable, refused = index_images(table, root, max_pixels=max_pixels)
+    if len(refused):
+        raise ManifestError(
+            f"{len(refused)} of {len(table)} images to {use} cannot be used, first {refused['path'][0].as_py()!r}: "
+            f"{refused['message'][0].as_py()}; mend or remove them: a training must not depend on what could be read"
+        )
+    order = {name: i for i, name in enumerate(usable["image_id"].to_pylist())}
+    rows = [order[name] for name in table["image_id"].to_pylist()]
+    return usable.take(rows).select(["height", "width", "sha256"])
 
 
 def cached_table(folder: Path | None, kind: str, key: Any, make: Callable[[], pa.Table]) -> pa.Table:
@@ -187,104 +275,6 @@ def size_and_time(path: Path) -> tuple[int, int]:
     except (OSError, ValueError):  # reading the file gives the reason
         return -1, 0
     return status.st_size, status.st_mtime_ns
-
-
-def _misspelt(label: str, table: pa.Table) -> str:
-    """For messages: a similar label of the images to train on, and the first image of the odd one."""
-    labels = table["label"].to_pylist()
-    near = difflib.get_close_matches(label, set(labels) - {label}, n=1) if label in labels else []
-    return f" (the label of {table['path'][labels.index(label)].as_py()!r}; is {near[0]!r} meant?)" if near else ""
-
-
-def training_classes(config: Config, training: TrainingConfig) -> tuple[str, ...]:
-    """Labels of the images to train on in the order of the logits; opens no image.
-
-    Raises:
-        Explain2MeError: a manifest is wrong, or labels are absent.
-    """
-    source, table = _listed(config, training)
-    return _classes(config, training, source, table)
-
-
-def _classes(config: Config, training: TrainingConfig, source: Path, table: pa.Table) -> tuple[str, ...]:
-    where = repr(str(source)) + ("" if training.split is None else f", split {training.split!r}")
-    return class_names(config.data, table, where, alone="add images of another label to train on")
-
-
-def _listed(config: Config, training: TrainingConfig) -> tuple[Path, pa.Table]:
-    source = Path(training.manifest or config.data.manifest)
-    table = list_images(source, split=training.split, extra=("salience",), classes=config.data.classes)
-    _require_labels(table, source, "training")
-    return source, sample_images(table, training.sample, seed=config.seed)
-
-
-def _require_labels(table: pa.Table, source: Path, use: str) -> None:
-    if table["label"].null_count:
-        raise ManifestError(f"{str(source)!r}: {use} needs labels, and its rows have none; fill the column 'label'")
-
-
-def _read_rows(
-    table: pa.Table, source: Path, classes: Sequence[str], config: Config, use: str, index: Path | None
-) -> Rows:
-    root, max_pixels = image_root(source), config.data.max_pixels
-    files = [resolve(root, path) for path in table["path"].to_pylist()]
-    given = table["expected_sha256"].to_pylist() if "expected_sha256" in table.column_names else [None] * len(table)
-    listed = [[str(file), *size_and_time(file), sha256] for file, sha256 in zip(files, given, strict=True)]
-    facts = cached_table(index, "images", [max_pixels, listed], lambda: _index(table, root, max_pixels, use))
-    labels = torch.tensor([classes.index(label) for label in table["label"].to_pylist()])
-    sizes = list(zip(facts["height"].to_pylist(), facts["width"].to_pylist(), strict=True))
-    maps = [resolve(root, path) if path else None for path in table["salience"].to_pylist()]
-    return Rows(files, labels, sizes, maps, facts["sha256"].to_pylist())
-
-
-def _index(table: pa.Table, root: Path, max_pixels: int, use: str) -> pa.Table:
-    """Height, width and sha256 of each image of the table, in its order."""
-    usable, refused = index_images(table, root, max_pixels=max_pixels)
-    if len(refused):
-        raise ManifestError(
-            f"{len(refused)} of {len(table)} images to {use} cannot be used, first {refused['path'][0].as_py()!r}: "
-            f"{refused['message'][0].as_py()}; mend or remove them: a training must not depend on what could be read"
-        )
-    order = {name: i for i, name in enumerate(usable["image_id"].to_pylist())}
-    rows = [order[name] for name in table["image_id"].to_pylist()]
-    return usable.take(rows).select(["height", "width", "sha256"])
-
-
-def _refuse_tested(config: Config, source: Path, table: pa.Table, use: str) -> None:
-    """Refuse to test on images that were trained on: they say nothing about new ones."""
-    if not Path(config.data.manifest).exists():
-        return
-    tested = list_images(Path(config.data.manifest), split=config.data.split)
-    names = [
-        {str(resolve(image_root(where), path).resolve()) for path in rows["path"].to_pylist()}
-        for where, rows in ((Path(config.data.manifest), tested), (source, table))
-    ]
-    both = names[0] & names[1]
-    if both:
-        raise ConfigError(
-            f"training: {len(both)} images would be {use} and tested; give data.split, training.split and "
-            f"training.validation_split, or training.manifest, so that they differ"
-        )
-
-
-def _hold_out(table: pa.Table, share: float, *, seed: int) -> tuple[pa.Table, pa.Table]:
-    """Split off a share of each label and source, at least one image of those that have two."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for i, group in enumerate(zip(table["label"].to_pylist(), table["source"].to_pylist(), strict=True)):
-        groups.setdefault(group, []).append(i)
-    rng = np.random.default_rng([seed, 2])
-    held = [
-        rows[i]
-        for _, rows in sorted(groups.items())
-        for i in rng.choice(len(rows), min(len(rows) - 1, max(1, round(share * len(rows)))), replace=False)
-    ]
-    if not held:
-        raise ConfigError(
-            "training.validation_share: nothing can be held out, for every label and source has a single image to train on; "
-            "give training.validation_split"
-        )
-    kept = sorted(set(range(len(table))) - set(held))
-    return table.take(kept), table.take(sorted(held))
 
 
 class Example(NamedTuple):
@@ -322,37 +312,35 @@ class Examples(Dataset[Example]):
         return Example(image, self.rows.labels[position], human_map)
 
     def _image(self, position: int) -> UInt8[Tensor, "3 H W"]:
-        if position not in self._cache:
-            file, sha256 = self.rows.files[position], self.rows.sha256[position]
-            try:
-                array = load_array(
-                    file, self.size, self.interpolation, max_pixels=self.max_pixels, expected_sha256=sha256
-                )
-            except ImageError as error:
-                raise ManifestError(f"an image cannot be read any more: {error.message}") from None
-            image = torch.from_numpy(array)
-            if (len(self._cache) + 1) * image.numel() > CACHE_BYTES:
-                return image
-            self._cache[position] = image
-        return self._cache[position]
+        if position in self._cache:
+            return self._cache[position]
+        file, sha256 = self.rows.files[position], self.rows.sha256[position]
+        try:
+            array = load_array(file, self.size, self.interpolation, max_pixels=self.max_pixels, expected_sha256=sha256)
+        except ImageError as error:
+            raise ManifestError(f"an image cannot be read any more: {error.message}") from None
+        return _remember(torch.from_numpy(array), position, self._cache)
 
     def _human_map(self, position: int) -> Float[Tensor, "H W"]:
         """(1, 1) where the strategy needs none, to keep batches small."""
         if self.human_maps is None:
             return torch.full((1, 1), torch.nan)
-        if self.human_maps.average is not None:
+        if self.human_maps.files is None:
             return torch.from_numpy(self.human_maps.average)
-        assert self.human_maps.files is not None
         file = self.human_maps.files[position]
         if file is None:
             return torch.full(self.size, torch.nan)
-        if position not in self._map_cache:
-            human_map = load_map(file, image_size=self.rows.sizes[position], size=self.size)
-            tensor = torch.from_numpy(human_map.copy())
-            if (len(self._map_cache) + 1) * tensor.nbytes > CACHE_BYTES:
-                return tensor
-            self._map_cache[position] = tensor
-        return self._map_cache[position]
+        if position in self._map_cache:
+            return self._map_cache[position]
+        human_map = load_map(file, image_size=self.rows.sizes[position], size=self.size)
+        return _remember(torch.from_numpy(human_map.copy()), position, self._map_cache)
+
+
+def _remember(tensor: Tensor, position: int, cache: dict[int, Tensor]) -> Tensor:
+    """Keep the tensor if the cache has room."""
+    if (len(cache) + 1) * tensor.nbytes <= CACHE_BYTES:
+        cache[position] = tensor
+    return tensor
 
 
 @dataclass

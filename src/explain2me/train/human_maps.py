@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from explain2me.errors import ManifestError
 from explain2me.images.listing import image_root, resolve
 from explain2me.salience.heatmaps import maps_of, mean_map, parse_map, read_map
 from explain2me.text import printable_line
-from explain2me.train.data import HumanMaps, Listing, Rows, cached_table, size_and_time
+from explain2me.train.data import HumanMaps, ListedSplits, Rows, cached_table, size_and_time
+from explain2me.train.training import Training
 
 MEAN_OF = "mean-of:"
 CHECK_SIZE = (32, 32)
@@ -46,13 +48,31 @@ def read_human_maps(
     return _map_of_each_image(strategy, rows, index) if folder is None else _mean_map(folder, size, index)
 
 
+def read_all_human_maps(
+    trainings: Sequence[Training], rows: Rows, sizes: Mapping[str, tuple[int, int]]
+) -> dict[tuple[StrategyConfig, str], HumanMaps | None]:
+    """The human maps of each strategy and architecture.
+
+    Args:
+        trainings: of one study.
+        rows: images to train on.
+        sizes: height and width of the input of each architecture.
+
+    Raises:
+        ManifestError: as :func:`read_human_maps`.
+    """
+    index = trainings[0].index
+    guides = dict.fromkeys((training.strategy, training.architecture) for training in trainings)
+    return {guide: read_human_maps(guide[0], rows, sizes[guide[1]], index) for guide in guides}
+
+
 def mean_folder(strategy: StrategyConfig) -> Path | None:
     """The folder whose maps are averaged, of ``salience = "mean-of:FOLDER"``."""
     averaged = needs_human_maps(strategy) and strategy.salience.startswith(MEAN_OF)
     return Path(strategy.salience.removeprefix(MEAN_OF)) if averaged else None
 
 
-def listed_digest(listing: Listing, strategy: StrategyConfig) -> str:
+def listed_digest(listed: ListedSplits, strategy: StrategyConfig) -> str:
     """A hash of the list of images, the classes, and name, size and time of a strategy's human maps; opens no file.
 
     A training reads the same data where it is equal, unless images were changed under their names.
@@ -61,15 +81,16 @@ def listed_digest(listing: Listing, strategy: StrategyConfig) -> str:
         ManifestError: the folder of ``mean-of:FOLDER`` is missing or holds no map.
     """
     columns = {"path", "label", "source", "expected_sha256"}
-    parts = [part for part in (listing.training, listing.validation) if part is not None]
-    rows = [[part[name].to_pylist() for name in sorted(columns & set(part.column_names))] for part in parts]
+    rows = [
+        [part[name].to_pylist() for name in sorted(columns & set(part.column_names))] for part in listed.parts.values()
+    ]
     maps: list[Any] = []
     if folder := mean_folder(strategy):
         maps = [folder.name, *((path.name, *size_and_time(path)) for path in maps_of(folder))]
     elif needs_human_maps(strategy):
-        root, paths = image_root(listing.source), listing.training["salience"].to_pylist()
+        root, paths = image_root(listed.source), listed.training["salience"].to_pylist()
         maps = [(path, *size_and_time(resolve(root, path))) if path else None for path in paths]
-    return digest([listing.source.name, listing.classes, rows, maps])
+    return digest([listed.source.name, listed.classes, rows, maps])
 
 
 def _mean_map(folder: Path, size: tuple[int, int], index: Path | None) -> HumanMaps:
@@ -117,7 +138,9 @@ def _check_maps(rows: Rows, positions: list[int]) -> pa.Table:
         file = rows.human_maps[i]
         assert file is not None
         try:
-            hashes.append(_check_map(file, rows.sizes[i]))
+            content = read_map(file)
+            parse_map(content, file, image_size=rows.sizes[i], size=CHECK_SIZE)
+            hashes.append(hashlib.sha256(content).hexdigest())
         except ManifestError as error:
             refused += 1
             exists = os.path.exists(file)  # noqa: PTH110 - False for a name that no file can have
@@ -126,9 +149,3 @@ def _check_maps(rows: Rows, positions: list[int]) -> pa.Table:
     if refused:
         raise ManifestError(f"{refused} of the {len(positions)} human maps to train on cannot be used, first {first}")
     return pa.table({"sha256": hashes})
-
-
-def _check_map(file: Path, image_size: tuple[int, int]) -> str:
-    data = read_map(file)
-    parse_map(data, file, image_size=image_size, size=CHECK_SIZE)
-    return hashlib.sha256(data).hexdigest()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from explain2me.config.training import AugmentationConfig, OptimizerConfig
+from explain2me.config.training import OptimizerConfig
 from explain2me.detectors.architectures import classifier_of
 from explain2me.detectors.load import Detector
 from explain2me.errors import DivergedError
@@ -25,7 +25,17 @@ from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.provenance import provenance
 from explain2me.salience.gradcam import predicted_classes
 from explain2me.train.cams import class_activation_maps, find_features
-from explain2me.train.data import EpochSampler, Example, Examples, HumanMaps, Rows, Splits, class_weights, read_splits
+from explain2me.train.data import (
+    EpochSampler,
+    Example,
+    Examples,
+    HumanMaps,
+    Rows,
+    Splits,
+    class_weights,
+    list_splits,
+    read_splits,
+)
 from explain2me.train.devices import run_on_devices, training_device
 from explain2me.train.human_maps import listed_digest, read_human_maps
 from explain2me.train.loggers import log_epoch, open_loggers
@@ -75,14 +85,15 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
     """
     settings, folder = training.settings, training.folder
     device = training_device(settings)
-    splits = read_splits(training.config, settings, training.index)
+    listed = list_splits(training.data, settings, training.study_seed)
+    splits = read_splits(listed, training.data.max_pixels, training.index)
     detector = build_detector(training, len(splits.classes))
     human_maps = read_human_maps(training.strategy, splits.training, detector.input_size, training.index)
     record = full_record(training, splits, human_maps, detector)
     folder.mkdir(parents=True, exist_ok=True)
     with training.locked():
         (folder / DIVERGED).unlink(missing_ok=True)
-        begun = begin(training, record, listed_digest(splits.listing, training.strategy))
+        begun = begin(training, record, listed_digest(listed, training.strategy))
         if training.done:
             (folder / RESUME).unlink(missing_ok=True)  # the process was killed right after it wrote the card
             return
@@ -93,7 +104,7 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
         with open_loggers(
             settings.loggers,
             folder,
-            project=training.config.name,
+            project=training.study,
             name=f"{training.detector}-run{training.run:02d}",
             settings=settings_record(training),
             continues=(folder / RESUME).exists() or not (folder / METRICS).exists(),
@@ -105,14 +116,8 @@ def train_detector(training: Training, on_step: OnStep | None = None) -> None:
 class Job:
     """A training with all that it reads.
 
-    Attributes:
-        training: names and settings.
-        detector: with its first weights.
-        splits: images to train on and to validate with.
-        human_maps: of the images to train on.
-        record: what the training was begun with.
-        environment: versions, git state and hardware of this process.
-        on_step: called after each step.
+    ``detector`` has its first weights; ``record`` is what the training was begun with; ``environment`` the versions, git
+    state and hardware of this process.
     """
 
     training: Training
@@ -124,16 +129,6 @@ class Job:
     on_step: OnStep | None = None
 
     @property
-    def positive(self) -> int:
-        """Class of the AUROC."""
-        return self.splits.classes.index(self.training.config.data.positive)
-
-    @property
-    def num_validation(self) -> int:
-        """Number of images to validate with."""
-        return 0 if self.splits.validation is None else len(self.splits.validation.files)
-
-    @property
     def class_weights(self) -> Tensor | None:
         """Weight of each class in the loss; None: all alike."""
         if self.training.settings.class_balance != "weights":
@@ -143,10 +138,11 @@ class Job:
 
 def train(fabric: Fabric, job: Job) -> None:
     """Train from the last committed epoch to the end, then write the card. Runs in the process of each device."""
-    training, settings = job.training, job.training.settings
+    training, settings, splits = job.training, job.training.settings, job.splits
     with torch_threads(max(1, job.record["threads"] // fabric.world_size)):
         network, optimizer = make_network(fabric, job)
-        batches, held_out = training_batches(fabric, job), validation_batches(fabric, job)
+        batches = make_batches(fabric, job, splits.training, train=True)
+        held_out = None if splits.validation is None else make_batches(fabric, job, splits.validation, train=False)
         progress = restore(fabric, job, network, optimizer)
         start = time.monotonic() - progress.seconds
 
@@ -158,7 +154,11 @@ def train(fabric: Fabric, job: Job) -> None:
             sums = train_epoch(fabric, job, network, optimizer, batches, progress)
             check_weights(training, network.module.model, progress.epochs)
             if held_out is not None:
-                metrics |= validate(fabric, network, held_out, positive=job.positive, num_images=job.num_validation)
+                positive, num_images = (
+                    splits.classes.index(training.data.positive),
+                    len(cast(Examples, held_out.dataset)),
+                )
+                metrics |= validate(fabric, network, held_out, positive=positive, num_images=num_images)
             progress.add(metrics | sums.means(fabric, "train"), settings)
             progress.seconds = time.monotonic() - start
             if fabric.is_global_zero:
@@ -342,45 +342,29 @@ def _diverged(training: Training, epoch: int, problem: str) -> DivergedError:
     )
 
 
-def training_batches(fabric: Fabric, job: Job) -> DataLoader[Example]:
-    """Augmented batches in a new order each epoch; an incomplete last batch is left out: its statistics are noise."""
-    training, rows = job.training, job.splits.training
+def make_batches(fabric: Fabric, job: Job, rows: Rows, *, train: bool) -> DataLoader[Example]:
+    """To train: augmented, in a new order each epoch, without an incomplete last batch: its statistics are noise.
+
+    To validate: all images in order.
+    """
+    training, settings, detector = job.training, job.training.settings, job.detector
     sampler = EpochSampler(
         len(rows.files),
         training.seed,
-        class_of=rows.labels if training.settings.class_balance == "sampling" else None,
+        shuffle=train,
+        class_of=rows.labels if train and settings.class_balance == "sampling" else None,
         rank=fabric.global_rank,
         world=fabric.world_size,
     )
-    examples = _examples(job, rows, job.human_maps, training.settings.augmentation)
-    return _loader(fabric, job, examples, sampler, drop_last=True)
-
-
-def validation_batches(fabric: Fabric, job: Job) -> DataLoader[Example] | None:
-    """All validation images in order; None where there are none."""
-    rows = job.splits.validation
-    if rows is None:
-        return None
-    sampler = EpochSampler(len(rows.files), 0, shuffle=False, rank=fabric.global_rank, world=fabric.world_size)
-    return _loader(fabric, job, _examples(job, rows, None, None), sampler, drop_last=False)
-
-
-def _examples(job: Job, rows: Rows, human_maps: HumanMaps | None, augmentation: AugmentationConfig | None) -> Examples:
-    return Examples(
+    examples = Examples(
         rows,
-        job.detector.input_size,
-        job.detector.interpolation,
-        human_maps=human_maps,
-        augmentation=augmentation,
-        seed=job.training.seed,
-        max_pixels=job.training.config.data.max_pixels,
+        detector.input_size,
+        detector.interpolation,
+        human_maps=job.human_maps if train else None,
+        augmentation=settings.augmentation if train else None,
+        seed=training.seed,
+        max_pixels=training.data.max_pixels,
     )
-
-
-def _loader(
-    fabric: Fabric, job: Job, examples: Examples, sampler: EpochSampler, *, drop_last: bool
-) -> DataLoader[Example]:
-    settings = job.training.settings
     return DataLoader(
         examples,
         settings.batch_size,
@@ -390,5 +374,5 @@ def _loader(
         multiprocessing_context="spawn" if settings.loaders else None,
         generator=torch.Generator().manual_seed(0),  # of its own, so that it draws none of the model's random numbers
         pin_memory=fabric.device.type == "cuda",
-        drop_last=drop_last,
+        drop_last=train,
     )

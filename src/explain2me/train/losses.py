@@ -106,8 +106,8 @@ def human_difference(
     known = torch.where(finite[:, None, None], human_maps, 0.0).to(cams.dtype)
     if known.shape[1:] != cams.shape[1:]:
         known = F.interpolate(known[:, None], cams.shape[1:], mode="bilinear", antialias=True)[:, 0]
-    wanted, varies = minmax(known)
-    return (minmax(cams)[0] - wanted).square().mean((1, 2)), finite & varies
+    scaled, varies = minmax(known)
+    return (minmax(cams)[0] - scaled).square().mean((1, 2)), finite & varies
 
 
 def cam_entropy(cams: Float[Tensor, "N h w"]) -> Float[Tensor, " N"]:

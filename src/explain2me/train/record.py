@@ -16,8 +16,8 @@ from explain2me.detectors.load import Detector, sha256_without_head
 from explain2me.errors import CheckpointError, ConfigError
 from explain2me.run.files import write_json
 from explain2me.train.data import HumanMaps, Splits, list_splits, read_splits
-from explain2me.train.human_maps import listed_digest, read_human_maps
-from explain2me.train.training import BEGUN, BEST, LAST, Progress, Training, build_detector
+from explain2me.train.human_maps import listed_digest, read_all_human_maps
+from explain2me.train.training import BEGUN, BEST, LAST, Progress, Training, check_architectures
 
 MAY_DIFFER = {"threads", "listed"}
 """Keys of the record that do not tell two trainings apart."""
@@ -46,7 +46,7 @@ def settings_record(training: Training) -> dict[str, Any]:
         "run": training.run,
         "architecture": training.architecture,
         "seed": training.seed,
-        "positive": training.config.data.positive,
+        "positive": training.data.positive,
         "strategy": strategy,
         "training": settings,
     }
@@ -87,49 +87,41 @@ def _refuse_other_study_data(training: Training, record: dict[str, Any]) -> None
             shared = ["data"]
             shared += ["human_maps"] if folder.parent == training.folder.parent else []
             shared += ["initial_weights"] if other.get("architecture") == training.architecture else []
-            refuse_changed(folder, *({key: each.get(key) for key in shared} for each in (other, record)))
+            _refuse_changed_part(folder, other, {key: record.get(key) for key in shared})
 
 
-def refuse_other_settings(training: Training) -> None:
-    """Raise where a training was begun with other settings than the config; reads no data."""
-    begun = read_record(training.folder)
-    if begun is not None:
-        record = _as_json(settings_record(training))
-        refuse_changed(training.folder, {key: begun.get(key) for key in record}, record)
-
-
-def refuse_other_data(trainings: Sequence[Training], splits: Splits | None = None) -> None:
-    """Raise where a training was begun with other images, classes or human maps than the config names.
+def refuse_other_trainings(trainings: Sequence[Training], splits: Splits | None = None) -> None:
+    """Raise where a training was begun with other settings, images, classes or human maps than the config names.
 
     Args:
-        trainings: of one config.
-        splits: the images of the config, where they have been read. None: they are read only if the list of images, or
+        trainings: of one study.
+        splits: the images of the study, where they have been read. None: they are read only if the list of images, or
             the name, size or time of a human map, has changed since the training was begun.
 
     Raises:
         Explain2MeError: the message says what changed; or the images or human maps are wrong.
     """
     begun = {training: record for training in trainings if (record := read_record(training.folder)) is not None}
-    if not begun:
-        return
-    first = next(iter(begun))
-    if splits is None:
-        listing = list_splits(first.config, first.settings)
-        digests = {strategy: listed_digest(listing, strategy) for strategy in {each.strategy for each in begun}}
-        begun = {each: record for each, record in begun.items() if record.get("listed") != digests[each.strategy]}
-        if not begun:
-            return
-        splits = read_splits(first.config, first.settings, first.index)
-    sizes: dict[str, tuple[int, int]] = {}
-    maps: dict[tuple[StrategyConfig, tuple[int, int]], HumanMaps | None] = {}
     for training, record in begun.items():
-        if training.architecture not in sizes:
-            sizes[training.architecture] = build_detector(training, len(splits.classes)).input_size
-        guide = training.strategy, sizes[training.architecture]
-        if guide not in maps:
-            maps[guide] = read_human_maps(guide[0], splits.training, guide[1], training.index)
-        data = _as_json(_data_record(splits, maps[guide]))
-        refuse_changed(training.folder, {key: record.get(key) for key in data}, data)
+        _refuse_changed_part(training.folder, record, _as_json(settings_record(training)))
+    if splits is None and begun:
+        first = trainings[0]
+        listed = list_splits(first.data, first.settings, first.study_seed)
+        digests = {strategy: listed_digest(listed, strategy) for strategy in {each.strategy for each in begun}}
+        begun = {each: record for each, record in begun.items() if record.get("listed") != digests[each.strategy]}
+        splits = read_splits(listed, first.data.max_pixels, first.index) if begun else None
+    if splits is None or not begun:
+        return
+    sizes = check_architectures(list(begun), len(splits.classes))
+    human_maps = read_all_human_maps(list(begun), splits.training, sizes)
+    for training, record in begun.items():
+        data = _data_record(splits, human_maps[training.strategy, training.architecture])
+        _refuse_changed_part(training.folder, record, _as_json(data))
+
+
+def _refuse_changed_part(where: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Compare only what ``after`` has."""
+    refuse_changed(where, {key: before.get(key) for key in after}, after)
 
 
 def refuse_changed(where: Path, before: dict[str, Any], after: dict[str, Any]) -> None:

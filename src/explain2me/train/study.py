@@ -1,29 +1,30 @@
-"""A study: train every detector of a config, then the config of the run that compares them."""
+"""A study: every detector that a config trains, and the run that compares them."""
 
 import contextlib
 import csv
 import functools
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from explain2me.config.schema import Config, DetectorConfig
+from explain2me.config.schema import ComputeConfig, Config, DetectorConfig
 from explain2me.config.training import TrainingConfig
 from explain2me.detectors.architectures import settings_of_weights
 from explain2me.errors import ConfigError, DivergedError, RunFolderError
 from explain2me.stages.check import check, refuse_single_runs
 from explain2me.stages.refusals import other_than_run
-from explain2me.train.cams import find_features
-from explain2me.train.data import Splits, list_splits, read_splits, training_classes
+from explain2me.train.data import ListedSplits, Splits, list_splits, read_splits
 from explain2me.train.devices import training_device
-from explain2me.train.human_maps import listed_digest, read_human_maps
+from explain2me.train.human_maps import listed_digest, read_all_human_maps
 from explain2me.train.loop import train_if_possible
-from explain2me.train.record import refuse_other_data, refuse_other_settings
-from explain2me.train.training import METRICS, OnStep, Training, build_detector, epoch_text
+from explain2me.train.record import refuse_other_trainings
+from explain2me.train.training import METRICS, OnStep, Training, check_architectures, epoch_text
 from explain2me.workers import Engine, repeating, run_tasks
 from explain2me.workers.device import with_device
 
@@ -34,8 +35,50 @@ LOOK_SECONDS = 1.0
 """Time between two looks at the epochs that other processes have committed."""
 
 
-def trainings(config: Config, out: Path) -> list[Training]:
-    """Every run of every detector to train, in order: architecture x strategy, then run.
+@dataclass(frozen=True)
+class Study:
+    """What a config trains and compares; made by :func:`plan_study`.
+
+    Attributes:
+        config: of the study.
+        settings: its table [training].
+        folder: holds ``training/DETECTOR/runNN`` for each training, and ``run``, the comparison.
+        trainings: every run of every detector, in order: architecture x strategy, then run.
+    """
+
+    config: Config
+    settings: TrainingConfig
+    folder: Path
+    trainings: tuple[Training, ...]
+
+    @property
+    def unfinished(self) -> list[Training]:
+        """The trainings that are not finished."""
+        return [training for training in self.trainings if not training.done]
+
+    @functools.cached_property
+    def listed(self) -> ListedSplits:
+        """The images to train on and to validate with; see :func:`explain2me.train.data.list_splits`."""
+        return list_splits(self.config.data, self.settings, self.config.seed)
+
+    @property
+    def comparison(self) -> Config:
+        """The config of the run that compares the trained detectors with each other and with those in ``detectors``.
+
+        The classes are those of the images to train on, in the order of the logits.
+        """
+        runs_of_each = [list(runs) for _, runs in itertools.groupby(self.trainings, lambda training: training.detector)]
+        trained = tuple(
+            _detector_config(runs[0], checkpoints=tuple(str(training.checkpoint.resolve()) for training in runs))
+            for runs in runs_of_each
+        )
+        data = self.config.data.model_copy(update={"classes": self.listed.classes})
+        detectors = (*trained, *self.config.detectors)
+        return self.config.model_copy(update={"data": data, "detectors": detectors, "training": None})
+
+
+def plan_study(config: Config, folder: Path) -> Study:
+    """The trainings of a config; reads no data.
 
     Raises:
         ConfigError: the config trains nothing, or a detector to train has the name of one in ``detectors``.
@@ -45,21 +88,21 @@ def trainings(config: Config, out: Path) -> list[Training]:
         raise ConfigError(
             "training is missing: this config has nothing to train; add a table [training], or call `explain2me run`"
         )
-    every = [
-        _in_folder(Training(config, architecture, strategy, run, Path()), out)
+    in_study = functools.partial(Training, settings, config.data, config.name, config.seed, folder.resolve())
+    trainings = tuple(
+        in_study(architecture, strategy, run)
         for architecture in settings.architectures
         for strategy in settings.strategies
         for run in range(settings.runs)
-    ]
-    taken = {detector.name for detector in config.detectors} & {training.detector for training in every}
+    )
+    taken = {detector.name for detector in config.detectors} & {training.detector for training in trainings}
     if taken:
         raise ConfigError(f"detectors: {min(taken)!r} is the name of a detector to train as well; rename it")
-    return every
+    return Study(config, settings, folder, trainings)
 
 
 def train_missing(
-    config: Config,
-    out: Path,
+    study: Study,
     *,
     shard: tuple[int, int] = (0, 1),
     on_start: Callable[[Sequence[Training], int], None] | None = None,
@@ -69,8 +112,7 @@ def train_missing(
     """Train what is not finished; a second call continues where the first stopped.
 
     Args:
-        config: with a table [training].
-        out: folder; each training gets ``training/DETECTOR/runNN`` in it.
+        study: of :func:`plan_study`.
         shard: (i, N) takes every N-th training, from the i-th: for several machines on one folder.
         on_start: called with the trainings of this shard that are not finished, and the number of all of this shard.
         on_step: of :func:`train_detector`; with several workers it counts epochs of all trainings instead of steps.
@@ -84,116 +126,89 @@ def train_missing(
         ConfigError: another process is training one of these; the others are finished.
         DivergedError: a training diverged; the others are finished.
     """
-    every = trainings(config, out.resolve())
-    for training in every:
-        refuse_other_settings(training)
-    refuse_other_data(every)
-    mine = every[shard[0] :: shard[1]]
+    refuse_other_trainings(study.trainings)
+    mine = study.trainings[shard[0] :: shard[1]]
     missing = [training for training in mine if not training.done]
     if on_start:
         on_start(missing, len(mine))
     if missing:
-        read_data(missing, check_architectures(missing))
-        check_devices(config)
-    done = _train(config, missing, on_step)
+        _read_data(missing, study.listed)
+        check_devices(study.settings, study.config.compute.executor)
+    done = _train(missing, training_engine(study.settings, study.config.compute), on_step)
     for count, training in enumerate(done, start=len(mine) - len(missing) + 1):
         if on_trained:
             on_trained(training, count, len(mine))
     _refuse_unfinished(missing, len(mine))
-    left = [training for training in every if not training.done]
-    if missing and not left:
-        refuse_other_data(every)  # two machines may have begun at the same moment, with different data
-    return left
+    unfinished = study.unfinished
+    if missing and not unfinished:
+        refuse_other_trainings(study.trainings)  # two machines may have begun at the same moment, with different data
+    return unfinished
 
 
-def _train(config: Config, missing: Sequence[Training], on_step: OnStep | None) -> Iterator[Training]:
+def _read_data(trainings: Sequence[Training], listed: ListedSplits) -> None:
+    """Read and check the images and human maps of a study once, before the first training; see ``Training.index``."""
+    sizes = check_architectures(trainings, len(listed.classes))
+    for strategy in dict.fromkeys(training.strategy for training in trainings):
+        listed_digest(listed, strategy)  # raises before a file is written
+    first = trainings[0]
+    splits = read_splits(listed, first.data.max_pixels, first.index)
+    read_all_human_maps(trainings, splits.training, sizes)
+
+
+def _train(missing: Sequence[Training], engine: Engine, on_step: OnStep | None) -> Iterator[Training]:
     """Yield each training when it is over."""
-    assert config.training is not None
-    engine = engine_for_training(config)
-    here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and config.training.devices == 1
+    one_device = all(training.settings.devices == 1 for training in missing)
+    here = engine.executor == "local" and (engine.workers == 1 or len(missing) < 2) and one_device
     work = functools.partial(train_if_possible, on_step=on_step) if here else train_if_possible
     to_lower = "training.workers, or give a new folder with a smaller training.batch_size"
-    with contextlib.nullcontext() if here else _telling_epochs(missing, on_step):
+    with contextlib.nullcontext() if here or on_step is None else _epochs_reported(missing, on_step):
         yield from run_tasks(work, missing, engine, after_death=repeating(to_lower))
 
 
 def _refuse_unfinished(tried: Sequence[Training], num_mine: int) -> None:
     """Raise where a training diverged, or another process is training it."""
-    diverged = [training.outcome() for training in tried if training.diverged]
-    if diverged:
-        raise DivergedError(
-            f"{len(diverged)} of {num_mine} trainings diverged, the others are finished. {diverged[0]}"
-            if num_mine > 1
-            else diverged[0]
-        )
-    locked = [training for training in tried if not training.done]
-    if locked:
-        others = f" ({len(locked)} of {num_mine} trainings are locked, the others are finished)"
-        raise ConfigError(locked[0].locked_message() + (others if num_mine > 1 else ""))
+    if diverged := [training.outcome() for training in tried if training.diverged]:
+        count = f"{len(diverged)} of {num_mine} trainings diverged, the others are finished. " if num_mine > 1 else ""
+        raise DivergedError(count + diverged[0])
+    if locked := [training for training in tried if not training.done]:
+        count = f" ({len(locked)} of {num_mine} trainings are locked, the others are finished)" if num_mine > 1 else ""
+        raise ConfigError(locked[0].locked_message() + count)
 
 
-def check_architectures(trainings: Sequence[Training]) -> dict[str, tuple[int, int]]:
-    """Build each architecture once, and find its features where a strategy guides it, before hours of training.
-
-    Returns:
-        Height and width of the input of each architecture.
+def check_study(study: Study) -> None:
+    """Check, before hours of training, that the comparison can be made after them; opens no image.
 
     Raises:
-        Explain2MeError: one is unknown, takes no such input or number of classes, or cannot be guided.
+        Explain2MeError: the images to test or the runs cannot be compared, or the folder holds another comparison.
     """
-    sizes: dict[str, tuple[int, int]] = {}
-    num_classes = len(training_classes(trainings[0].config, trainings[0].settings))
-    for architecture in dict.fromkeys(training.architecture for training in trainings):
-        same = [training for training in trainings if training.architecture == architecture]
-        detector = build_detector(same[0], num_classes)
-        if any(training.strategy.guided for training in same):
-            find_features(detector.model, detector.input_size)
-        sizes[architecture] = detector.input_size
-    return sizes
+    check_runs(study)
+    if study.unfinished:
+        check_devices(study.settings, study.config.compute.executor)
+        check_comparison(study)
+    refuse_other_study(study)
 
 
-def read_data(trainings: Sequence[Training], sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Read and check the images and human maps of a study once, before the first training; see ``Training.index``.
-
-    Args:
-        trainings: of one config.
-        sizes: height and width of the input of each architecture.
-
-    Raises:
-        Explain2MeError: an image or a human map is missing or wrong.
-    """
-    first = trainings[0]
-    listing = list_splits(first.config, first.settings)
-    for strategy in dict.fromkeys(training.strategy for training in trainings):
-        listed_digest(listing, strategy)  # raises before a file is written
-    rows = read_splits(first.config, first.settings, first.index).training
-    for strategy, architecture in dict.fromkeys((training.strategy, training.architecture) for training in trainings):
-        read_human_maps(strategy, rows, sizes[architecture], first.index)
+def check_runs(study: Study) -> None:
+    """Raise a ConfigError where a measure compares training runs and each detector has only one."""
+    runs = study.settings.runs
+    refuse_single_runs(study.config.measures, runs, count=f"got training.runs = {runs}", remedy="raise it")
 
 
-def check_settings(config: Config) -> None:
-    """Find settings that no comparison can have; reads no data.
-
-    Raises:
-        ConfigError: too few runs to compare.
-    """
-    assert config.training is not None
-    runs = config.training.runs
-    refuse_single_runs(config.measures, runs, count=f"got training.runs = {runs}", remedy="raise it")
-
-
-def check_devices(config: Config) -> None:
+def check_devices(settings: TrainingConfig, executor: str) -> None:
     """Check the devices of this machine; the nodes of a Ray cluster check their own.
 
     Raises:
-        ConfigError: devices that are absent or would be used twice.
+        ConfigError: a device is absent, or trainings side by side would all take the first GPUs.
     """
-    assert config.training is not None
-    if config.compute.executor == "local":
-        refuse_shared_gpus(config.training)
+    if executor == "local" and training_device(settings) == "cuda" and min(settings.workers, settings.devices) > 1:
+        raise ConfigError(
+            f"training.workers = {settings.workers} with training.devices = {settings.devices}: the trainings would share "
+            f"their GPUs; set one of the two to 1, or start the command once for each group of GPUs with "
+            f"CUDA_VISIBLE_DEVICES and --shard"
+        )
 
 
-def check_comparison(config: Config) -> tuple[pa.Table, dict[str, Any]]:
+def check_comparison(study: Study) -> tuple[pa.Table, dict[str, Any]]:
     """Check the comparison with random weights of each architecture in place of those to be trained.
 
     Returns:
@@ -202,96 +217,56 @@ def check_comparison(config: Config) -> tuple[pa.Table, dict[str, Any]]:
     Raises:
         Explain2MeError: images, measures, salience, device or a detector would stop the comparison.
     """
-    compared, settings = evaluation(config, Path()), config.training
-    assert settings is not None
     rehearsed = tuple(
-        DetectorConfig(
-            name=f"{architecture.partition(':')[2]}-{settings.strategies[0].name}",
-            architecture=architecture,
-            random_runs=min(settings.runs, 2),
-            **_reading(architecture, settings),
-        )
-        for architecture in settings.architectures
+        _detector_config(training, random_runs=min(study.settings.runs, 2))
+        for training in study.trainings
+        if training.run == 0 and training.strategy == study.settings.strategies[0]
     )
-    return check(with_device(compared.model_copy(update={"detectors": (*rehearsed, *config.detectors)})))
+    detectors = (*rehearsed, *study.config.detectors)
+    return check(with_device(study.comparison.model_copy(update={"detectors": detectors})))
 
 
-def check_study(config: Config, out: Path) -> None:
-    """Check, before hours of training, that the comparison can be made after them; opens no image.
-
-    Raises:
-        Explain2MeError: the images to test or the runs cannot be compared, or ``out`` holds another comparison.
-    """
-    every = trainings(config, out)
-    check_settings(config)
-    if not all(training.done for training in every):
-        check_devices(config)
-        check_comparison(config)
-    refuse_other_study(config, out)
-
-
-def refuse_other_study(config: Config, out: Path, splits: Splits | None = None) -> None:
-    """Raise where ``out`` holds trainings with other settings or data, or the comparison of another study.
+def refuse_other_study(study: Study, splits: Splits | None = None) -> None:
+    """Raise where the folder holds trainings with other settings or data, or the comparison of another study.
 
     Args:
-        config: of the study.
-        out: its folder.
-        splits: its images, where they have been read; see :func:`refuse_other_data`.
+        study: to compare with.
+        splits: its images, where they have been read; see :func:`refuse_other_trainings`.
 
     Raises:
         ConfigError, RunFolderError: the message says what changed.
     """
-    every = trainings(config, out)
-    for training in every:
-        refuse_other_settings(training)
-    refuse_other_data(every, splits)
-    change = other_than_run(evaluation(config, out), out / "run")
+    refuse_other_trainings(study.trainings, splits)
+    folder = study.folder / "run"
+    change = other_than_run(study.comparison, folder)
     if change is not None:
         raise RunFolderError(
-            f"{str(out / 'run')!r} holds the comparison of this study as it was before: {change}. Delete that folder, and the "
+            f"{str(folder)!r} holds the comparison of this study as it was before: {change}. Delete that folder, and the "
             f"comparison is made again (what was trained stays), or give a new folder with --out"
         )
 
 
-def refuse_shared_gpus(settings: TrainingConfig) -> None:
-    """Refuse several trainings at a time on several GPUs each: all of them would take the first GPUs.
-
-    Raises:
-        ConfigError: the config asks for that, or a device is absent.
-    """
-    if training_device(settings) == "cuda" and settings.workers > 1 and settings.devices > 1:
-        raise ConfigError(
-            f"training.workers = {settings.workers} with training.devices = {settings.devices}: the trainings would share "
-            f"their GPUs; set one of the two to 1, or start the command once for each group of GPUs with "
-            f"CUDA_VISIBLE_DEVICES and --shard"
-        )
-
-
 @contextlib.contextmanager
-def _telling_epochs(missing: Sequence[Training], on_step: OnStep | None) -> Iterator[None]:
-    """Call ``on_step`` for the epochs that workers, here or elsewhere, commit meanwhile."""
-    if on_step is None:
-        yield
-        return
+def _epochs_reported(trainings: Sequence[Training], on_step: OnStep) -> Iterator[None]:
+    """Meanwhile call ``on_step`` whenever a worker, on this machine or another, has finished an epoch."""
+    num_epochs = {training: _finished_epochs(training)[0] for training in trainings}
+    num_all = sum(training.settings.epochs for training in trainings)
     over = threading.Event()
 
     def look() -> None:
-        committed = {training: _epochs_done(training)[0] for training in missing}
-        last = False
-        while not last:
-            last = over.wait(LOOK_SECONDS)
-            for training in missing:
-                epochs, text = _epochs_done(training)
-                epochs = training.settings.epochs if training.done else epochs  # patience may have ended it
-                if epochs > committed[training]:
-                    committed[training] = epochs
-                    on_step(
-                        sum(committed.values()),
-                        sum(training.settings.epochs for training in missing),
-                        f"{training.detector} run {training.run}, {text}",
-                    )
+        for training in trainings:
+            count, text = _finished_epochs(training)
+            count = training.settings.epochs if training.done else count  # patience may have ended it
+            if count > num_epochs[training]:
+                num_epochs[training] = count
+                on_step(sum(num_epochs.values()), num_all, f"{training.name}, {text}")
 
-    thread = threading.Thread(target=look, daemon=True)
+    def watch() -> None:
+        while not over.wait(LOOK_SECONDS):
+            look()
+        look()
+
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
@@ -300,8 +275,8 @@ def _telling_epochs(missing: Sequence[Training], on_step: OnStep | None) -> Iter
         thread.join()
 
 
-def _epochs_done(training: Training) -> tuple[int, str]:
-    """Number of committed epochs, and the last one in words."""
+def _finished_epochs(training: Training) -> tuple[int, str]:
+    """Number of epochs in metrics.csv, and the last one in words."""
     try:
         lines = list(csv.DictReader((training.folder / METRICS).read_text(encoding="utf-8").splitlines()))
         return len(lines), epoch_text({name: float(value) for name, value in lines[-1].items() if value})
@@ -309,44 +284,17 @@ def _epochs_done(training: Training) -> tuple[int, str]:
         return 0, ""
 
 
-def engine_for_training(config: Config) -> Engine:
+def training_engine(settings: TrainingConfig, compute: ComputeConfig) -> Engine:
     """The workers of the trainings."""
-    settings, compute = config.training, config.compute
-    assert settings is not None
     threads = compute.threads or max(1, torch.get_num_threads() // settings.workers)
     on_gpus = settings.device.startswith("cuda") or (settings.device == "auto" and torch.cuda.is_available())
     gpus = 0.0 if not on_gpus else compute.gpus_per_worker if settings.devices == 1 else float(settings.devices)
     return Engine(compute.executor, settings.workers, threads, compute.ray_address, gpus)
 
 
-def evaluation(config: Config, out: Path) -> Config:
-    """The config of the run that compares the trained detectors with each other and with those in ``detectors``.
-
-    The classes are those of the images to train on, in the order of the logits.
-    """
-    assert config.training is not None
-    names: dict[str, list[Training]] = {}
-    for training in trainings(config, out):
-        names.setdefault(training.detector, []).append(training)
-    trained = tuple(
-        DetectorConfig(
-            name=name,
-            architecture=runs[0].architecture,
-            checkpoints=tuple(str(training.checkpoint.resolve()) for training in runs),
-            **_reading(runs[0].architecture, runs[0].settings),
-        )
-        for name, runs in names.items()
-    )
-    data = config.data.model_copy(update={"classes": training_classes(config, config.training)})
-    return config.model_copy(update={"data": data, "detectors": (*trained, *config.detectors), "training": None})
-
-
-def _reading(architecture: str, settings: TrainingConfig) -> dict[str, Any]:
-    """How a trained detector reads images, where that differs from the architecture's own way."""
-    reading = settings_of_weights(architecture, settings.pretrained)
-    return reading if settings.input_size is None else reading | {"input_size": settings.input_size}
-
-
-def _in_folder(training: Training, out: Path) -> Training:
-    folder = out / "training" / training.detector / f"run{training.run:02d}"
-    return Training(training.config, training.architecture, training.strategy, training.run, folder)
+def _detector_config(training: Training, **weights: Any) -> DetectorConfig:
+    """A trained detector, with what differs from the architecture's own way to read images."""
+    reading = settings_of_weights(training.architecture, training.settings.pretrained)
+    if training.settings.input_size is not None:
+        reading |= {"input_size": training.settings.input_size}
+    return DetectorConfig(name=training.detector, architecture=training.architecture, **weights, **reading)

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
-from explain2me.config.schema import Config
+from explain2me.config.schema import DataConfig
 from explain2me.config.training import StrategyConfig, TrainingConfig
 from explain2me.detectors.architectures import classifier_of
 from explain2me.detectors.cards import CARD
 from explain2me.detectors.load import Detector, load_detector
 from explain2me.errors import CheckpointError, ConfigError
 from explain2me.run.files import atomic_path
+from explain2me.train.cams import find_features
 
 BEST, LAST, RESUME, METRICS = "best.safetensors", "last.safetensors", "resume.ckpt", "metrics.csv"
 NEXT_BEST = "best-of-epoch-{}.safetensors"
@@ -43,20 +44,23 @@ class LockedError(ConfigError):
 
 @dataclass(frozen=True)
 class Training:
-    """One run of one detector: an architecture, a strategy, and a seed. Files go to ``folder``.
+    """One run of one detector: an architecture, a strategy, and a seed.
 
-    ``training.json`` (what it was begun with), ``best.safetensors``, ``last.safetensors``, ``metrics.csv`` (a line an
-    epoch), ``resume.ckpt`` until it is finished, and last of all ``card.json``: config, data, versions, metrics and curve.
+    Its folder holds ``training.json`` (what it was begun with), ``best.safetensors``, ``last.safetensors``,
+    ``metrics.csv`` (a line an epoch), ``resume.ckpt`` until it is finished, and last of all ``card.json``: config, data,
+    versions, metrics and curve.
+
+    ``study`` is the name of its study; ``study_seed`` draws the images, and is the seed of run 0.
     """
 
-    config: Config
+    settings: TrainingConfig = field(hash=False)  # may hold a dict
+    data: DataConfig = field(hash=False)
+    study: str
+    study_seed: int
+    study_folder: Path
     architecture: str
     strategy: StrategyConfig
     run: int
-    folder: Path
-
-    def __hash__(self) -> int:
-        return hash((self.detector, self.run, self.folder))  # a config may hold dicts
 
     @property
     def detector(self) -> str:
@@ -69,15 +73,19 @@ class Training:
         return f"{self.detector} run {self.run}"
 
     @property
-    def settings(self) -> TrainingConfig:
-        """The table [training]."""
-        assert self.config.training is not None
-        return self.config.training
-
-    @property
     def seed(self) -> int:
         """Seed of the weights, the order and the augmentation; the same for run i of every detector."""
-        return self.config.seed + self.run
+        return self.study_seed + self.run
+
+    @property
+    def folder(self) -> Path:
+        """Where its files go."""
+        return self.study_folder / "training" / self.detector / f"run{self.run:02d}"
+
+    @property
+    def index(self) -> Path:
+        """Folder of what the trainings of a study know about their images; see :func:`explain2me.train.data.cached_table`."""
+        return self.study_folder / "training" / "index"
 
     @property
     def done(self) -> bool:
@@ -93,11 +101,6 @@ class Training:
     def checkpoint(self) -> Path:
         """The weights that a study evaluates."""
         return self.folder / (BEST if self.settings.checkpoint == "best" else LAST)
-
-    @property
-    def index(self) -> Path:
-        """Folder of what the trainings of a study know about their images; see :func:`explain2me.train.data.cached_table`."""
-        return self.folder.parent.parent / "index"
 
     def epochs_committed(self) -> int:
         """Number of epochs in resume.ckpt; 0 where there is none, or none that can be read."""
@@ -211,18 +214,30 @@ def build_detector(training: Training, num_classes: int) -> Detector:
     return detector
 
 
+def check_architectures(trainings: Sequence[Training], num_classes: int) -> dict[str, tuple[int, int]]:
+    """Build each architecture once, and find its features where a strategy guides it, before hours of training.
+
+    Returns:
+        Height and width of the input of each architecture.
+
+    Raises:
+        Explain2MeError: one is unknown, takes no such input or number of classes, or cannot be guided.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    guided = {training.architecture for training in trainings if training.strategy.guided}
+    for training in trainings:
+        if training.architecture not in sizes:
+            detector = build_detector(training, num_classes)
+            sizes[training.architecture] = detector.input_size
+            if training.architecture in guided:
+                find_features(detector.model, detector.input_size)
+    return sizes
+
+
 def commit_epoch(
     folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
 ) -> None:
-    """Write the files of an epoch; resume.ckpt commits it. An interrupt before that repeats the epoch.
-
-    Args:
-        folder: of the training.
-        progress: with this epoch.
-        model: its weights go into ``last.safetensors``, and into ``best.safetensors`` if the epoch is the best one.
-        optimizer: its state goes into resume.ckpt.
-        record: what the training was begun with.
-    """
+    """Write the files of the last epoch; resume.ckpt commits it. An interrupt before that repeats the epoch."""
     weights = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     if progress.best_epoch == progress.epochs:
         write_bytes(save(weights), folder / NEXT_BEST.format(progress.best_epoch))

@@ -14,11 +14,11 @@ from container_files import (
     rows_of,
     write_tar,
 )
+from small_trainings import all_splits
 
 from explain2me.config.load import load_config
 from explain2me.errors import ConfigError
 from explain2me.images.listing import list_images, list_source
-from explain2me.train.data import read_splits
 from explain2me.train.human_maps import read_human_maps
 
 
@@ -174,7 +174,7 @@ def test_training_reads_images_and_human_maps_in_a_tar(tmp_path, write_config):
         "[[training.strategies]]\nname = 'guided'\nloss = 'cyborg'\n"
     )
     config = load_config(write_config(data=text, extra=training))
-    splits = read_splits(config, config.training)
+    splits = all_splits(config)
     assert splits.classes == ("real", "fake")
     assert len(splits.training.files) == 4
     human_maps = read_human_maps(config.training.strategies[0], splits.training, (16, 16))
@@ -182,4 +182,4 @@ def test_training_reads_images_and_human_maps_in_a_tar(tmp_path, write_config):
     assert human_maps.files == [path / f"{i}.salience.png" for i in range(4)]
     tested = load_config(write_config(data=text, extra=training.replace("'train'", "'test'")))
     with pytest.raises(ConfigError, match="4 images would be trained on and tested"):
-        read_splits(tested, tested.training)
+        all_splits(tested)
