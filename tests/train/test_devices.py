@@ -52,7 +52,7 @@ def test_two_processes_that_are_killed_go_on_with_the_same_bits(tmp_path, manife
     train_detector(whole)
     code = (
         "import json, sys; from pathlib import Path\n"
-        "from explain2me.config.schema import parse_config; from explain2me.train.study import plan_study\n"
+        "from explain2me.config.load import parse_config; from explain2me.train.study import plan_study\n"
         "from explain2me.train.loop import train_detector\n"
         "if __name__ == '__main__':\n"
         "    train_detector(plan_study(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2])).trainings[1])\n"
