@@ -17,7 +17,7 @@ from explain2me.detectors.load import load_detector
 from explain2me.errors import Explain2MeError
 from explain2me.train.cams import class_activation_maps
 from explain2me.train.data import EpochSampler, Examples
-from explain2me.train.loop import learning_rate_factor, make_optimizer, train_detector
+from explain2me.train.loop import learning_rate, make_optimizer, train_detector
 from explain2me.train.losses import guided_loss
 from explain2me.train.study import plan_study
 from explain2me.train.training import RESUME
@@ -306,11 +306,11 @@ def test_bfloat16_trains_float32_weights(tmp_path, manifest, finished_study):
 
 
 def test_schedules():
-    step = OptimizerConfig(warmup_epochs=2, step_epochs=3)
-    assert [learning_rate_factor(step, epoch, 9) for epoch in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 0.1, 0.1])
-    cosine = [learning_rate_factor(OptimizerConfig(schedule="cosine"), epoch, 4) for epoch in range(4)]
+    step = OptimizerConfig(learning_rate=2, warmup_epochs=2, step_epochs=3)
+    assert [learning_rate(step, epoch, 9) for epoch in range(5)] == pytest.approx([2 / 3, 4 / 3, 2, 0.2, 0.2])
+    cosine = [learning_rate(OptimizerConfig(learning_rate=1, schedule="cosine"), epoch, 4) for epoch in range(4)]
     assert cosine == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
-    assert learning_rate_factor(OptimizerConfig(schedule="constant"), 3, 4) == 1
+    assert learning_rate(OptimizerConfig(learning_rate=1, schedule="constant"), 3, 4) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The folder of one training: its lock, its outcome, and which epoch its files are of."""
 
+import dataclasses
 import json
 import math
 import re
@@ -100,7 +101,7 @@ def unvalidated(tmp_path_factory, manifest):
 
 @pytest.mark.parametrize("place", ["before resume.ckpt", "after resume.ckpt"])
 def test_the_best_weights_are_those_that_are_committed(tmp_path, unvalidated, monkeypatch, place):
-    training = one(unvalidated.config, tmp_path)
+    training = dataclasses.replace(unvalidated, study_folder=tmp_path)
     with pytest.raises(Stop):
         train_detector(training, stop_after(4))
     first = (training.folder / "best.safetensors").read_bytes()

@@ -42,29 +42,22 @@ def check(
     CONFIG, too.
     """
     settings, _ = load_settings(config, out, sets)
-    listing = _list_all(settings)  # a mistake in a list is reported before PyTorch is imported
+    from explain2me.images.listing import list_source
+    from explain2me.images.select import list_data
+
+    listing, training = list_data(settings.data), settings.training  # mistakes are reported before PyTorch is imported
+    if training is not None and training.manifest is not None:
+        list_source(Path(training.manifest), split=training.split, extra=("salience",), classes=settings.data.classes)
     from explain2me.workers.device import with_device
 
     settings = with_device(settings)
     console = make_console()
     if verify_hashes:
         _verify_hashes(settings, listing, console)
-    if settings.training is not None:
+    if training is not None:
         _check_training(settings, out, listing, console)
     if settings.detectors:
         _check_run(settings, out, listing, console)
-
-
-def _list_all(config: "Config") -> "Listing":
-    """List the images to test; and those to train on, only to find mistakes."""
-    from explain2me.images.listing import list_source
-    from explain2me.images.select import list_data
-
-    listing = list_data(config.data)
-    training = config.training
-    if training is not None and training.manifest is not None:
-        list_source(Path(training.manifest), split=training.split, extra=("salience",), classes=config.data.classes)
-    return listing
 
 
 def _check_run(config: "Config", out: Path | None, listing: "Listing", console: "Console") -> None:
@@ -127,12 +120,11 @@ def _verify_hashes(config: "Config", listing: "Listing", console: "Console") -> 
             image_root(Path(config.data.manifest)),
             on_done=lambda done: progress.update(task, completed=done),
         ).to_pylist()
-    for row in bad[:MOST_MISMATCHES]:
-        print(printable(f"explain2me: {row['path']}: {row['kind']}: {row['message']}"), file=sys.stderr)
-    if len(bad) > MOST_MISMATCHES:
-        print(f"explain2me: and {len(bad) - MOST_MISMATCHES} more", file=sys.stderr)
     if bad:
-        print(f"explain2me: {len(bad)} of {len(images)} images are not what the manifest names", file=sys.stderr)
+        lines = [f"{row['path']}: {row['kind']}: {row['message']}" for row in bad[:MOST_MISMATCHES]]
+        lines += [f"and {len(bad) - MOST_MISMATCHES} more"] if len(bad) > MOST_MISMATCHES else []
+        for line in [*lines, f"{len(bad)} of {len(images)} images are not what the manifest names"]:
+            print(printable(f"explain2me: {line}"), file=sys.stderr)
         raise typer.Exit(2)
     console.print(f"{len(images)} images have the bytes that the manifest names")
 

@@ -36,7 +36,7 @@ CACHE_BYTES = 2 * 2**30
 
 
 class Rows(NamedTuple):
-    """Images of one split: files, classes, and the files of their human maps where they have one."""
+    """Images of one split; ``sizes`` are height and width, ``human_maps`` None where an image has none."""
 
     files: list[Path]
     labels: Int[Tensor, " N"]
@@ -80,10 +80,7 @@ class Splits(NamedTuple):
 def list_splits(data: DataConfig, settings: TrainingConfig, seed: int) -> ListedSplits:
     """List and check the images to train on and to validate with; opens no image.
 
-    Args:
-        data: the images to test, and the classes.
-        settings: which images to train on and to validate with.
-        seed: of the study; draws the sample and what is held out.
+    ``data`` says which are tested; ``seed``, that of the study, draws the sample and what is held out.
 
     Raises:
         Explain2MeError: a manifest is wrong, labels are absent, there are too few images, or an image would be both trained
@@ -202,15 +199,9 @@ def _misspelt(label: str, table: pa.Table) -> str:
 
 
 def read_splits(listed: ListedSplits, max_pixels: int, index: Path | None = None) -> Splits:
-    """Read every image once, and check that it can be used.
+    """Read every image once; a ManifestError where one cannot be used.
 
-    Args:
-        listed: of :func:`list_splits`.
-        max_pixels: of the largest image that is allowed.
-        index: folder that keeps sizes and hashes of the images for other trainings; see :func:`cached_table`.
-
-    Raises:
-        ManifestError: an image cannot be used.
+    ``index`` is a folder that keeps their sizes and hashes for other trainings; see :func:`cached_table`.
     """
     record: dict[str, Any] = {"manifest": listed.source.name, "classes": list(listed.classes)}
     splits: dict[str, Rows] = {}
@@ -251,13 +242,9 @@ def _index(table: pa.Table, root: Path, max_pixels: int, use: str) -> pa.Table:
 
 
 def cached_table(folder: Path | None, kind: str, key: Any, make: Callable[[], pa.Table]) -> pa.Table:
-    """The table that ``make`` returns, kept in a file for the other trainings and processes of a study.
+    """The table that ``make`` returns, kept in a file of ``folder`` for the other trainings and processes of a study.
 
-    Args:
-        folder: of such files; None calls ``make``.
-        kind: first word of the file name.
-        key: everything that decides the table, as JSON can hold it; another key is another file.
-        make: reads the files that the table is about.
+    ``key`` is everything that decides the table, as JSON can hold it: another key, or another ``kind``, is another file.
     """
     if folder is None:
         return make()
@@ -337,7 +324,7 @@ class Examples(Dataset[Example]):
 
 
 def _remember(tensor: Tensor, position: int, cache: dict[int, Tensor]) -> Tensor:
-    """Keep the tensor if the cache has room."""
+    """Keep the tensor while the cache has room."""
     if (len(cache) + 1) * tensor.nbytes <= CACHE_BYTES:
         cache[position] = tensor
     return tensor
@@ -367,12 +354,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng([self.seed, 0, self.epoch])
-        order = np.arange(self.num_images)
-        if self.shuffle and self.class_of is not None:
+        if not self.shuffle:
+            order = np.arange(self.num_images)
+        elif self.class_of is None:
+            order = rng.permutation(self.num_images)
+        else:
             shares = class_weights(self.class_of).double()[self.class_of].numpy()
             order = rng.choice(self.num_images, self.num_images, p=shares / shares.sum())
-        elif self.shuffle:
-            order = rng.permutation(self.num_images)
         return ((self.epoch, int(i)) for i in order[self.rank :: self.world][: len(self)])
 
 

@@ -20,19 +20,16 @@ from explain2me.config.training import TrainingConfig
 from explain2me.errors import ConfigError, Explain2MeError
 from explain2me.workers.device import real_device
 
-LOGS = tuple(
-    map(logging.getLogger, ("lightning", "lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn"))
-)
+LOGS = [
+    logging.getLogger(name)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
+]
 
 Work = Callable[[Fabric], None]
 
 
 def training_device(settings: TrainingConfig) -> str:
-    """Where to train on this machine.
-
-    Raises:
-        ConfigError: the device, or that many of them, are absent.
-    """
+    """Where to train on this machine; a ConfigError if the device, or that many of them, are absent."""
     device = real_device(settings.device, "training.device")
     if device == "cuda" and settings.devices > torch.cuda.device_count():
         raise ConfigError(
@@ -45,24 +42,26 @@ def run_on_devices(work: Work, settings: TrainingConfig, device: str, loggers: S
     """Call ``work`` with a Fabric: in this process, or with several devices in one process for each.
 
     Args:
-        work: trains; picklable where there are several devices.
+        work: picklable where there are several devices.
         settings: number of devices and precision.
         device: of :func:`training_device`.
-        loggers: of the training.
+        loggers: for ``fabric.loggers``.
 
     Raises:
         Explain2MeError: of ``work``; or a device is out of memory, or a process ended by itself.
         KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
-    kind = device.partition(":")[0]
-    gpus = range(torch.cuda.device_count() if kind == "cuda" else 0)
-    with _quiet(), _sigterm_interrupts(), _cudnn_benchmark(kind == "cuda"), torch.random.fork_rng(gpus):
+    kind, _, index = device.partition(":")
+    devices: int | list[int] = settings.devices
+    if kind == "cuda" and settings.devices == 1:  # a count of 1 would be the first GPU for every worker
+        devices = [int(index) if index else torch.cuda.current_device()]
+    with _surroundings(kind):
         fabric = Fabric(
             accelerator=kind,
-            devices=_devices(settings.devices, device),
+            devices=devices,
             strategy="auto" if settings.devices == 1 else "ddp_spawn",
             precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
-            plugins=[_OwnProcesses()],
+            plugins=[_Processes()],
             loggers=list(loggers),
         )
         try:
@@ -79,12 +78,37 @@ def run_on_devices(work: Work, settings: TrainingConfig, device: str, loggers: S
             raise type(error)(str(error).strip().rpartition("\n")[2].partition(": ")[2]) from None
 
 
-def _devices(count: int, device: str) -> int | list[int]:
-    """A single GPU is given by its number; a count of 1 would be the first one for every worker."""
-    kind, _, index = device.partition(":")
-    if count > 1 or kind != "cuda":
-        return count
-    return [int(index) if index else torch.cuda.current_device()]
+@contextlib.contextmanager
+def _surroundings(kind: str) -> Iterator[None]:
+    """No hints about hardware, loaders and processes; SIGTERM interrupts; cuDNN tries its algorithms. All is undone."""
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(warnings.catch_warnings())
+        for log in LOGS:
+            undo.callback(log.setLevel, log.level)
+        _silence()
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # not where the program handles it
+            undo.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        undo.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+        torch.backends.cudnn.benchmark = kind == "cuda"
+        undo.enter_context(torch.random.fork_rng(range(torch.cuda.device_count() if kind == "cuda" else 0)))
+        yield
+
+
+def _silence() -> None:
+    for log in LOGS:
+        log.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*|torch\.utils\.data.*")
+
+
+class _Processes(LightningEnvironment):
+    """One process for each device of one training, and not, as SLURM_PROCID would say, one for each training."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """Lightning's first call in each process, which is to be quiet."""
+        super().set_global_rank(rank)
+        _silence()
 
 
 def _launch_processes(fabric: Fabric, work: Work) -> None:
@@ -109,66 +133,9 @@ def _launch_processes(fabric: Fabric, work: Work) -> None:
 
 
 def _send_errors(fabric: Fabric, work: Work, errors: "SimpleQueue[Exception]") -> None:
-    """Runs in each process. What is not our own bug goes to the caller as it is, not as the text of a trace."""
+    """Work in one process, and send the caller an error that is no bug as it is, not as the text of a trace."""
     try:
         work(fabric)
     except (Explain2MeError, OSError, torch.OutOfMemoryError) as error:
         errors.put(error)
         raise
-
-
-class _OwnProcesses(LightningEnvironment):
-    """The processes are those of this training, and quiet. A scheduler's variables (SLURM_PROCID) count other trainings."""
-
-    def set_global_rank(self, rank: int) -> None:
-        """The first call in each process."""
-        super().set_global_rank(rank)
-        _silence()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide hints about hardware, loaders and processes; errors still come through."""
-    levels = [log.level for log in LOGS]
-    try:
-        with warnings.catch_warnings():
-            _silence()
-            yield
-    finally:
-        for log, level in zip(LOGS, levels, strict=True):
-            log.setLevel(level)
-
-
-def _silence() -> None:
-    for log in LOGS:
-        log.setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*|torch\.utils\.data.*")
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, unless the program handles it or this is not the main thread."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _cudnn_benchmark(enabled: bool) -> Iterator[None]:
-    """cuDNN tries its algorithms meanwhile; the global switch is restored."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = enabled
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

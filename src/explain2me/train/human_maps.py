@@ -51,16 +51,7 @@ def read_human_maps(
 def read_all_human_maps(
     trainings: Sequence[Training], rows: Rows, sizes: Mapping[str, tuple[int, int]]
 ) -> dict[tuple[StrategyConfig, str], HumanMaps | None]:
-    """The human maps of each strategy and architecture.
-
-    Args:
-        trainings: of one study.
-        rows: images to train on.
-        sizes: height and width of the input of each architecture.
-
-    Raises:
-        ManifestError: as :func:`read_human_maps`.
-    """
+    """The human maps of each strategy and architecture of a study; ``sizes`` are the inputs of its architectures."""
     index = trainings[0].index
     guides = dict.fromkeys((training.strategy, training.architecture) for training in trainings)
     return {guide: read_human_maps(guide[0], rows, sizes[guide[1]], index) for guide in guides}
@@ -75,15 +66,11 @@ def mean_folder(strategy: StrategyConfig) -> Path | None:
 def listed_digest(listed: ListedSplits, strategy: StrategyConfig) -> str:
     """A hash of the list of images, the classes, and name, size and time of a strategy's human maps; opens no file.
 
-    A training reads the same data where it is equal, unless images were changed under their names.
-
-    Raises:
-        ManifestError: the folder of ``mean-of:FOLDER`` is missing or holds no map.
+    A training reads the same data where it is equal, unless images were changed under their names. A ManifestError where
+    the folder of ``mean-of:FOLDER`` is missing or holds no map.
     """
-    columns = {"path", "label", "source", "expected_sha256"}
-    rows = [
-        [part[name].to_pylist() for name in sorted(columns & set(part.column_names))] for part in listed.parts.values()
-    ]
+    columns = ("expected_sha256", "label", "path", "source")
+    rows = [[part[name].to_pylist() for name in columns if name in part.column_names] for part in listed.parts.values()]
     maps: list[Any] = []
     if folder := mean_folder(strategy):
         maps = [folder.name, *((path.name, *size_and_time(path)) for path in maps_of(folder))]
@@ -95,12 +82,9 @@ def listed_digest(listed: ListedSplits, strategy: StrategyConfig) -> str:
 
 def _mean_map(folder: Path, size: tuple[int, int], index: Path | None) -> HumanMaps:
     files = maps_of(folder)
-
-    def read() -> pa.Table:
-        return pa.table({"value": mean_map(folder, size)[0].ravel()})
-
     key = [size, *([str(path.resolve()), *size_and_time(path)] for path in files)]
-    average = cached_table(index, "mean", key, read)["value"].to_numpy().astype(np.float32).reshape(size)
+    table = cached_table(index, "mean", key, lambda: pa.table({"value": mean_map(folder, size)[0].ravel()}))
+    average = table["value"].to_numpy().astype(np.float32).reshape(size)
     record = {
         "kind": f"the mean of {len(files)} maps, the same for every image: no annotation of the images",
         "folder": folder.name,
@@ -111,41 +95,38 @@ def _mean_map(folder: Path, size: tuple[int, int], index: Path | None) -> HumanM
 
 
 def _map_of_each_image(strategy: StrategyConfig, rows: Rows, index: Path | None) -> HumanMaps:
-    positions = [i for i, file in enumerate(rows.human_maps) if file is not None]
-    if not positions:
+    files = {i: file for i, file in enumerate(rows.human_maps) if file is not None}
+    if not files:
         raise ManifestError(
             f"strategy {strategy.name!r} needs human maps, and no image to train on has one; fill the column 'salience' "
             f"of the manifest, or set salience = 'mean-of:FOLDER'"
         )
-    files = [rows.human_maps[i] for i in positions]
-    key = [[str(file), *size_and_time(file), *rows.sizes[i]] for i, file in zip(positions, files, strict=True) if file]
-    hashes = cached_table(index, "maps", key, lambda: _check_maps(rows, positions))["sha256"].to_pylist()
-    sha256 = dict(zip(positions, hashes, strict=True))
+    key = [[str(file), *size_and_time(file), *rows.sizes[i]] for i, file in files.items()]
+    hashes = cached_table(index, "maps", key, lambda: _check_maps(rows, files))["sha256"].to_pylist()
+    sha256 = dict(zip(files, hashes, strict=True))
     record: dict[str, Any] = {
         "kind": "a map for each image",
-        "maps": len(positions),
+        "maps": len(files),
         "images": len(rows.files),
         "sha256": digest([sha256.get(i, "") for i in range(len(rows.files))]),
     }
     return HumanMaps(rows.human_maps, None, record)
 
 
-def _check_maps(rows: Rows, positions: list[int]) -> pa.Table:
-    """The sha256 of each map of these rows; every map is read once."""
-    hashes: list[str] = []
-    refused, first = 0, ""
-    for i in positions:
-        file = rows.human_maps[i]
-        assert file is not None
+def _check_maps(rows: Rows, files: Mapping[int, Path]) -> pa.Table:
+    """The sha256 of the map of each of these images; every map is read once."""
+    hashes, errors = [], []
+    for i, file in files.items():
         try:
             content = read_map(file)
             parse_map(content, file, image_size=rows.sizes[i], size=CHECK_SIZE)
             hashes.append(hashlib.sha256(content).hexdigest())
         except ManifestError as error:
-            refused += 1
             exists = os.path.exists(file)  # noqa: PTH110 - False for a name that no file can have
             hint = "" if exists else "; paths of the column 'salience' are relative to the folder of the manifest"
-            first = first or f"that of the image {printable_line(str(rows.files[i]))!r}: {error}{hint}"
-    if refused:
-        raise ManifestError(f"{refused} of the {len(positions)} human maps to train on cannot be used, first {first}")
+            errors.append(f"that of the image {printable_line(str(rows.files[i]))!r}: {error}{hint}")
+    if errors:
+        raise ManifestError(
+            f"{len(errors)} of the {len(files)} human maps to train on cannot be used, first {errors[0]}"
+        )
     return pa.table({"sha256": hashes})

@@ -1,6 +1,7 @@
 """Lightning's loggers of the metrics of a training, beside its CSV file; they continue after an interrupt."""
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -39,87 +40,52 @@ def open_loggers(
     Raises:
         ConfigError: a logger is not installed, or does not start.
     """
-    known: dict[str, str] = {}
     if not continues:
         (folder / KNOWN).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    known: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError):
         known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_first_process())
+        # Lightning's loggers write in the process of rank 0 only, and take the rank of a SLURM task for that of a process.
+        stack.callback(setattr, rank_zero_only, "rank", getattr(rank_zero_only, "rank", None))
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
         made = []
         for kind in kinds:
-            made.append(stack.enter_context(_open(kind, folder, project, name, settings, known)))
-            if known:
+            # MLflow: trainings side by side would spoil a new database
+            with FileLock(folder.parents[2] / ".mlflow.lock") if kind == "mlflow" else contextlib.nullcontext():
+                make = functools.partial(_make, kind, folder, project, name, known.get(kind))
+                logger = _start(kind, settings, make)
+            stack.push(functools.partial(_finish, kind, logger))
+            made.append(logger)
+            if kind != "tensorboard":
+                known[kind] = logger.experiment.id if kind == "wandb" else logger.run_id
                 write_json(known, folder / KNOWN)
         yield made
 
 
-@contextlib.contextmanager
-def _first_process() -> Iterator[None]:
-    """Lightning's loggers write in the process of rank 0 only, and take the rank of a SLURM task for that of a process."""
-    before = getattr(rank_zero_only, "rank", None)
-    rank_zero_only.rank = 0  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        rank_zero_only.rank = before  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _open(
-    kind: str, folder: Path, project: str, name: str, settings: Mapping[str, Any], known: dict[str, str]
-) -> Iterator[Logger]:
+def _make(kind: str, folder: Path, project: str, name: str, run: str | None) -> Any:
     loggers = importlib.import_module("lightning.pytorch.loggers")
     if kind == "tensorboard":
-        logger = _start(
-            kind, settings, lambda: loggers.TensorBoardLogger(folder, "tensorboard", "", default_hp_metric=False)
-        )
-        with _finalized(logger):
-            yield logger
-    elif kind == "wandb":
+        return loggers.TensorBoardLogger(folder, "tensorboard", "", default_hp_metric=False)
+    if kind == "wandb":
         project = os.environ.get("WANDB_PROJECT", project)
-
-        def make() -> Any:
-            # console: W&B would wrap our output, and the progress bars with it
-            return loggers.WandbLogger(
-                name, save_dir=folder, project=project, id=known.get("wandb"), settings={"console": "off"}
-            )
-
-        logger = _start(kind, settings, make)
-        known["wandb"] = logger.experiment.id
-        try:
-            yield logger
-        except BaseException:
-            logger.experiment.finish(exit_code=1)
-            raise
-        logger.experiment.finish()  # or the next training of this process would be taken for the same
-    else:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parents[2] / 'mlflow.db'}"
-        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)
-
-        def make() -> Any:
-            return loggers.MLFlowLogger(project, run_name=name, tracking_uri=uri, run_id=known.get("mlflow"))
-
-        with FileLock(folder.parents[2] / ".mlflow.lock"):  # trainings side by side would spoil a new database
-            logger = _start(kind, settings, make)
-        known["mlflow"] = logger.run_id
-        with _finalized(logger):
-            yield logger
+        options = {"console": "off"}  # W&B would wrap our output, and the progress bars with it
+        return loggers.WandbLogger(name, save_dir=folder, project=project, id=run, settings=options)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parents[2] / 'mlflow.db'}"
+    project = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)
+    return loggers.MLFlowLogger(project, run_name=name, tracking_uri=uri, run_id=run)
 
 
-@contextlib.contextmanager
-def _finalized(logger: Logger) -> Iterator[None]:
+def _finish(kind: str, logger: Any, error: type[BaseException] | None, *_: object) -> None:
     """Tell the logger at the end whether the training succeeded; a service that fails now stops no training."""
-    status = "failed"
+    if kind == "wandb":  # or the next training of this process would be taken for the same
+        logger.experiment.finish(exit_code=None if error is None else 1)
+        return
     try:
-        yield
-        status = "success"
-    finally:
-        try:
-            logger.finalize(status)
-        except Exception as error:
-            _warn(logger, "the end of the training", error)
+        logger.finalize("success" if error is None else "failed")
+    except Exception as refusal:
+        _warn(logger, "the end of the training", refusal)
 
 
 def log_epoch(loggers: Sequence[Logger], metrics: Mapping[str, float]) -> None:

@@ -62,10 +62,7 @@ CHECK_STEPS = 10
 
 
 def train_if_possible(training: Training, on_step: OnStep | None = None) -> None:
-    """:func:`train_detector` for one of many trainings: what stops this one alone does not stop the others.
-
-    One that diverges leaves a note in its folder; one that another process is training is left out.
-    """
+    """One of many trainings: if it diverges, it leaves a note in its folder; if another process has it, it is left out."""
     with contextlib.suppress(LockedError):
         try:
             train_detector(training, on_step)
@@ -147,10 +144,10 @@ def train(fabric: Fabric, job: Job) -> None:
         start = time.monotonic() - progress.seconds
 
         while not progress.is_finished(settings):
-            metrics = {
-                "epoch": progress.epochs + 1,
-                "learning_rate": set_learning_rate(optimizer, job, progress.epochs),
-            }
+            rate = learning_rate(settings.optimizer, progress.epochs, settings.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            metrics = {"epoch": progress.epochs + 1, "learning_rate": rate}
             sums = train_epoch(fabric, job, network, optimizer, batches, progress)
             check_weights(training, network.module.model, progress.epochs)
             if held_out is not None:
@@ -173,11 +170,7 @@ def train(fabric: Fabric, job: Job) -> None:
 def train_epoch(
     fabric: Fabric, job: Job, network: nn.Module, optimizer: Optimizer, batches: DataLoader[Example], progress: Progress
 ) -> EpochSums:
-    """One pass over the images to train on.
-
-    Raises:
-        DivergedError: the loss is not finite.
-    """
+    """One pass over the images to train on; a DivergedError where the loss is not finite."""
     settings, epoch, sums = job.training.settings, progress.epochs, EpochSums()
     weights = fabric.to_device(job.class_weights)
     cast(EpochSampler, batches.sampler).set_epoch(epoch)
@@ -189,8 +182,7 @@ def train_epoch(
         loss = loss_of(job, batch, logits, features, weights)
         optimizer.zero_grad()
         fabric.backward(loss)
-        if settings.optimizer.gradient_clip is not None:
-            largest = settings.optimizer.gradient_clip
+        if largest := settings.optimizer.gradient_clip:
             fabric.clip_gradients(network, optimizer, max_norm=largest, error_if_nonfinite=False)
         optimizer.step()
         sums.add(loss, logits, batch.label)
@@ -243,10 +235,7 @@ class Network(nn.Module):
         if not self.training:
             with torch.autocast(images.device.type, enabled=False):
                 return self.model(inputs), None
-        if self.reader is None:
-            return self.model(inputs), None
-        logits, features = self.reader(inputs)
-        return logits, features
+        return (self.model(inputs), None) if self.reader is None else self.reader(inputs)
 
 
 def make_network(fabric: Fabric, job: Job) -> tuple[Any, Any]:
@@ -288,27 +277,18 @@ def restore(fabric: Fabric, job: Job, network: Any, optimizer: Any) -> Progress:
     return progress
 
 
-def set_learning_rate(optimizer: Optimizer, job: Job, epoch: int) -> float:
-    """Set the learning rate of an epoch (from 0); it depends on nothing else, so an interrupt changes nothing."""
-    settings = job.training.settings
-    rate = settings.optimizer.learning_rate * learning_rate_factor(settings.optimizer, epoch, settings.epochs)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+def learning_rate(config: OptimizerConfig, epoch: int, num_epochs: int) -> float:
+    """Learning rate of an epoch (from 0); it depends on nothing else, so an interrupt changes nothing.
 
-
-def learning_rate_factor(config: OptimizerConfig, epoch: int, num_epochs: int) -> float:
-    """Factor of the learning rate in an epoch (from 0).
-
-    >>> [learning_rate_factor(OptimizerConfig(step_epochs=2), epoch, 6) for epoch in range(4)]
-    [1.0, 1.0, 0.1, 0.1]
+    >>> [learning_rate(OptimizerConfig(learning_rate=0.5, step_epochs=2), epoch, 6) for epoch in range(4)]
+    [0.5, 0.5, 0.05, 0.05]
     """
-    warmup = min(1.0, (epoch + 1) / (config.warmup_epochs + 1))
+    factor = min(1.0, (epoch + 1) / (config.warmup_epochs + 1))
     if config.schedule == "step":
-        return warmup * config.step_factor ** (epoch // config.step_epochs)
+        factor *= config.step_factor ** (epoch // config.step_epochs)
     if config.schedule == "cosine":
-        return warmup * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
-    return warmup
+        factor = factor * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
+    return config.learning_rate * factor
 
 
 def seed_step(fabric: Fabric, seed: int, epoch: int, step: int) -> None:
@@ -322,8 +302,7 @@ def seed_step(fabric: Fabric, seed: int, epoch: int, step: int) -> None:
 
 def check_loss(training: Training, sums: EpochSums, epoch: int) -> None:
     """Stop a training whose loss is not finite. Waits for the device."""
-    step = sums.first_bad_batch()
-    if step is not None:
+    if (step := int(sums.bad_batch)) >= 0:
         raise _diverged(training, epoch, f"the loss is not finite in epoch {epoch + 1}, step {step + 1}")
 
 

@@ -59,12 +59,11 @@ def guided_loss(
     tensor(0.5000)
     """
     _check(logits, labels, cams, human_maps, alpha, entropy_weight)
-    guided = human_maps is not None and alpha < 1
-    if not guided and entropy_weight == 0:
+    if (human_maps is None or alpha == 1) and entropy_weight == 0:
         return cross_entropy(logits, labels, class_weights=class_weights)
     if cams is None:
         raise ValueError("guidance needs cams (N, h, w), got None; give the class activation maps of this pass")
-    losses = cross_entropy_of_each(logits, labels)
+    losses = F.cross_entropy(_two_logits(logits), labels, reduction="none")
     cams = cams.to(torch.promote_types(cams.dtype, torch.float32))
     if human_maps is not None and alpha < 1:
         differences, says_where = human_difference(cams, human_maps)
@@ -87,11 +86,6 @@ def cross_entropy(
     logits = _two_logits(logits)
     weight = None if class_weights is None else class_weights.to(logits)
     return F.cross_entropy(logits, labels, weight=weight)
-
-
-def cross_entropy_of_each(logits: Float[Tensor, "N num_logits"], labels: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """The cross-entropy of each image in nats."""
-    return F.cross_entropy(_two_logits(logits), labels, reduction="none")
 
 
 def human_difference(
@@ -151,12 +145,7 @@ def _two_logits(logits: Tensor) -> Tensor:
 
 
 def _check(
-    logits: Tensor,
-    labels: Tensor,
-    cams: Tensor | None,
-    human_maps: Tensor | None,
-    alpha: float,
-    entropy_weight: float,
+    logits: Tensor, labels: Tensor, cams: Tensor | None, human_maps: Tensor | None, alpha: float, entropy_weight: float
 ) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(

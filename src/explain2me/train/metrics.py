@@ -25,7 +25,7 @@ class EpochSums:
     correct: Tensor | float = 0.0
     count: int = 0
     batches: int = 0
-    bad_batch: Tensor | None = None
+    bad_batch: Tensor | int = -1
     """Number of the first batch, from 0, whose loss is not finite; -1: there is none."""
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -34,14 +34,9 @@ class EpochSums:
         self.loss = self.loss + loss.to(widest(loss.device)) * len(labels)
         self.correct = self.correct + (predicted_classes(logits) == labels).sum()
         self.count += len(labels)
-        before = torch.tensor(-1, device=loss.device) if self.bad_batch is None else self.bad_batch
-        self.bad_batch = torch.where((before < 0) & ~loss.isfinite(), self.batches, before)
+        bad_batch = torch.as_tensor(self.bad_batch, device=loss.device)
+        self.bad_batch = torch.where((bad_batch < 0) & ~loss.isfinite(), self.batches, bad_batch)
         self.batches += 1
-
-    def first_bad_batch(self) -> int | None:
-        """Number of the first batch, from 0, whose loss is not finite. Waits for the device."""
-        number = -1 if self.bad_batch is None else int(self.bad_batch)
-        return number if number >= 0 else None
 
     def means(self, fabric: Fabric, prefix: str) -> dict[str, float]:
         """Mean loss and accuracy over the images of all devices."""
@@ -60,7 +55,7 @@ def validate(
     """Metrics over the validation images.
 
     Args:
-        fabric: of the training.
+        fabric: with one process or several.
         network: returns logits first; left in evaluation mode.
         batches: the share of this process. With several devices each has at least one batch: the first forward pass
             sends the statistics of batch normalisation from the first device to the others.

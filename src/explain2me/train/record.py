@@ -30,7 +30,7 @@ UNRECORDED = (
 
 def full_record(training: Training, splits: Splits, human_maps: HumanMaps | None, detector: Detector) -> dict[str, Any]:
     """Everything that decides the weights and the best epoch; the start of the card."""
-    record = _as_json(settings_record(training) | _data_record(splits, human_maps))
+    record = settings_record(training) | _data_record(splits, human_maps)
     if training.settings.pretrained:
         record["initial_weights"] = sha256_without_head(detector.model)
     return record
@@ -38,7 +38,6 @@ def full_record(training: Training, splits: Splits, human_maps: HumanMaps | None
 
 def settings_record(training: Training) -> dict[str, Any]:
     """The part of the record that the config alone decides."""
-    settings = json.loads(training.settings.model_dump_json(exclude=set(UNRECORDED)))
     strategy = json.loads(training.strategy.model_dump_json())
     strategy["salience"] = training.strategy.salience.partition(":")[0]
     return {
@@ -48,8 +47,12 @@ def settings_record(training: Training) -> dict[str, Any]:
         "seed": training.seed,
         "positive": training.data.positive,
         "strategy": strategy,
-        "training": settings,
+        "training": _settings_as_json(training.settings),
     }
+
+
+def _settings_as_json(settings: TrainingConfig) -> dict[str, Any]:
+    return json.loads(settings.model_dump_json(exclude=set(UNRECORDED)))
 
 
 def _data_record(splits: Splits, human_maps: HumanMaps | None) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def refuse_other_trainings(trainings: Sequence[Training], splits: Splits | None 
     """
     begun = {training: record for training in trainings if (record := read_record(training.folder)) is not None}
     for training, record in begun.items():
-        _refuse_changed_part(training.folder, record, _as_json(settings_record(training)))
+        _refuse_changed_part(training.folder, record, settings_record(training))
     if splits is None and begun:
         first = trainings[0]
         listed = list_splits(first.data, first.settings, first.study_seed)
@@ -116,7 +119,7 @@ def refuse_other_trainings(trainings: Sequence[Training], splits: Splits | None 
     human_maps = read_all_human_maps(list(begun), splits.training, sizes)
     for training, record in begun.items():
         data = _data_record(splits, human_maps[training.strategy, training.architecture])
-        _refuse_changed_part(training.folder, record, _as_json(data))
+        _refuse_changed_part(training.folder, record, data)
 
 
 def _refuse_changed_part(where: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -125,11 +128,7 @@ def _refuse_changed_part(where: Path, before: dict[str, Any], after: dict[str, A
 
 
 def refuse_changed(where: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Raise where two records differ.
-
-    Raises:
-        ConfigError: the message names ``where`` and the first key that differs.
-    """
+    """Raise a ConfigError with the first key in which two records differ."""
     was, now = flat(before), flat(after)
     changed = sorted(key for key in {*was, *now} - MAY_DIFFER if was.get(key) != now.get(key))
     if changed:
@@ -140,11 +139,7 @@ def refuse_changed(where: Path, before: dict[str, Any], after: dict[str, Any]) -
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a training that was begun; None where none was.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """The record of a training that was begun; None where none was. A CheckpointError where the file is damaged."""
     path = folder / BEGUN
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -159,7 +154,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def with_defaults(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the settings that were added since: they had the values that are the defaults now."""
-    settings = json.loads(TrainingConfig(architectures=("timm:any",)).model_dump_json(exclude=set(UNRECORDED)))
+    settings = _settings_as_json(TrainingConfig(architectures=("timm:any",)))
     strategy = json.loads(StrategyConfig(name="any").model_dump_json())
     return record | _merged({"training": settings, "strategy": strategy}, record)
 
@@ -196,8 +191,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """The value as a JSON file would give it back."""
-    return json.loads(json.dumps(value))

@@ -32,8 +32,6 @@ BEGUN, LOCK, DIVERGED = "training.json", ".lock", "diverged.txt"
 RESUME_FORMAT = 2
 """Version of the contents of resume.ckpt."""
 
-HIGHER_IS_BETTER = {"accuracy": True, "auroc": True, "loss": False}
-
 OnStep = Callable[[int, int, str], None]
 """Called with the number of steps done, the number of all steps, and a short text about the last epoch."""
 
@@ -126,11 +124,7 @@ class Training:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the folder; the system frees it when the process ends.
-
-        Raises:
-            LockedError: another process holds it.
-        """
+        """Hold the lock of the folder, or raise a LockedError; the system frees it when the process ends."""
         try:
             lock = FileLock(self.folder / LOCK).acquire(timeout=0)
         except Timeout:
@@ -141,18 +135,14 @@ class Training:
 
 @dataclass
 class Progress:
-    """What the committed epochs of a training came to.
-
-    Attributes:
-        curve: metrics of each epoch.
-        best_epoch: counted from 1; 0 before the first.
-        history: versions, git state and device, once for each process that made epochs with others than before.
-        seconds: of training.
-    """
+    """What the committed epochs of a training came to."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of each epoch."""
     best_epoch: int = 0
+    """Counted from 1; 0 before the first."""
     history: list[dict[str, Any]] = field(default_factory=list)
+    """Versions, git state and device, once for each process that made epochs with others than before."""
     seconds: float = 0.0
 
     @property
@@ -191,15 +181,11 @@ def _score(metrics: Mapping[str, float], monitor: str) -> float:
         return metrics["epoch"]
     if math.isnan(value):
         return -math.inf
-    return value if HIGHER_IS_BETTER[monitor] else -value
+    return -value if monitor == "loss" else value
 
 
 def build_detector(training: Training, num_classes: int) -> Detector:
-    """The detector before its first step, the same for the same seed.
-
-    Raises:
-        Explain2MeError: the architecture is unknown, or takes no such input or number of classes.
-    """
+    """The detector before its first step; an Explain2MeError if there is none with this input and number of classes."""
     settings = training.settings
     detector = load_detector(
         training.architecture,
@@ -215,13 +201,10 @@ def build_detector(training: Training, num_classes: int) -> Detector:
 
 
 def check_architectures(trainings: Sequence[Training], num_classes: int) -> dict[str, tuple[int, int]]:
-    """Build each architecture once, and find its features where a strategy guides it, before hours of training.
-
-    Returns:
-        Height and width of the input of each architecture.
+    """Height and width of the input of each architecture; each is built once.
 
     Raises:
-        Explain2MeError: one is unknown, takes no such input or number of classes, or cannot be guided.
+        Explain2MeError: one is unknown, takes no such input or number of classes, or cannot be guided where it should be.
     """
     sizes: dict[str, tuple[int, int]] = {}
     guided = {training.architecture for training in trainings if training.strategy.guided}
