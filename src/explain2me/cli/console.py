@@ -1,5 +1,7 @@
 """A console, progress bars, and times in words, for all commands."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ def make_console() -> "Console":
 
 def progress_bars(console: "Console") -> "Progress":
     """Bars with the time left; nothing in a log."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeElapsedColumn
     from rich.text import Text
 
     class TimeLeftColumn(ProgressColumn):
@@ -38,17 +40,24 @@ def progress_bars(console: "Console") -> "Progress":
             seconds = task.fields.get("seconds_left", task.time_remaining)
             return Text("" if seconds is None or task.finished else f"{duration_text(seconds)} left")
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeLeftColumn(),
-    )
-    return Progress(*columns, console=console, transient=False, disable=not console.is_terminal)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeftColumn())
+    return Progress("{task.description}", *columns, console=console, disable=not console.is_terminal)
+
+
+@contextlib.contextmanager
+def progress_bar(console: "Console", description: str) -> Iterator[Callable[[int, int], None]]:
+    """One bar; yields a function to call with the number done and the number in all."""
+    with progress_bars(console) as bars:
+        task = bars.add_task(description, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def print_line(console: "Console", text: str) -> None:
+    """Print a line with names from files: neither markup nor control characters act, and a log does not wrap it."""
+    console.print(printable(text), markup=False, soft_wrap=True)
 
 
 def print_start(console: "Console", task: str, folder: Path) -> None:
     """Print in a log, which has no bars, which task starts and in which folder."""
     if not console.is_terminal:
-        console.print(printable(f"{task}, in {folder}"), markup=False, soft_wrap=True)
+        print_line(console, f"{task}, in {folder}")

@@ -12,6 +12,7 @@ from explain2me.cli.folders import compact, verify
 from explain2me.cli.results import measure, report, show, summarise
 from explain2me.cli.run import explain, run
 from explain2me.cli.train import demo, study, train
+from explain2me.errors import Explain2MeError
 from explain2me.text import printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
-    help="Measure where image classifiers look, over whole datasets, to choose which of them to trust.",
 )
 
 
@@ -50,8 +50,6 @@ for command in (demo, check, run, explain, measure, summarise, report, train, st
 
 def main() -> None:
     """Run a command: wrong input gives one line and exit code 2, our own bugs a traceback and 1."""
-    from explain2me.errors import Explain2MeError
-
     try:
         with _stopped_by_sigterm():
             app(standalone_mode=True)
@@ -59,44 +57,37 @@ def main() -> None:
         if stop.code == 130:
             print("\nexplain2me: stopped; what is committed stays, call the same command to continue", file=sys.stderr)
         raise
-    except Explain2MeError as error:
-        line = " ".join(str(error).split())
-        print(f"explain2me: {printable(line)}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"explain2me: {printable(str(error.strerror or error) + where)}; what is committed stays", file=sys.stderr
-        )
-        sys.exit(2)
     except Exception as error:
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-            print(
-                "explain2me: out of memory; what is committed stays. End what else needs memory, or lower compute.workers (or "
-                "compute.batch_size, in a new folder), and call the same command again",
-                file=sys.stderr,
-            )
-            sys.exit(2)
-        if not type(error).__module__.startswith("pyarrow"):
+        message = _message(error)
+        if message is None:
             raise
-        text = printable(" ".join(str(error).split()))
-        print(
-            f"explain2me: a file of the run is damaged ({text}); `explain2me verify RUN` names it: delete it and call the "
-            f"same command again",
-            file=sys.stderr,
-        )
+        print(f"explain2me: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def _message(error: Exception) -> str | None:
+    """One line about an error that a user can cause; None for our own bugs."""
+    text = printable(" ".join(str(error).split()))
+    if isinstance(error, Explain2MeError):
+        return text
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{printable(str(error.strerror or error) + where)}; what is committed stays"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return (
+            "out of memory; what is committed stays. End what else needs memory, or lower compute.workers (or "
+            "compute.batch_size, in a new folder), and call the same command again"
+        )
+    if type(error).__module__.startswith("pyarrow"):
+        return f"a file of the run is damaged ({text}); `explain2me verify RUN` names it: delete it and call the same command again"
+    return None
 
 
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> "Iterator[None]":
     """Let SIGTERM, which a scheduler sends before it kills, stop a command as Ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     except ValueError:  # not in the main thread
         yield
         return

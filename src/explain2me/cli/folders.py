@@ -4,9 +4,8 @@ from typing import Annotated
 
 import typer
 
-from explain2me.cli.console import make_console, progress_bars
+from explain2me.cli.console import make_console, print_line, progress_bar
 from explain2me.cli.options import RunFolder
-from explain2me.text import printable
 
 
 def verify(
@@ -20,13 +19,10 @@ def verify(
     from explain2me.stages.verify import verify_run
 
     console = make_console()
-    with progress_bars(console) as bars:
-        task = bars.add_task("verify", total=None)
-        problems = verify_run(
-            open_run(run), images=verify_hashes, on_done=lambda n, total: bars.update(task, completed=n, total=total)
-        )
+    with progress_bar(console, "verify") as on_done:
+        problems = verify_run(open_run(run), images=verify_hashes, on_done=on_done)
     for problem in problems:
-        console.print(printable(problem), markup=False, soft_wrap=True)
+        print_line(console, problem)
     if problems:
         console.print(
             "Call `explain2me run` with the same config and folder to make what is missing; delete what is damaged first."
@@ -46,6 +42,6 @@ def compact(run: RunFolder) -> None:
     console = make_console()
     done = compact_run(open_run(run))
     for folder, (before, after) in done.items():
-        console.print(printable(f"{folder}: {before} files -> {after}"), markup=False, soft_wrap=True)
+        print_line(console, f"{folder}: {before} files -> {after}")
     if not done:
         console.print("nothing to do")

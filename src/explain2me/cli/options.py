@@ -38,12 +38,7 @@ def load_settings(config: Path, out: Path | None, sets: list[str] | None) -> "tu
 
 
 def select(config: "Config", *, verify_hashes: bool) -> "Selection":
-    """The images of a run. A mistake in their list is reported here, before PyTorch is imported.
-
-    Args:
-        config: of the run.
-        verify_hashes: whether every image must have a hash.
-    """
+    """The images of a run, which must all have a hash to verify. A mistake in their list is reported before PyTorch is imported."""
     from explain2me.images.select import list_data, require_all_hashes, select_images
 
     listing = list_data(config.data)

@@ -5,13 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from explain2me.cli.console import make_console, progress_bars
+from explain2me.cli.console import make_console, print_line, progress_bar
 from explain2me.cli.options import RunFolder, set_option
-from explain2me.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import Console
 
     from explain2me.config.schema import Config
@@ -26,14 +23,15 @@ def measure(
 
     opened = open_run(run)
     config = _override(opened, "measure", sets or [])
-    _refuse_single_runs(opened, config)
+    from explain2me.stages.check import refuse_single_runs  # imports PyTorch, for which a wrong --set need not wait
+
+    for detector in config.detectors:  # measures of pairs that --set has turned on
+        num_runs = len(opened.models_of(detector.name))
+        count = f"{detector.name!r} has {num_runs}"
+        refuse_single_runs(config.measures, num_runs, count=count, remedy="start a new run with more checkpoints")
     console = make_console()
     measure_scores(opened, config, console)
-    console.print(
-        printable(f"scored; call `explain2me summarise {run}` to bring the tables up to date"),
-        markup=False,
-        soft_wrap=True,
-    )
+    print_line(console, f"scored; call `explain2me summarise {run}` to bring the tables up to date")
 
 
 def summarise(run: RunFolder, sets: Annotated[list[str] | None, set_option("summary.bootstrap=2000")] = None) -> None:
@@ -60,29 +58,33 @@ def show(
     from explain2me.report.terminal import show_run
     from explain2me.run.folder import open_run
 
-    opened = open_run(run)
-    if _stale(opened):
+    shown = open_run(run)
+    summary = shown.folder / "summary" / "measures.parquet"
+    newest = max((path.stat().st_mtime_ns for path in (shown.folder / "scores").glob("*.parquet")), default=0)
+    if summary.exists() and newest > summary.stat().st_mtime_ns:
         print("explain2me: the scores are newer than these tables; call `explain2me summarise` first", file=sys.stderr)
-    show_run(opened, make_console(), brief=brief)
+    show_run(shown, make_console(), brief=brief)
 
 
 def _override(run: "Run", stage: str, sets: list[str]) -> "Config":
     """The config of a run with ``--set`` applied; a change that the stage does not read is refused."""
-    from explain2me.config.compare import MEASURING_FIELDS
+    from explain2me.config.compare import MEASURING_FIELDS, flat
     from explain2me.config.load import override
     from explain2me.errors import ConfigError
 
     config = override(run.config, sets)
     stages = {"measures": "measure", "summary": "summarise", "report": "report"}
     own = {".".join(field): stages[field[0]] for field in MEASURING_FIELDS}
-    for key in _changed(run.config.model_dump(), config.model_dump()):
+    before, after = flat(run.config.model_dump()), flat(config.model_dump())
+    for key in before | after:
         reader = next((own[field] for field in own if f"{key}.".startswith(f"{field}.")), None)
-        if reader == stage:
+        if reader == stage or before.get(key) == after.get(key):
             continue
-        typed = next((item for item in sets if item.strip().startswith(key)), key)
-        todo = "start a new run: `explain2me run CONFIG --out NEW` with it"
-        if reader:
-            todo = f"give it to `explain2me {reader}`, or start a new run with it"
+        names = {item: item.partition("=")[0].strip() for item in sets}
+        typed = next((item for item, name in names.items() if name.startswith(key) or key.startswith(name)), key)
+        todo = f"give it to `explain2me {reader}`, or start a new run with it"
+        if reader is None:
+            todo = "start a new run: `explain2me run CONFIG --out NEW` with it"
         known = ", ".join(field for field, user in own.items() if user == stage)
         raise ConfigError(
             f"--set {typed}: `explain2me {stage}` does not read it and can change only {known} of a run; {todo}"
@@ -90,65 +92,31 @@ def _override(run: "Run", stage: str, sets: list[str]) -> "Config":
     return config
 
 
-def _changed(before: object, after: object, key: str = "") -> "Iterator[str]":
-    """Dotted names of the fields that differ; a list counts as one field."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in before | after:
-            yield from _changed(before.get(name), after.get(name), f"{key}.{name}" if key else name)
-    elif before != after:
-        yield key
-
-
-def _refuse_single_runs(run: "Run", config: "Config") -> None:
-    """Refuse measures of pairs of training runs that ``--set`` has turned on and the detectors are too few runs for."""
-    from explain2me.stages.check import refuse_single_runs
-
-    for detector in run.config.detectors:
-        num_runs = len(run.models_of(detector.name))
-        count = f"{detector.name!r} has {num_runs}"
-        refuse_single_runs(config.measures, num_runs, count=count, remedy="start a new run with more checkpoints")
-
-
 def measure_scores(run: "Run", config: "Config", console: "Console") -> None:
     """Run stage 2 under a progress bar."""
     from explain2me.stages.measure import measure_run
 
-    with progress_bars(console) as progress:
-        task = progress.add_task("measure", total=None)
-        measure_run(run, config, on_done=lambda done, total: progress.update(task, total=total, completed=done))
-        progress.update(task, total=1, completed=1)
+    with progress_bar(console, "measure") as on_done:
+        measure_run(run, config, on_done=on_done)
+        on_done(1, 1)
 
 
 def summarise_scores(run: "Run", config: "Config", console: "Console") -> None:
     """Run stage 3 under a progress bar."""
     from explain2me.stages.summarise import summarise_run
 
-    with progress_bars(console) as progress:
-        task = progress.add_task("summarise", total=None)
-        summarise_run(run, config, on_done=lambda done, total: progress.update(task, total=total, completed=done))
-
-
-def _stale(run: "Run") -> bool:
-    """Whether scores are newer than the summary."""
-    summary = run.folder / "summary" / "measures.parquet"
-    newest = max((path.stat().st_mtime_ns for path in (run.folder / "scores").glob("*.parquet")), default=0)
-    return summary.exists() and newest > summary.stat().st_mtime_ns
+    with progress_bar(console, "summarise") as on_done:
+        summarise_run(run, config, on_done=on_done)
 
 
 def write_page(run: "Run", config: "Config", console: "Console") -> None:
     """Run stage 4 under a progress bar, then print the findings."""
-    from explain2me.report import write_report
-    from explain2me.report.findings import Finding
+    from explain2me.report.findings.kinds import Finding
     from explain2me.report.terminal import show_findings
+    from explain2me.report.write import write_report
 
     findings: list[Finding] = []
-    with progress_bars(console) as progress:
-        task = progress.add_task("report", total=None)
-        page = write_report(
-            run,
-            config,
-            on_done=lambda done, total: progress.update(task, total=total, completed=done),
-            on_findings=findings.extend,
-        )
+    with progress_bar(console, "report") as on_done:
+        page = write_report(run, config, on_done=on_done, on_findings=findings.extend)
     show_findings(findings, console)
-    console.print(printable(f"report: {page}"), markup=False, soft_wrap=True)
+    print_line(console, f"report: {page}")

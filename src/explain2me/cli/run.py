@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from explain2me.cli.check import class_order_text
-from explain2me.cli.console import duration_text, make_console, print_start, progress_bars
+from explain2me.cli.console import duration_text, make_console, print_line, print_start, progress_bars
 from explain2me.cli.options import ConfigFile, Out, Sets, ShardOf, VerifyHashes, load_settings, parse_shard, select
 from explain2me.cli.results import measure_scores, summarise_scores, write_page
 from explain2me.text import printable
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    config: ConfigFile,
-    out: Out = None,
-    shard: ShardOf = None,
-    sets: Sets = None,
-    verify_hashes: VerifyHashes = False,
+    config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None, verify_hashes: VerifyHashes = False
 ) -> None:
     """Explain, measure, summarise and show; a second call does only what is missing.
 
@@ -44,11 +40,7 @@ def run(
 
 
 def explain(
-    config: ConfigFile,
-    out: Out = None,
-    shard: ShardOf = None,
-    sets: Sets = None,
-    verify_hashes: VerifyHashes = False,
+    config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None, verify_hashes: VerifyHashes = False
 ) -> None:
     """Stage 1: make every map that is not there yet."""
     settings, folder = load_settings(config, out, sets)
@@ -59,26 +51,14 @@ def explain(
 
 
 def run_all_stages(
-    config: "Config",
-    folder: Path,
-    share: tuple[int, int],
-    console: "Console",
-    selection: "Selection | None" = None,
+    config: "Config", folder: Path, share: tuple[int, int], console: "Console", selection: "Selection | None" = None
 ) -> None:
-    """Run every stage, print the tables and the times.
-
-    Args:
-        config: of the run.
-        folder: of the run.
-        share: (i, N): the share of the maps to make.
-        console: to print on.
-        selection: of :func:`explain2me.images.select.select_images`, if it was called already.
-    """
+    """Run every stage for a share (i, N) of the maps, print the tables and the times; select the images if nobody did."""
     from explain2me.report.terminal import show_run
 
     ends = [("", time.monotonic())]
     explained = _explain(config, folder, share, console, selection)
-    console.print(printable(class_order_text(explained.classes, config.data.positive)), markup=False, soft_wrap=True)
+    print_line(console, class_order_text(explained.classes, config.data.positive))
     if not _is_whole(explained, console):
         return
     ends.append(("explain", time.monotonic()))
@@ -101,13 +81,10 @@ def _is_whole(run: "Run", console: "Console") -> bool:
 
     missing = num_missing(run)
     if missing:
-        console.print(
-            printable(
-                f"{missing} shards of other machines are missing; the last machine continues, or call the same command "
-                f"without --shard. run: {run.folder}"
-            ),
-            markup=False,
-            soft_wrap=True,
+        print_line(
+            console,
+            f"{missing} shards of other machines are missing; the last machine continues, or call the same command "
+            f"without --shard. run: {run.folder}",
         )
     return not missing
 
@@ -122,14 +99,9 @@ def _explain(
     with progress_bars(console) as bars:
         progress = _ExplainProgress(bars)
         return explain_run(
-            config,
-            folder,
-            selection=selection,
-            share=share,
-            on_indexed=progress.on_indexed,
-            on_start=progress.on_start,
+            config, folder, selection=selection, share=share, on_indexed=progress.on_indexed, on_start=progress.on_start,
             on_done=progress.on_done,
-        )
+        )  # fmt: skip
 
 
 class _ExplainProgress:
@@ -174,16 +146,14 @@ def _start_fork_server(config: "Config") -> None:
 
 def _finish(run: "Run", console: "Console") -> None:
     """Print the folder of the run; exit code 3 if more images are quarantined than allowed."""
+    print_line(console, f"run: {run.folder}")
     refused = run.quarantine()
-    quarantined = len(set(refused["path"].to_pylist()))
-    listed = run.record["num_listed"]
-    console.print(printable(f"run: {run.folder}"), markup=False, soft_wrap=True)
-    if quarantined > run.config.data.allowed_quarantine * listed:
-        allowed = run.config.data.allowed_quarantine
-        print(
+    quarantined, listed = len(set(refused["path"].to_pylist())), run.record["num_listed"]
+    allowed = run.config.data.allowed_quarantine
+    if quarantined > allowed * listed:
+        text = (
             f"explain2me: {quarantined} of {listed} images are quarantined, more than data.allowed_quarantine = {allowed}; "
-            f"first {printable(refused['message'][0].as_py())}; all are in "
-            f"{printable(str(run.folder / 'quarantine'))}",
-            file=sys.stderr,
+            f"first {refused['message'][0].as_py()}; all are in {run.folder / 'quarantine'}"
         )
+        print(printable(text), file=sys.stderr)
         raise typer.Exit(3)
