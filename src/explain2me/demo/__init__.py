@@ -1,10 +1,8 @@
 """The demo: real faces against made ones, two training strategies, three runs of each; no file and no network.
 
-- Real: the 100 face photographs (25x25, grey) in scikit-image's ``lfw_subset``, from Labeled Faces in the Wild.
-- Fake: faces drawn from probabilistic PCA (Tipping and Bishop 1999), with 50 and with 58 components, fitted to the 60
-  *training* photographs only. It has their mean, variances and correlations, so only structure beyond these gives a
-  fake away; 58 components, the most that leave room for noise, are harder to tell from photographs than 50.
-- Strategies: cross-entropy, and CYBORG (Boyd et al. 2023) guided by a *simulated* annotator.
+The real faces are from Labeled Faces in the Wild. The made faces have the mean, variances and correlations of the
+*training* photographs only, so only structure beyond these gives a fake away; 58 components, the most that leave room
+for noise, are harder to tell from photographs than 50. CYBORG (Boyd et al. 2023) is guided by a *simulated* annotator.
 
 The rest is a study as any other: ``demo.toml`` says what is trained and compared, :mod:`explain2me.train.study` does it.
 """
@@ -100,14 +98,15 @@ def prepare(out: Path, *, seed: int = 7, progress: Progress | None = None) -> Pa
     Raises:
         Explain2MeError: ``out`` holds a demo of another seed.
     """
-    config = _write_config(out, seed)
-    manifest = out / "images" / "manifest.csv"
-    if not manifest.exists():
-        make_images(manifest.parent, seed=seed, progress=progress)
+    config = out / "demo.toml"
+    text = CONFIG.format(seed=seed, architecture=ARCHITECTURE, input_size=INPUT_SIZE, runs=NUM_RUNS)
+    if not config.exists():  # before anything else: it says what the folder holds
+        _write(config, text)
+    elif config.read_text(encoding="utf-8") != text:
+        raise Explain2MeError(f"{str(config)!r} belongs to another demo (another seed?); give a new folder with --out")
+    if not (out / "images" / "manifest.csv").exists():
+        make_images(out / "images", seed=seed, progress=progress)
     return config
-
-
-# ------------------------------------------------------------------------------------------------------------ images
 
 
 def make_images(folder: Path, *, seed: int, progress: Progress | None = None) -> Path:
@@ -144,10 +143,7 @@ def make_images(folder: Path, *, seed: int, progress: Progress | None = None) ->
             lines.append(f"{path}.png,{label},{source},{split},{salience}")
         if progress:
             progress("make images", done, len(sources))
-    manifest = folder / "manifest.csv"
-    with atomic_path(manifest) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return manifest
+    return _write(folder / "manifest.csv", "\n".join(lines) + "\n")
 
 
 def face_photographs() -> Float[np.ndarray, "100 25 25"]:
@@ -189,9 +185,6 @@ def draw_faces(model: Ppca, count: int, *, rng: np.random.Generator) -> Float[np
     return model.mean + latent @ model.factors.T + model.sigma * rng.standard_normal((count, dimensions))
 
 
-# ---------------------------------------------------------------------------------------------- simulated annotation
-
-
 def simulated_annotations(count: int, *, seed: int) -> Float[Tensor, "N 25 25"]:
     """Maps that a simulated annotator would draw: a blob on each eye, the nose and the mouth, in [0, 1].
 
@@ -208,17 +201,7 @@ def simulated_annotations(count: int, *, seed: int) -> Float[Tensor, "N 25 25"]:
     return torch.from_numpy(blobs.max(1)).float()
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def _write_config(out: Path, seed: int) -> Path:
-    """Write demo.toml, which says what the folder holds, before anything else."""
-    text = CONFIG.format(seed=seed, architecture=ARCHITECTURE, input_size=INPUT_SIZE, runs=NUM_RUNS)
-    path = out / "demo.toml"
-    if path.exists():
-        if path.read_text(encoding="utf-8") == text:
-            return path
-        raise Explain2MeError(f"{str(path)!r} belongs to another demo (another seed?); give a new folder with --out")
+def _write(path: Path, text: str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
