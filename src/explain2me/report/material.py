@@ -1,6 +1,6 @@
 """What figures, findings and the page are made from, read once: tables, scores by image, the most telling images and their maps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +40,6 @@ class Material:
     """Everything that figures, findings and the page are made from.
 
     Attributes:
-        run: opened.
-        tables: its summary tables.
         scores: one row an image and detector: mean over runs of each score in ``tables.columns``, and the prediction.
         clean: mean clean map (h, w) by (detector, label, source), each map scaled to the sum 1.
         logits: (detector, condition) -> (R, N, K), for the ROC curves: the conditions with an AUROC.
@@ -81,14 +79,14 @@ class Material:
         """image_id, fit to be shown."""
         return printable_line(self.run.image_table["image_id"][image].as_py())
 
-    def pixels(self, image: int, size: tuple[int, int]) -> UInt8[np.ndarray, "3 H W"] | None:
-        """An image at a size; None where its file is not there any more or has changed."""
+    def pixels(self, image: int) -> UInt8[np.ndarray, "3 H W"] | None:
+        """An image as the first model is shown it; None where its file is not there any more or has changed."""
         row = self.run.image_table.slice(image, 1).to_pylist()[0]
-        data = self.run.config.data
+        data, model = self.run.config.data, self.run.models[0]
         file = resolve(image_root(Path(data.manifest)), row["path"])
-        interpolation = self.run.models[0].interpolation
+        limits: Any = {"max_pixels": data.max_pixels, "expected_sha256": row["sha256"]}
         try:
-            return load_array(file, size, interpolation, max_pixels=data.max_pixels, expected_sha256=row["sha256"])
+            return load_array(file, model.input_size, model.interpolation, **limits)
         except ImageError:
             return None
 
@@ -153,59 +151,79 @@ def _telling(material: Material, count: int) -> list[Telling]:
     for column in tables.columns:
         wide = material.scores.pivot(index="image", columns="detector", values=column.key)[tables.detectors]
         mean = wide.mean(axis=1).dropna()
-        for why, images in (("lowest", mean.nsmallest(count)), ("highest", mean.nlargest(count))):
-            telling += [Telling(image, column.key, why, value) for image, value in _items(images)]
-        if wide.shape[1] > 1:
-            spread = (wide.max(axis=1) - wide.min(axis=1)).dropna().nlargest(count)
-            telling += [Telling(image, column.key, "most different", value) for image, value in _items(spread)]
+        chosen: list[tuple[str, Any]] = [("lowest", mean.nsmallest(count)), ("highest", mean.nlargest(count))]
+        if len(tables.detectors) > 1:
+            spread = (wide.max(axis=1) - wide.min(axis=1)).dropna()
+            chosen.append(("most different", spread.nlargest(count)))
+        for why, values in chosen:
+            telling += [Telling(int(image), column.key, why, float(value)) for image, value in values.items()]
     if not telling:  # no measure at all: the first image of each source
         telling = [Telling(s.start, "", "first of its source", float("nan")) for s in tables.stretches][: 3 * count]
     return telling
 
 
-def _items(series: Any) -> list[tuple[int, float]]:
-    return [(int(image), float(value)) for image, value in series.items()]
-
-
 def _read_maps(material: Material) -> None:
     """One pass over all part files: mean maps, logits, and the maps of the images that are shown."""
-    run, stretches = material.run, material.tables.stretches
-    shown = np.unique([telling.image for telling in material.telling])
+    run, labels = material.run, material.run.image_table["label"].to_pylist()
+    conditions = list(material.tables.auroc_conditions()) or [CLEAN]
     for detector in material.tables.detectors:
-        models = run.models_of(detector)
         predictions = predictions_of(run, detector)
-        for name in material.tables.auroc_conditions() or (CLEAN,):
+        for name in conditions:
             if name in predictions.conditions:  # a copy: a view would keep the logits of all conditions
                 material.logits[detector, name] = predictions.logits[:, predictions.conditions.index(name)].copy()
-        material.one_class[detector] = runs_of_one_class(
-            (model.run for model in models), run.image_table["label"].to_pylist(), run.classes, predictions
-        )
-        material.dead_of_runs[detector] = dict.fromkeys((model.run for model in models), 0)
-        material.dead[detector], material.num_clean[detector] = np.zeros(len(run.image_table), int), 0
-        sums: dict[int, np.ndarray] = {}
-        counts = np.zeros(len(stretches))
-        for model_run, path in [(model.run, path) for model in models for path in run.part_paths(model)]:
-            part = read_part(path)
-            _count_dead(material, detector, model_run, part)
-            _add_clean(part, stretches, sums, counts)
-            for i in np.flatnonzero(np.isin(part.images, shown)):
-                material.maps[detector, model_run, int(part.images[i])] = part.take(int(i))
-        for index, stretch in enumerate(stretches):
-            if counts[index]:
-                material.clean[detector, stretch.label, stretch.source] = sums[index] / counts[index]
+        names = [model.run for model in run.models_of(detector)]
+        material.one_class[detector] = runs_of_one_class(names, labels, run.classes, predictions)
+        _read_parts(material, detector)
     _add_predictions(material)
+
+
+def _read_parts(material: Material, detector: str) -> None:
+    """Mean clean maps, dead maps and the maps that are shown of one detector."""
+    shown = np.unique([telling.image for telling in material.telling])
+    stretches, models = material.tables.stretches, material.run.models_of(detector)
+    sums: list[Any] = [0.0] * len(stretches)
+    counts = np.zeros(len(stretches), int)
+    dead = material.dead[detector] = np.zeros(len(material.run.image_table), int)
+    dead_of_runs = material.dead_of_runs[detector] = dict.fromkeys((model.run for model in models), 0)
+    material.num_clean[detector] = 0
+    for name, path in [(model.run, path) for model in models for path in material.run.part_paths(model)]:
+        part = read_part(path)
+        if not len(part.images):  # all of its images are in the quarantine
+            continue
+        material.map_sizes[detector] = part.maps.shape[2], part.maps.shape[3]
+        clean = part.maps[part.of(CLEAN)]
+        is_dead_map = is_dead(torch.from_numpy(clean)).numpy()
+        dead[part.images] += is_dead_map
+        dead_of_runs[name] += int(is_dead_map.sum())
+        material.num_clean[detector] += len(clean)
+        for i, shares in enumerate(_shares(part.images, clean, stretches)):
+            sums[i] = sums[i] + shares.sum(0)
+            counts[i] += len(shares)
+        for position in np.flatnonzero(np.isin(part.images, shown)):
+            material.maps[detector, name, int(part.images[position])] = part.take(int(position))
+    for stretch, total, count in zip(stretches, sums, counts, strict=True):
+        if count:
+            material.clean[detector, stretch.label, stretch.source] = total / count
+
+
+def _shares(
+    images: np.ndarray, maps: Float[np.ndarray, "N h w"], stretches: Sequence[Stretch]
+) -> Iterator[Float[np.ndarray, "M h w"]]:
+    """The live maps of each stretch, each scaled to the sum 1."""
+    maps = maps.astype(np.float64)
+    total = maps.sum((1, 2), keepdims=True)
+    live = np.isfinite(total[:, 0, 0]) & (total[:, 0, 0] > 1e-12)
+    for stretch in stretches:
+        inside = live & (images >= stretch.start) & (images < stretch.stop)
+        yield maps[inside] / total[inside]
 
 
 def runs_of_one_class(
     runs: Iterable[str], labels: Sequence[str | None], classes: Sequence[str], predictions: Predictions
 ) -> dict[str, str]:
-    """Runs that predict one class for all clean images, where these have several labels, and that class.
+    """Runs of a detector that predict one class for all clean images, where these have several labels, and that class.
 
-    Args:
-        runs: names, in the order of the predictions.
-        labels: of the images.
-        classes: names, in the order of the logits.
-        predictions: of one detector.
+    ``runs`` are in the order of the predictions, ``labels`` in that of the images, ``classes`` in that of the logits.
     """
     if CLEAN not in predictions.conditions:
         return {}
@@ -216,27 +234,6 @@ def runs_of_one_class(
         if len(set(names[known]) - {""}) > 1 and len(set(predicted[known])) == 1:
             of_one_class[run] = classes[predicted[known][0]]
     return of_one_class
-
-
-def _count_dead(material: Material, detector: str, run: str, part: Part) -> None:
-    if len(part.images):
-        material.map_sizes[detector] = part.maps.shape[2], part.maps.shape[3]
-    dead = is_dead(torch.from_numpy(part.maps[part.of(CLEAN)])).numpy()
-    material.dead[detector][part.images] += dead
-    material.num_clean[detector] += len(dead)
-    material.dead_of_runs[detector][run] += int(dead.sum())
-
-
-def _add_clean(part: Part, stretches: Sequence[Stretch], sums: dict[int, np.ndarray], counts: np.ndarray) -> None:
-    clean = part.maps[part.of(CLEAN)].astype(np.float64)
-    total = clean.sum((1, 2), keepdims=True)
-    live = np.isfinite(total[:, 0, 0]) & (total[:, 0, 0] > 1e-12)
-    for index, stretch in enumerate(stretches):
-        inside = live & (part.images >= stretch.start) & (part.images < stretch.stop)
-        if inside.any():
-            added = (clean[inside] / total[inside]).sum(0)
-            sums[index] = sums[index] + added if index in sums else added
-            counts[index] += inside.sum()
 
 
 def _add_predictions(material: Material) -> None:

@@ -192,4 +192,4 @@ def test_explain_gives_the_part_files_of_the_folder(
     assert found == part_files(run_of_the_folder)
     run = open_run(tmp_path / "run")
     material = Material(run, Tables(run), pd.DataFrame())  # the report reads the images through it
-    assert all(material.pixels(image, (96, 96)) is not None for image in range(len(run.image_table)))
+    assert all(material.pixels(image) is not None for image in range(len(run.image_table)))

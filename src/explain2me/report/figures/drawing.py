@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from explain2me.report.material import Material
 from explain2me.text import printable_line
@@ -18,8 +19,6 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours first: colour-blind readers can distinguish them."""
 MARKERS = "osD^vPX*<>"
 LINES: Any = ("-", "--", "-.", ":")
-
-
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -30,8 +29,6 @@ STYLE: Any = {
     "svg.hashsalt": "explain2me",
     "pdf.fonttype": 42,
 }
-
-
 MOST_NAME = 40
 ALPHA = 0.55  # of a map over its image
 
@@ -79,33 +76,26 @@ def colour_of(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def look_of(index: int) -> Any:
+    """Colour and marker of a detector by its position, as arguments of matplotlib."""
+    return {"color": colour_of(index), "marker": MARKERS[index % len(MARKERS)]}
+
+
+def panel_grid(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure of a size in inches, and its axes (rows, columns)."""
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
 def add_legend(figure: Figure, detectors: Sequence[str], *lines: tuple[str, Any]) -> None:
     """One entry a detector below the figure, and one a kind of line."""
-    from matplotlib.lines import Line2D
-
+    styles: list[Any] = ["-"] * len(detectors) if lines else [LINES[i % len(LINES)] for i in range(len(detectors))]
     handles = [
-        Line2D(
-            [],
-            [],
-            color=colour_of(i),
-            marker=MARKERS[i % 10],
-            linestyle=LINES[i % 4] if not lines else "-",
-            label=safe(name),
-        )
-        for i, name in enumerate(detectors)
+        Line2D([], [], **look_of(i), linestyle=style, label=safe(name))
+        for i, (name, style) in enumerate(zip(detectors, styles, strict=True))
     ]
     handles += [Line2D([], [], color="0.3", linestyle=style, label=name) for name, style in lines]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), frameon=False, fontsize=8)
-
-
-def input_pixels(material: Material, image: int) -> UInt8[np.ndarray, "3 H W"] | None:
-    """One image as the first model is shown it; None where it cannot be read."""
-    return material.pixels(image, material.run.models[0].input_size)
-
-
-def size_of(material: Material, pixels: np.ndarray | None) -> tuple[int, int]:
-    """Height and width of an image, or of the first model's input."""
-    return material.run.models[0].input_size if pixels is None else (pixels.shape[1], pixels.shape[2])
 
 
 def enlarged(salience: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> Float[np.ndarray, "H W"]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from explain2me.report.figures.drawing import MARKERS, Drawn, add_legend, colour_of, safe
+from explain2me.report.figures.drawing import Drawn, add_legend, colour_of, look_of, panel_grid, safe
 from explain2me.report.material import Material
 from explain2me.report.summary import Row, RunScore, level_of, over_all, records
 from explain2me.statistics.scores import VARIANTS, FigureRow, Measure
@@ -31,9 +31,9 @@ def level_curve(material: Material, colormap: Colormap, *, measure: Measure, row
     if not len(rows):
         return None
     kinds = list(dict.fromkeys(name.partition("@")[0] for name in rows.condition))
-    figure = Figure(figsize=(4.2 * len(kinds) + 0.6, 3.8))
+    figure, panels = panel_grid(1, len(kinds), width=4.2 * len(kinds) + 0.6, height=3.8)
     texts = []
-    for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    for ax, kind in zip(panels[0], kinds, strict=True):
         of_kind = rows[rows.condition.str.startswith(f"{kind}@") & rows["mean"].notna()]
         for i, detector in enumerate(material.tables.detectors):
             for variant in VARIANTS:
@@ -49,16 +49,11 @@ def level_curve(material: Material, colormap: Colormap, *, measure: Measure, row
 def _curve(ax: Axes, detector: int, variant: str, rows: pd.DataFrame) -> list[str]:
     """Draw the levels of one detector and variant; returns those of the predicted class in words."""
     rows = rows.assign(level=[level_of(name) for name in rows.condition]).sort_values("level")
-    predicted, colour = variant == VARIANTS[0], colour_of(detector)
-    style: Any = {
-        "color": colour,
-        "marker": MARKERS[detector % 10],
-        "markersize": 4,
-        "linewidth": 1.6 if predicted else 0.8,
-    }
-    ax.plot(rows.level, rows["mean"], linestyle="-" if predicted else "--", **style)
-    if not predicted:
+    look, colour = {"markersize": 4, **look_of(detector)}, colour_of(detector)
+    if variant != VARIANTS[0]:
+        ax.plot(rows.level, rows["mean"], linestyle="--", linewidth=0.8, **look)
         return []
+    ax.plot(rows.level, rows["mean"], linestyle="-", linewidth=1.6, **look)
     if len(rows) > 1:
         ax.fill_between(rows.level, rows.ci_low, rows.ci_high, color=colour, alpha=0.15)
     else:  # one level has no band: a bar, and a short line for chance
@@ -93,16 +88,15 @@ def violins(material: Material, colormap: Colormap, *, score: RunScore) -> Drawn
 
 def _violin(ax: Axes, values: np.ndarray, x: float, width: float, detector: int) -> None:
     """A violin; a point where all values are the same, nothing where there are none."""
-    colour = colour_of(detector)
     if len(values) == 0:
         return
     if np.ptp(values) == 0:
-        ax.plot(x, values[0], color=colour, marker=MARKERS[detector % 10])
+        ax.plot(x, values[0], **look_of(detector))
         return
     parts: Any = ax.violinplot(values, [x], widths=width, showmedians=True, showextrema=False)
     for body in parts["bodies"]:
-        body.set(facecolor=colour, alpha=0.5)
-    parts["cmedians"].set_color(colour)
+        body.set(facecolor=colour_of(detector), alpha=0.5)
+    parts["cmedians"].set_color(colour_of(detector))
 
 
 def chance_bars(material: Material, colormap: Colormap) -> Drawn | None:
@@ -140,8 +134,7 @@ def _bar(ax: Axes, row: Row, x: float, step: float, detector: int) -> None:
     if not math.isnan(row["corrected_low"]):
         value = row["corrected"]
         limits = [[max(0, value - row["corrected_low"])], [max(0, row["corrected_high"] - value)]]
-    style: Any = {"color": colour_of(detector), "marker": MARKERS[detector % 10], "markersize": 5, "capsize": 2}
-    ax.errorbar(x, row["corrected"], limits, **style)
+    ax.errorbar(x, row["corrected"], limits, markersize=5, capsize=2, **look_of(detector))
 
 
 def matrices(material: Material, colormap: Colormap, *, measure: Measure, row: FigureRow) -> Drawn | None:
@@ -152,30 +145,26 @@ def matrices(material: Material, colormap: Colormap, *, measure: Measure, row: F
     if not names:
         return None
     columns = min(4, len(names))
-    lines = -(-len(names) // columns)
-    figure = Figure(figsize=(2.6 * columns + 1, 2.6 * lines + 0.4))
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    lines = math.ceil(len(names) / columns)
+    figure, grid = panel_grid(lines, columns, width=2.6 * columns + 1, height=2.6 * lines + 0.4)
+    panels = grid.ravel()
     lowest = min(0.0, float(np.nanmin(rows["mean"].to_numpy(float)))) if rows["mean"].notna().any() else 0.0
-    texts: list[str] = []
     shown: Any = None
+    texts = []
     for ax in panels[len(names) :]:
         ax.set_axis_off()
     for ax, name in zip(panels, names, strict=False):
         matrix, runs = _clustered(rows[rows.detector == name], [model.run for model in material.run.models_of(name)])
         shown = ax.imshow(matrix, cmap=colormap, vmin=lowest, vmax=1)
         ax.set_title(safe(name))
-        _name_runs(ax, runs)
+        named = [safe(run, 8) for run in runs] if len(runs) <= MOST_NAMED_RUNS else []
+        ax.set_xticks(range(len(named)), named, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(named)), named, fontsize=7)
         off = matrix[~np.eye(len(runs), dtype=bool)]
         if np.isfinite(off).any():
             texts.append(f"{printable_line(name)}: pairs of runs from {np.nanmin(off):.2f} to {np.nanmax(off):.2f}")
     figure.colorbar(shown, ax=panels.tolist(), shrink=0.8, label="similarity of maps")
     return Drawn(row.file, row.title, f"{'; '.join(texts)}.", figure)
-
-
-def _name_runs(ax: Axes, runs: list[str]) -> None:
-    names = [safe(run, 8) for run in runs] if len(runs) <= MOST_NAMED_RUNS else []
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    ax.set_yticks(range(len(names)), names, fontsize=7)
 
 
 def _clustered(rows: pd.DataFrame, runs: list[str]) -> tuple[Float[np.ndarray, "R R"], list[str]]:
@@ -196,29 +185,22 @@ def scatter(material: Material, colormap: Colormap) -> Drawn | None:
     if len(scores) < 2:
         return None
     last = len(scores) - 1
-    figure = Figure(figsize=(1.7 * last + 1, 1.7 * last + 0.8))
-    panels = figure.subplots(last, last, squeeze=False)
+    figure, panels = panel_grid(last, last, width=1.7 * last + 1, height=1.7 * last + 0.8)
     rng = np.random.default_rng(0)
-    for y in range(1, last + 1):
-        for x in range(last):
-            ax = panels[y - 1, x]
-            if x >= y:
-                ax.set_axis_off()
-                continue
-            _points(ax, material, scores[x].key, scores[y].key, rng)
-            if y == last:
-                ax.set_xlabel(scores[x].name.replace(", ", ",\n"), fontsize=7)
-            if x == 0:
-                ax.set_ylabel(scores[y].name.replace(", ", ",\n"), fontsize=7)
+    for (y, x), ax in np.ndenumerate(panels):
+        if x > y:
+            ax.set_axis_off()
+            continue
+        ax.tick_params(labelsize=6)
+        for i, detector in enumerate(material.tables.detectors):
+            rows = material.scores[material.scores.detector == detector]
+            rows = rows.iloc[np.sort(rng.permutation(len(rows))[:MOST_POINTS])]
+            values = rows[scores[x].key], rows[scores[y + 1].key]
+            ax.plot(*values, ".", color=colour_of(i), markersize=2, alpha=0.5, rasterized=True)
+    for line, ax, x_score, y_score in zip(panels[:, 0], panels[-1], scores, scores[1:], strict=False):
+        line.set_ylabel(y_score.name.replace(", ", ",\n"), fontsize=7)
+        ax.set_xlabel(x_score.name.replace(", ", ",\n"), fontsize=7)
     add_legend(figure, material.tables.detectors)
     names = ", ".join(score.name for score in scores)
     text = f"Scatter plots of {names}; at most {MOST_POINTS} images of each detector."
     return Drawn("scatter", "Scores against each other, by image", text, figure)
-
-
-def _points(ax: Axes, material: Material, x: str, y: str, rng: np.random.Generator) -> None:
-    for i, detector in enumerate(material.tables.detectors):
-        rows = material.scores[material.scores.detector == detector]
-        rows = rows.iloc[np.sort(rng.permutation(len(rows))[:MOST_POINTS])]
-        ax.plot(rows[x], rows[y], ".", color=colour_of(i), markersize=2, alpha=0.5, rasterized=True)
-    ax.tick_params(labelsize=6)

@@ -16,10 +16,11 @@ from explain2me.text import printable_line
 
 def roc(material: Material, colormap: Colormap) -> Drawn | None:
     """Fig. 9: ROC curves, mean over runs, a panel a condition."""
-    positive = _positive(material)
+    labels = material.run.image_table["label"].to_pylist()
+    positive = np.array([label == material.run.config.data.positive for label in labels])
     present = {condition for _, condition in material.logits}
     conditions = {name: words for name, words in material.tables.auroc_conditions().items() if name in present}
-    if positive is None or not conditions:
+    if positive.all() or not positive.any() or not conditions:
         return None
     figure = Figure(figsize=(3.1 * len(conditions) + 0.4, 3.8))
     panels = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
@@ -53,13 +54,6 @@ def _panel(ax: Axes, material: Material, condition: str, positive: np.ndarray) -
         ax.plot(grid, np.mean(curves, axis=0), color=colour_of(i), linestyle=LINES[i % 4], label=label)
         texts.append(f"{printable_line(detector)}: AUROC {label.replace(chr(10), ', ')}")
     return texts
-
-
-def _positive(material: Material) -> np.ndarray | None:
-    """Which images are of the positive class; None where all or none are."""
-    labels = material.run.image_table["label"].to_pylist()
-    positive = np.array([label == material.run.config.data.positive for label in labels])
-    return None if positive.all() or not positive.any() else positive
 
 
 def _curves(

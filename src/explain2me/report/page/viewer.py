@@ -23,13 +23,12 @@ def viewer_data(material: Material, colormap: Colormap) -> dict[str, Any]:
     """Everything that the script shows: a table of all images, and pictures and maps of the telling ones."""
     run = material.run
     table = run.image_table.slice(0, MOST_ROWS)
-    columns = [{"key": s.key, "name": s.name} for s in material.tables.columns]
     return {
         "detectors": [printable_line(name) for name in material.tables.detectors],
         "classes": [printable_line(name) for name in run.classes],
         "labelled": material.tables.labelled,
         "probable": printable_line(run.classes[material.positive_class]),
-        "columns": columns,
+        "columns": [{"key": score.key, "name": score.name} for score in material.tables.columns],
         "images": {
             "id": [printable_line(v) for v in table["image_id"].to_pylist()],
             "label": [printable_line(v or "-") for v in table["label"].to_pylist()],
@@ -37,15 +36,7 @@ def viewer_data(material: Material, colormap: Colormap) -> dict[str, Any]:
         },
         "values": [_values(material, detector, len(table)) for detector in material.tables.detectors],
         "shown": [_shown(material, image) for image in dict.fromkeys(t.image for t in material.telling)],
-        "telling": [
-            {
-                "image": t.image,
-                "score": t.score,
-                "why": t.why,
-                "value": None if math.isnan(t.value) else round(t.value, 3),
-            }
-            for t in material.telling
-        ],
+        "telling": [{**t._asdict(), "value": _rounded([t.value])[0]} for t in material.telling],
         "conditions": [condition_words(condition.name) for condition in material.conditions()],
         "palette": (colormap(np.linspace(0, 1, 32))[:, :3] * 255).round().astype(int).ravel().tolist(),
     }
@@ -65,7 +56,7 @@ def _values(material: Material, detector: str, num_images: int) -> dict[str, Any
 
 def _shown(material: Material, image: int) -> dict[str, Any]:
     """Picture and maps of one image."""
-    pixels = material.pixels(image, material.run.models[0].input_size)
+    pixels = material.pixels(image)
     row = material.run.image_table.slice(image, 1).to_pylist()[0]
     return {
         "image": image,
@@ -86,15 +77,11 @@ def _maps(material: Material, detector: str, image: int) -> list[dict[str, Any] 
             runs.append(None)
             continue
         maps = part.maps[:, 0] if number == 0 else part.maps[part.of(CLEAN)]
-        cells = [map_cells(one) for one in maps]
-        runs.append(
-            {
-                "run": printable_line(model.run),
-                "size": list(cells[0][1]),
-                "cells": base64.b64encode(b"".join(values for values, _ in cells)).decode(),
-                "predicted": [int(v) for v in part.predicted[: len(cells), 0]],
-            }
-        )
+        cells = [map_cells(salience) for salience in maps]
+        coded = base64.b64encode(b"".join(values for values, _ in cells)).decode()
+        predicted = [int(v) for v in part.predicted[: len(cells), 0]]
+        name, size = printable_line(model.run), list(cells[0][1])
+        runs.append({"run": name, "size": size, "cells": coded, "predicted": predicted})
     return runs
 
 
@@ -105,20 +92,31 @@ def map_cells(salience: np.ndarray) -> tuple[bytes, tuple[int, int]]:
     if max(height, width) > MOST_CELLS:
         size = (min(width, MOST_CELLS), min(height, MOST_CELLS))
         salience = np.asarray(Image.fromarray(salience.astype(np.float32)).resize(size, Image.Resampling.BOX))
+        height, width = salience.shape
     if not np.isfinite(salience).all() or salience.max() <= 0:
-        return bytes(salience.size), (salience.shape[0], salience.shape[1])
+        return bytes(salience.size), (height, width)
     low, high = salience.min(), salience.max()
     scaled = (salience - low) / (high - low) if high > low else np.ones_like(salience)
-    return (1 + (254 * scaled).round()).astype(np.uint8).tobytes(), (salience.shape[0], salience.shape[1])
+    return (1 + (254 * scaled).round()).astype(np.uint8).tobytes(), (height, width)
 
 
-def picture(pixels: np.ndarray, *, side: int = THUMBNAIL) -> str:
+def picture(pixels: np.ndarray) -> str:
     """uint8 (3, H, W) as a small WebP in a data URI."""
     image = Image.fromarray(pixels.transpose(1, 2, 0))
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return webp_uri(image, quality=70)
+
+
+def webp_uri(image: Image.Image, *, quality: int) -> str:
+    """A picture as WebP in a data URI."""
     stream = io.BytesIO()
-    image.save(stream, "WEBP", quality=70, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image.save(stream, "WEBP", quality=quality, method=4)
+    return data_uri("image/webp", stream.getvalue())
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """A file as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _rounded(values: Any) -> list[float | None]:
