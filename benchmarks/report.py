@@ -16,7 +16,7 @@ import pyarrow as pa
 from bench import make_images
 
 from explain2me.config.load import parse_config
-from explain2me.report import write_report
+from explain2me.report.write import write_report
 from explain2me.run.conditions import conditions_for
 from explain2me.run.files import write_json, write_parquet
 from explain2me.run.folder import open_run

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from explain2me.errors import Explain2MeError
-from explain2me.report import write_report
 from explain2me.report.terminal import show_run
+from explain2me.report.write import write_report
 from explain2me.run.folder import Run
 from explain2me.run.plan import plan
 from explain2me.run.record import Model

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from explain2me.config.load import load_config
-from explain2me.report import write_report
 from explain2me.report.material import Material, gather
-from explain2me.report.write import KINDS
+from explain2me.report.write import KINDS, write_report
 from explain2me.run.folder import Run
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from explain2me import open_run
-from explain2me.report import Plots
 from explain2me.report.notebook import as_html
+from explain2me.report.write import Plots
 
 
 def test_figures_for_notebooks(reported):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from explain2me.report.page.render import as_json, render
 from explain2me.report.page.viewer import map_cells, viewer_data
-from explain2me.report.sheets import precision
+from explain2me.report.sheets.data import precision
 
 
 def test_the_page_loads_nothing_and_says_so_in_its_policy(reported):

@@ -10,7 +10,10 @@ import pytest
 from rich.console import Console
 
 from explain2me.report.export import latex, to_csv, to_latex
-from explain2me.report.sheets import Cell, Column, Sheet, aurocs, by_source, details, differences, sheets, stacked
+from explain2me.report.sheets import sheets
+from explain2me.report.sheets.comparisons import aurocs, differences
+from explain2me.report.sheets.measures import by_source, details
+from explain2me.report.sheets.sheet import Cell, Column, Sheet, stacked
 from explain2me.report.summary import AUROC
 from explain2me.report.terminal import show_run, split
 from explain2me.statistics.scores import MEASURES
@@ -153,7 +156,7 @@ def test_a_source_has_its_chance_level_and_share_of_dead_maps_below(reported, ma
 SHEET = Sheet(
     "name", "data", "Title", (Column("who"), Column("sort"), Column("=first", "n = 3", "chance"), Column("second")),
     [(Cell("=a"), Cell("x", "chance"), Cell("+0.1", "0.2\n0.3"), Cell("1")), (Cell("=a"), Cell("y"), Cell("-"), Cell("2"))],
-    "A note.", 2,
+    2, "A note.",
 )  # fmt: skip
 
 

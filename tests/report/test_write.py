@@ -11,8 +11,8 @@ import torch
 from explain2me import open_run
 from explain2me.config.load import override
 from explain2me.errors import Explain2MeError
-from explain2me.report import write_report
 from explain2me.report.material import gather
+from explain2me.report.write import write_report
 from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
 

@@ -27,12 +27,11 @@ def main(folder: Path) -> None:
     from rich.console import Console
 
     from explain2me import open_run
-    from explain2me.report import write_report
     from explain2me.report.figures.radar import radar_values
     from explain2me.report.material import gather
     from explain2me.report.notebook import style
     from explain2me.report.terminal import show_run
-    from explain2me.report.write import KINDS
+    from explain2me.report.write import KINDS, write_report
 
     KINDS["pdf"] = lambda figure, stream: None  # nobody reads them
 

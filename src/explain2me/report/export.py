@@ -2,9 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator
 
-from explain2me.report.sheets import Cell, Sheet
+from explain2me.report.sheets.sheet import Sheet
 from explain2me.text import no_formula
 
 SPECIAL = {
@@ -24,9 +23,10 @@ def to_csv(sheet: Sheet) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(map(no_formula, names))
     for row in sheet.rows:
-        labels = [no_formula(cell.text) for cell in row[: sheet.heads]]
-        numbers = zip(row[sheet.heads :], below[sheet.heads :], strict=True)
-        writer.writerow([*labels, *(text for cell, double in numbers for text in _texts(cell, double))])
+        texts = [no_formula(cell.text) for cell in row[: sheet.heads]]
+        for cell, double in zip(row[sheet.heads :], below[sheet.heads :], strict=True):
+            texts += [cell.text, cell.below.replace("\n", "; ")] if double else [cell.text]
+        writer.writerow(texts)
     return stream.getvalue()
 
 
@@ -53,9 +53,3 @@ def latex(text: str) -> str:
     '50 \\\\% of a\\\\_b $\\\\pm$ 1'
     """
     return "".join(SPECIAL.get(mark, mark) for mark in text)
-
-
-def _texts(cell: Cell, double: bool) -> Iterator[str]:
-    yield cell.text
-    if double:
-        yield cell.below.replace("\n", "; ")

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 UNKNOWN = "-"
 """Stands for a value that is missing or NaN."""
 
 
-def is_known(value: float | None) -> bool:
+def is_known(value: float | None) -> TypeGuard[float]:
     """Whether there is a value: neither None nor NaN."""
     return value is not None and not math.isnan(value)
 
@@ -18,9 +19,7 @@ def number(value: float | None, *, signed: bool = False) -> str:
     >>> number(0.5), number(0.5, signed=True), number(None)
     ('0.500', '+0.500', '-')
     """
-    if value is None or math.isnan(value):
-        return UNKNOWN
-    return f"{value:+.3f}" if signed else f"{value:.3f}"
+    return f"{value:{'+' if signed else ''}.3f}" if is_known(value) else UNKNOWN
 
 
 def count(value: float | None) -> str:
@@ -29,7 +28,7 @@ def count(value: float | None) -> str:
     >>> count(26.0), count(float("nan"))
     ('26', '-')
     """
-    return UNKNOWN if value is None or math.isnan(value) else str(int(value))
+    return str(int(value)) if is_known(value) else UNKNOWN
 
 
 def count_range(counts: Sequence[int]) -> str:
@@ -48,7 +47,7 @@ def share(value: float | None) -> str:
     >>> share(1.0)
     '100.0 %'
     """
-    return UNKNOWN if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+    return f"{100 * value:.1f} %" if is_known(value) else UNKNOWN
 
 
 def interval(low: float | None, high: float | None, *, signed: bool = False) -> str:
@@ -57,9 +56,8 @@ def interval(low: float | None, high: float | None, *, signed: bool = False) -> 
     >>> interval(-0.1, 0.2), interval(-0.1, 0.2, signed=True), interval(None, 0.2)
     ('[-0.100, 0.200]', '[-0.100, +0.200]', '-')
     """
-    if not (is_known(low) and is_known(high)):
-        return UNKNOWN
-    return f"[{number(low, signed=signed)}, {number(high, signed=signed)}]"
+    both = is_known(low) and is_known(high)
+    return f"[{number(low, signed=signed)}, {number(high, signed=signed)}]" if both else UNKNOWN
 
 
 def mean_std(mean: float | None, std: float | None) -> str:
@@ -87,4 +85,4 @@ def p_value(value: float | None) -> str:
     >>> p_value(0.0004), p_value(0.04)
     ('<0.001', '0.040')
     """
-    return "<0.001" if is_known(value) and value < 0.001 else number(value)  # type: ignore[operator]
+    return "<0.001" if is_known(value) and value < 0.001 else number(value)

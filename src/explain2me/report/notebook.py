@@ -52,10 +52,7 @@ def as_html(table: pa.Table) -> str | None:
 
 
 def open_run(folder: str | Path) -> OpenRun:
-    """Open a run folder for reading.
-
-    Args:
-        folder: made by ``explain2me run`` or ``explain2me explain``, or the folder ``run`` of a study.
+    """Open a run folder, or the folder ``run`` of a study, for reading.
 
     Raises:
         RunFolderError: there is no run.json, or it cannot be read.

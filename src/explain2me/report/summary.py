@@ -4,14 +4,13 @@ Imports neither torch nor matplotlib, so that ``explain2me show`` starts at once
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from explain2me.run.folder import Run, Stretch, stretches_of
-from explain2me.statistics.scores import ALL, CLEAN, MEASURES, Measure, Score
-from explain2me.text import printable_line
+from explain2me.statistics.scores import ALL, CLEAN, MEASURES, Measure, Score, scores
 
 SOFTMAX = "softmax"
 """The ranking of the AUROC that stands in tables and text."""
@@ -27,9 +26,7 @@ class RunScore(NamedTuple):
 
     Attributes:
         key: short unique name, as in columns of scores by image.
-        name: in words.
         measure, variant, condition: where its rows are in the tables; condition None is the mean over all conditions.
-        higher_is_better: its direction.
     """
 
     key: str
@@ -58,50 +55,34 @@ class RunScore(NamedTuple):
 AUROC = RunScore("auroc", "AUROC", "auroc", SOFTMAX, CLEAN, True)
 
 
+def _summary(name: str) -> functools.cached_property[pd.DataFrame]:
+    return functools.cached_property(lambda tables: tables.run.summary(name).to_pandas())
+
+
 class Tables:
-    """Summary tables of a run as frames; names are as in the files, not yet made printable."""
+    """Summary tables of a run as frames, see docs/design.md; names are as in the files, not yet made printable."""
+
+    measures = _summary("measures")
+    differences = _summary("differences")
+    performance = _summary("performance")
+    quarantine = _summary("quarantine")
+    precision = _summary("precision")
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    @functools.cached_property
-    def measures(self) -> pd.DataFrame:
-        """Every measure by detector, variant, similarity, condition, label and source."""
-        return self._read("measures")
-
-    @functools.cached_property
-    def differences(self) -> pd.DataFrame:
-        """Every pair of detectors in every score."""
-        return self._read("differences")
-
-    @functools.cached_property
-    def performance(self) -> pd.DataFrame:
-        """AUROC and accuracy."""
-        return self._read("performance")
-
     def matrix(self, measure: Measure) -> pd.DataFrame:
         """Mean agreement of each pair of training runs, in one measure of pairs."""
-        return self._read(f"{measure.name}_matrix")
-
-    @functools.cached_property
-    def quarantine(self) -> pd.DataFrame:
-        """Number of images that could not be used, by stage and kind."""
-        return self._read("quarantine")
-
-    @functools.cached_property
-    def precision(self) -> pd.DataFrame:
-        """Deviation from float32."""
-        return self._read("precision")
+        return self.run.summary(f"{measure.name}_matrix").to_pandas()
 
     @functools.cached_property
     def columns(self) -> list[RunScore]:
         """The scores that this run has, in the order of the tables."""
-        present = {(row["measure"], row["variant"]) for row in records(self.measures[["measure", "variant"]])}
+        present = set(zip(self.measures.measure, self.measures.variant, strict=True))
         return [
             self._run_score(measure, score)
-            for measure in MEASURES.values()
+            for measure, score in scores()
             if (measure.name, measure.variants[0]) in present
-            for score in measure.scores
         ]
 
     @property
@@ -135,20 +116,17 @@ class Tables:
 
     def totals(self, score: RunScore, variant: str | None = None) -> dict[str, Row]:
         """The row over all images of each detector in a score, in its own variant or another one."""
-        rows = self.measures
-        rows = rows[(rows.measure == score.measure) & (rows.variant == (variant or score.variant))]
-        rows = rows[(rows.label == ALL) & (rows.source == ALL) & self.main_similarity(rows)]
-        return {row["detector"]: row for row in records(rows[rows.condition == (score.condition or ALL)])}
+        return {row["detector"]: row for row in self._over_all(self.measures, score, variant)}
 
     def pairs(self, score: RunScore, variant: str | None = None) -> dict[tuple[str, str], Row]:
         """The difference over all images of each pair of detectors in a score; none where there is one detector."""
-        if len(self.detectors) < 2:
-            return {}
-        rows = self.differences
+        rows = self._over_all(self.differences, score, variant) if len(self.detectors) > 1 else []
+        return {(row["detector"], row["other_detector"]): row for row in rows}
+
+    def _over_all(self, rows: pd.DataFrame, score: RunScore, variant: str | None) -> list[Row]:
         rows = rows[(rows.measure == score.measure) & (rows.variant == (variant or score.variant))]
-        rows = rows[(rows.label == ALL) & (rows.source == ALL) & self.main_similarity(rows)]
-        rows = rows[rows.condition == (score.condition or ALL)]
-        return {(row["detector"], row["other_detector"]): row for row in records(rows)}
+        rows = over_all(rows[self.main_similarity(rows)])
+        return records(rows[rows.condition == (score.condition or ALL)])
 
     def aurocs(self, condition: str = CLEAN) -> dict[str, Row]:
         """The row over all images of each detector, mean over runs, under a condition; only those with an AUROC."""
@@ -176,9 +154,6 @@ class Tables:
     def main_similarity(self, rows: pd.DataFrame) -> "pd.Series[bool]":
         """Which rows are of the similarity that text and figures use: SSIM, or else the first that was taken."""
         return rows.similarity.isna() | (rows.similarity == main_similarity(rows.similarity))
-
-    def _read(self, name: str) -> pd.DataFrame:
-        return self.run.summary(name).to_pandas()
 
     def _run_score(self, measure: Measure, score: Score) -> RunScore:
         condition = score.condition
@@ -230,17 +205,12 @@ def main_first(similarity: str | None, main: str) -> tuple[bool, str]:
     return name != main, name
 
 
-def has_mean(measure: Measure) -> bool:
-    """Whether tables show the mean over all conditions of a measure."""
-    return any(score.condition is None for score in measure.scores)
-
-
 def is_of_pairs(measure: str) -> bool:
     """Whether a measure, or ``auroc``, has one value for each pair of training runs."""
     return measure in MEASURES and MEASURES[measure].of_pairs
 
 
-def single_run_detectors(row: Mapping[str, Any]) -> list[str]:
+def single_run_detectors(row: Row) -> list[str]:
     """The detectors of a difference that have one run, or one pair of runs: its interval is over images alone."""
     enough = 3 if is_of_pairs(row["measure"]) else 2
     counts = ((row["detector"], row["num_runs"]), (row["other_detector"], row["num_other_runs"]))
@@ -249,8 +219,7 @@ def single_run_detectors(row: Mapping[str, Any]) -> list[str]:
 
 def score_of(condition: str) -> Score | None:
     """The score that a condition alone defines, as the two conditions of a blur do; None for any other condition."""
-    scores = (score for measure in MEASURES.values() for score in measure.scores)
-    return next((score for score in scores if score.condition == condition != CLEAN), None)
+    return next((score for _, score in scores() if score.condition == condition != CLEAN), None)
 
 
 def condition_words(condition: str) -> str:
@@ -268,10 +237,10 @@ def label_of(measure: str, condition: str, similarity: str | None) -> str:
     if measure not in MEASURES:
         name, higher = AUROC.name, AUROC.higher_is_better
     else:
-        scores = MEASURES[measure].scores
-        score = next((score for score in scores if score.condition == condition), scores[0])
+        of_measure = MEASURES[measure].scores
+        score = next((score for score in of_measure if score.condition == condition), of_measure[0])
         name, higher = score.label.format(condition=condition), score.higher_is_better
         if score.condition not in (condition, "level") and condition != ALL:
             name = f"{measure}, {condition}"
     other = f" [{similarity}]" if isinstance(similarity, str) and similarity != "ssim" else ""
-    return f"{printable_line(name)}{other} {'↑' if higher else '↓'}"
+    return f"{name}{other} {'↑' if higher else '↓'}"

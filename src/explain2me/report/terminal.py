@@ -11,15 +11,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from explain2me.report import sheets as tables_of
 from explain2me.report.formats import share
-from explain2me.report.sheets import Cell, Column, Sheet, stacked
+from explain2me.report.sheets.comparisons import aurocs, differences
+from explain2me.report.sheets.data import precision, quarantine
+from explain2me.report.sheets.measures import by_group, by_source, details
+from explain2me.report.sheets.sheet import Cell, Column, Sheet, stacked
 from explain2me.report.summary import LARGE_DEAD_SHARE, Tables
 from explain2me.statistics.scores import CLEAN, MEASURES
 from explain2me.text import printable
 
 if TYPE_CHECKING:
-    from explain2me.report.findings import Finding
+    from explain2me.report.findings.kinds import Finding
     from explain2me.run.folder import Run
 
 MOST_REFUSED = 5
@@ -31,13 +33,7 @@ LEAST_LABEL = 8
 
 
 def show_run(run: "Run", console: Console, *, brief: bool = False) -> None:
-    """Print every table of a run.
-
-    Args:
-        run: with its summary.
-        console: to print to, of any width.
-        brief: only the measures over all images, AUROC, and the notes.
-    """
+    """Print every table of a run; ``brief`` only the measures over all images, AUROC, and the notes."""
     tables = Tables(run)
     for sheet in _sheets(tables, brief):
         for table in split(sheet, console.width):
@@ -56,7 +52,7 @@ def show_run(run: "Run", console: Console, *, brief: bool = False) -> None:
 
 def show_findings(findings: "Sequence[Finding]", console: Console) -> None:
     """Print what the numbers say, the most decisive first; the report has the rest."""
-    from explain2me.report.findings import TAGS
+    from explain2me.report.findings.kinds import TAGS  # imports PyTorch, which `explain2me show` needs not wait for
 
     console.print(Text("What the numbers say", style="bold"))
     for finding in findings[:MOST_FINDINGS]:
@@ -87,17 +83,16 @@ def _sheets(tables: Tables, brief: bool) -> Iterator[Sheet]:
     measures = list(MEASURES.values())
     overview = stacked(
         "Measures over all images (↓ lower is better, ↑ higher is better)",
-        (tables_of.details(tables, measure, groups=False) for measure in measures),
+        (details(tables, measure, groups=False) for measure in measures),
     )
-    by_source = stacked(
+    by_sources = stacked(
         "By source: mean ± std, below it chance level and share of dead maps",
-        (tables_of.by_source(tables, measure) for measure in measures),
+        (by_source(tables, measure) for measure in measures),
     )
-    by_group = [tables_of.by_group(tables, measure) for measure in measures]
-    full = [] if brief else [by_source, *by_group]
-    last = [] if brief else [tables_of.differences(tables)]
-    data = [tables_of.quarantine(tables), tables_of.precision(tables)]
-    return (sheet for sheet in [overview, *full, tables_of.aurocs(tables), *last, *data] if sheet and sheet.rows)
+    by_groups = [] if brief else [by_sources, *(by_group(tables, measure) for measure in measures)]
+    compared = [] if brief else [differences(tables)]
+    candidates = [overview, *by_groups, aurocs(tables), *compared, quarantine(tables), precision(tables)]
+    return (sheet for sheet in candidates if sheet and sheet.rows)
 
 
 def _label_widths(sheet: Sheet, width: int) -> list[int]:
@@ -114,14 +109,10 @@ def _label_widths(sheet: Sheet, width: int) -> list[int]:
 
 def _natural(sheet: Sheet, column: int) -> int:
     """Width of a column without wrapping; the heading of a number column may wrap between words."""
-    cells = [line for row in sheet.rows for line in _lines(row[column])]
+    cells = [line for row in sheet.rows for line in (row[column].text, *row[column].below.split("\n"))]
     heading = sheet.columns[column]
     words = [heading.name] if column < sheet.heads else re.split(r"\s+", heading.name)
     return max(Text(printable(text)).cell_len for text in (*cells, *words, heading.detail))
-
-
-def _lines(cell: Cell) -> list[str]:
-    return [cell.text, *cell.below.split("\n")]
 
 
 def _table(sheet: Sheet, labels: Sequence[int], numbers: range, title: str) -> Table:

@@ -1,6 +1,5 @@
 """Draw everything and write it into the folder ``report`` of a run."""
 
-import base64
 import contextlib
 import functools
 import io
@@ -22,10 +21,14 @@ from explain2me.report.cards import findings_list, model_card
 from explain2me.report.export import to_csv, to_latex
 from explain2me.report.figures import all_figures, draws
 from explain2me.report.figures.drawing import STYLE, Drawn
-from explain2me.report.findings import Finding, findings
+from explain2me.report.findings import findings
+from explain2me.report.findings.kinds import Finding
 from explain2me.report.material import Material, gather
 from explain2me.report.page.render import render
-from explain2me.report.sheets import Sheet, sheets
+from explain2me.report.page.viewer import data_uri, webp_uri
+from explain2me.report.sheets import sheets
+from explain2me.report.sheets.sheet import Sheet
+from explain2me.report.summary import Tables
 from explain2me.run.events import log_event
 from explain2me.run.files import atomic_path
 from explain2me.run.folder import Run
@@ -33,7 +36,6 @@ from explain2me.run.folder import Run
 MOST_SVG_BYTES = 150_000
 """A picture that is larger as SVG (it holds photographs or many points) stands in the page as WebP."""
 DOTS_PER_INCH = 130
-FINDINGS = "findings.md"
 WRITTEN = ".written"
 """Names of the files of a report beside its page."""
 
@@ -49,7 +51,7 @@ def write_report(
     model-cards/DETECTOR/model-card.md.
 
     Args:
-        run: with its summary.
+        run: with a summary.
         config: of the run, possibly with another table [report].
         on_done: called with the number of figures drawn and to draw.
         on_findings: called at the end with what the numbers say, the most decisive first.
@@ -66,7 +68,7 @@ def write_report(
     colormap = matplotlib.colormaps[config.report.colormap]
     tables, sentences = list(sheets(material.tables)), findings(material)
     figures = _draw_all(material, colormap, folder / "figures", on_done)
-    texts = _texts(material, tables, sentences)
+    texts = _texts(material.tables, tables, sentences)
     for name, text in texts.items():
         _write(folder / name, text)
     names = [drawn.name for of_section in figures.values() for drawn, _ in of_section]
@@ -79,13 +81,14 @@ def write_report(
     return page
 
 
-def _texts(material: Material, tables: Sequence[Sheet], sentences: Sequence[Finding]) -> dict[str, str]:
+def _texts(tables: Tables, shown: Sequence[Sheet], sentences: Sequence[Finding]) -> dict[str, str]:
     """Tables, model cards and findings, by the names of their files."""
-    texts = {f"tables/{sheet.name}.csv": to_csv(sheet) for sheet in tables}
-    texts |= {f"tables/{sheet.name}.tex": to_latex(sheet) for sheet in tables}
-    for name in material.tables.detectors:
-        texts[f"model-cards/{name}/model-card.md"] = model_card(material, name, sentences)
-    return texts | {FINDINGS: findings_list(sentences)}
+    texts = {"findings.md": findings_list(sentences)}
+    for sheet in shown:
+        texts |= {f"tables/{sheet.name}.csv": to_csv(sheet), f"tables/{sheet.name}.tex": to_latex(sheet)}
+    for name in tables.detectors:
+        texts[f"model-cards/{name}/model-card.md"] = model_card(tables, name, sentences)
+    return texts
 
 
 def _draw_all(
@@ -159,32 +162,16 @@ def _save(drawn: Drawn, folder: Path) -> str:
         with atomic_path(folder / f"{drawn.name}.{kind}") as temporary:
             temporary.write_bytes(data[kind])
     if len(data["svg"]) <= MOST_SVG_BYTES:
-        return _uri("image/svg+xml", data["svg"])
-    stream = io.BytesIO()
-    Image.open(io.BytesIO(data["png"])).convert("RGB").save(stream, "WEBP", quality=72, method=4)
-    return _uri("image/webp", stream.getvalue())
+        return data_uri("image/svg+xml", data["svg"])
+    return webp_uri(Image.open(io.BytesIO(data["png"])).convert("RGB"), quality=72)
 
 
-def _pdf(figure: Figure, stream: io.BytesIO) -> None:
-    canvas: Any = FigureCanvasPdf(figure)
-    canvas.print_pdf(stream, metadata={"CreationDate": None})  # no time: the same bytes again
-
-
-def _svg(figure: Figure, stream: io.BytesIO) -> None:
-    canvas: Any = FigureCanvasSVG(figure)
-    canvas.print_svg(stream, metadata={"Date": None})
-
-
-def _png(figure: Figure, stream: io.BytesIO) -> None:
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(stream)
-
-
-KINDS = {"pdf": _pdf, "svg": _svg, "png": _png}
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+KINDS: dict[str, Callable[[Any, io.BytesIO], object]] = {
+    "pdf": lambda figure, stream: FigureCanvasPdf(figure).print_pdf(stream, metadata={"CreationDate": None}),  # type: ignore[no-untyped-call]
+    "svg": lambda figure, stream: FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None}),  # type: ignore[no-untyped-call]
+    "png": lambda figure, stream: FigureCanvasAgg(figure).print_png(stream),  # type: ignore[no-untyped-call]
+}
+"""How a figure is written in each format: without a time, so that the same figure is the same bytes."""
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,10 +11,10 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.colors import Colormap
 
 from explain2me.report.figures.drawing import Drawn
-from explain2me.report.findings import RULES, TAGS, Finding
+from explain2me.report.findings.kinds import RULES, TAGS, Finding
 from explain2me.report.material import Material
 from explain2me.report.page import viewer
-from explain2me.report.sheets import Sheet
+from explain2me.report.sheets.sheet import Sheet
 from explain2me.report.summary import Tables
 from explain2me.statistics.scores import CLEAN, MEASURES
 from explain2me.text import printable_line
@@ -27,20 +27,13 @@ def render(
     findings: Sequence[Finding],
     colormap: Colormap,
 ) -> str:
-    """The whole page.
-
-    Args:
-        material: of the run.
-        figures: section -> figures, each with its picture as a data URI.
-        sheets: every table.
-        findings: what the numbers say.
-        colormap: of the maps in the viewer.
-    """
+    """The whole page; each figure has its picture as a data URI beside it."""
     folder = files("explain2me.report.page")
     style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(folder.joinpath("page.html.j2").read_text(encoding="utf-8"))
     tables = material.tables
+    num_images = len(tables.run.image_table)
     present = {score.measure for score in tables.columns}
     perturbed = [words for condition, words in tables.auroc_conditions().items() if condition != CLEAN]
     return template.render(
@@ -60,8 +53,8 @@ def render(
         labelled=bool(tables.aurocs()),
         perturbed=perturbed,
         provenance=_provenance(tables),
-        num_images=len(tables.run.image_table),
-        shown_images=min(viewer.MOST_ROWS, len(tables.run.image_table)),
+        num_images=num_images,
+        shown_images=min(viewer.MOST_ROWS, num_images),
     )
 
 
@@ -75,6 +68,7 @@ def _provenance(tables: Tables) -> list[tuple[str, str]]:
     record, run = tables.run.record, tables.run
     versions = ", ".join(f"{name} {value}" for name, value in sorted(record.get("versions", {}).items()))
     git = record.get("git") or {}
+    commit = f"{git['commit']}{' with changes' if git.get('changed') else ''}" if git else "-"
     entries = [
         ("Images", f"{len(run.image_table)} used of {record.get('num_listed', '?')} listed"),
         ("Classes, in the order of the logits", ", ".join(map(printable_line, run.classes))),
@@ -82,28 +76,22 @@ def _provenance(tables: Tables) -> list[tuple[str, str]]:
         ("Device and precision", f"{run.config.compute.device}, {run.config.compute.precision}"),
         ("Hardware", ", ".join(str(value) for value in (record.get("hardware") or {}).values())),
         ("Versions", versions),
-        (
-            "Commit of the working folder",
-            f"{git['commit']}{' with changes' if git.get('changed') else ''}" if git else "-",
-        ),
+        ("Commit of the working folder", commit),
         ("Hash of the list of images", str(record.get("listed", "-"))),
         ("Seed", str(run.config.seed)),
     ]
-    entries += [
-        (f"Weights of {printable_line(m.detector)}, run {printable_line(m.run)}", f"{m.architecture}, sha256 {m.weights_sha256[:16]}…, "
-         f"layer {m.layer}, input {m.input_size[0]}x{m.input_size[1]}")
-        for m in run.models
-    ]  # fmt: skip
+    for model in run.models:
+        title = f"Weights of {printable_line(model.detector)}, run {printable_line(model.run)}"
+        weights, size = (
+            f"{model.architecture}, sha256 {model.weights_sha256[:16]}…",
+            "x".join(map(str, model.input_size)),
+        )
+        entries.append((title, f"{weights}, layer {model.layer}, input {size}"))
     return [*entries, ("Config", json.dumps(record["config"], sort_keys=True, ensure_ascii=False))]
 
 
 def _policy(style: str, script: str) -> str:
     """Content-Security-Policy: nothing is loaded, and only this style and this script run."""
-    return (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        f"base-uri 'none'; form-action 'none'"
-    )
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    style_hash, script_hash = (f"'sha256-{digest}'" for digest in hashes)
+    return f"default-src 'none'; img-src data:; style-src {style_hash}; script-src {script_hash}; base-uri 'none'; form-action 'none'"

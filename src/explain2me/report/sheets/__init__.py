@@ -3,30 +3,11 @@
 from collections.abc import Iterator
 
 from explain2me.report.sheets.comparisons import aurocs, differences
-from explain2me.report.sheets.data import precision, quarantine, sources, training, training_in_words
+from explain2me.report.sheets.data import precision, quarantine, sources, training
 from explain2me.report.sheets.measures import by_group, by_source, details, overview
-from explain2me.report.sheets.sheet import Cell, Column, Sheet, stacked
+from explain2me.report.sheets.sheet import Sheet
 from explain2me.report.summary import Tables
 from explain2me.statistics.scores import MEASURES
-
-__all__ = [
-    "Cell",
-    "Column",
-    "Sheet",
-    "aurocs",
-    "by_group",
-    "by_source",
-    "details",
-    "differences",
-    "overview",
-    "precision",
-    "quarantine",
-    "sheets",
-    "sources",
-    "stacked",
-    "training",
-    "training_in_words",
-]
 
 
 def sheets(tables: Tables) -> Iterator[Sheet]:

@@ -1,17 +1,17 @@
 """Sheets that compare detectors: their differences, and AUROC."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from explain2me.report.formats import UNKNOWN, count, count_range, interval, is_known, number, p_value
-from explain2me.report.sheets.sheet import Cell, Column, Sheet
+from explain2me.report.sheets.sheet import Cell, Column, Sheet, cells
 from explain2me.report.summary import (
     AUROC,
     SOFTMAX,
     Row,
     Tables,
-    has_mean,
     label_of,
     main_first,
     main_similarity,
@@ -20,7 +20,6 @@ from explain2me.report.summary import (
     single_run_detectors,
 )
 from explain2me.statistics.scores import ALL, CLEAN, MEASURES
-from explain2me.text import printable_line
 
 DIFFERENCES_NOTE = (
     "Detector minus other detector, each over all images with a value. images: those with a value of both detectors, compared as pairs. "
@@ -38,30 +37,23 @@ AUROC_NOTE = (
 def differences(tables: Tables) -> Sheet:
     """Each pair of detectors in AUROC and every score over all images, in each variant."""
     rows = over_all(tables.differences) if len(tables.detectors) > 1 else pd.DataFrame()
-    lines: list[tuple[Cell, ...]] = []
+    lines = []
     for score, block in _difference_blocks(rows):
         for row in block:
             star = "*" if single_run_detectors(row) else ""
-            cells = (
-                number(row["difference"], signed=True), interval(row["ci_low"], row["ci_high"], signed=True) + star,
-                p_value(row["p"]), count(row["num_images"]), number(row["corrected"], signed=True),
-                interval(row["corrected_low"], row["corrected_high"], signed=True),
+            lines.append(
+                cells(
+                    score, row["detector"], row["other_detector"], row["variant"], number(row["difference"], signed=True),
+                    interval(row["ci_low"], row["ci_high"], signed=True) + star, p_value(row["p"]), count(row["num_images"]),
+                    number(row["corrected"], signed=True), interval(row["corrected_low"], row["corrected_high"], signed=True),
+                )
             )  # fmt: skip
-            heads = (score, printable_line(row["detector"]), printable_line(row["other_detector"]), row["variant"])
-            lines.append(tuple(map(Cell, (*heads, *cells))))
     columns = (
         "score", "detector", "other detector", "variant", "difference", "95 % interval", "p", "images", "above chance",
         "95 % interval of above chance",
     )  # fmt: skip
-    return Sheet(
-        "differences",
-        "decide",
-        "Differences between detectors",
-        tuple(map(Column, columns)),
-        lines,
-        DIFFERENCES_NOTE,
-        4,
-    )
+    title = "Differences between detectors"
+    return Sheet("differences", "decide", title, tuple(map(Column, columns)), lines, 4, DIFFERENCES_NOTE)
 
 
 def _difference_blocks(rows: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
@@ -69,19 +61,18 @@ def _difference_blocks(rows: pd.DataFrame) -> Iterator[tuple[str, list[Row]]]:
     if not len(rows):
         return
     similarity = main_similarity(rows.similarity)
-    orders = {name: measure.variants for name, measure in MEASURES.items()} | {AUROC.measure: (SOFTMAX, "released")}
-    for name, variants in sorted(orders.items(), key=lambda item: item[0] != AUROC.measure):
+    pairs = list(dict.fromkeys(zip(rows.detector, rows.other_detector, strict=True)))
+    orders = {AUROC.measure: (SOFTMAX, "released")} | {name: measure.variants for name, measure in MEASURES.items()}
+    for name, variants in orders.items():
         some = rows[(rows.measure == name) & rows.variant.isin(variants)]
-        if name in MEASURES and has_mean(MEASURES[name]):
+        if name in MEASURES and MEASURES[name].has_mean_over_conditions:
             some = some[some.condition == ALL]
-        labels: dict[tuple[str, str | None], list[Row]] = {}
+        places = {(*pair, variant): i for i, (pair, variant) in enumerate(itertools.product(pairs, variants))}
+        blocks: dict[tuple[str, str | None], list[Row]] = {}
         for row in sorted(records(some), key=lambda row: main_first(row["similarity"], similarity)):
-            labels.setdefault((row["condition"], row["similarity"]), []).append(row)
-        for (condition, of_similarity), block in labels.items():
-            pairs = list(dict.fromkeys((row["detector"], row["other_detector"]) for row in block))
-            block.sort(
-                key=lambda row: (pairs.index((row["detector"], row["other_detector"])), variants.index(row["variant"]))
-            )
+            blocks.setdefault((row["condition"], row["similarity"]), []).append(row)
+        for (condition, of_similarity), block in blocks.items():
+            block.sort(key=lambda row: places[row["detector"], row["other_detector"], row["variant"]])
             yield label_of(name, condition, of_similarity), block
 
 
@@ -99,31 +90,27 @@ def aurocs(tables: Tables) -> Sheet:
             means.setdefault(key, {})[row["condition"]] = row
         elif is_known(row["auroc"]):
             counts.setdefault((*key, row["condition"]), []).append(row["n"])
-    lines: list[tuple[Cell, ...]] = []
+    lines = []
     for contrast, by_condition in means.items():
         clean = by_condition[CLEAN]
-        cells = [
-            _auroc_cell(by_condition[name], clean, counts.get((*contrast, name)))
-            if name in by_condition
-            else Cell(UNKNOWN)
-            for name in conditions
-        ]
-        accuracies = [
-            Cell(number(by_condition[name]["accuracy"]) if name in by_condition else UNKNOWN) for name in conditions
-        ]
-        images = Cell(count_range(counts.get((*contrast, CLEAN), [clean["n"]])))
-        lines.append((*(Cell(printable_line(name)) for name in contrast), *cells, *accuracies, images))
+        shown = {name: by_condition.get(name) for name in conditions}
+        scores = [_auroc_cell(row, clean, counts.get((*contrast, name))) for name, row in shown.items()]
+        accuracies = [number(row["accuracy"] if row else None) for row in shown.values()]
+        images = count_range(counts.get((*contrast, CLEAN), [clean["n"]]))
+        lines.append((*cells(*contrast), *scores, *cells(*accuracies, images)))
     columns = (
         *map(Column, ("detector", "positives", "negatives")),
         *(Column(words, "AUROC", "95 % interval") for words in conditions.values()),
         *(Column(f"accuracy, {words}") for words in conditions.values()),
         Column("images of a run"),
     )
-    return Sheet("auroc", "auroc", "AUROC (softmax) and accuracy", columns, lines, AUROC_NOTE, 3)
+    return Sheet("auroc", "auroc", "AUROC (softmax) and accuracy", columns, lines, 3, AUROC_NOTE)
 
 
-def _auroc_cell(row: Row, clean: Row, counts: Sequence[int] | None) -> Cell:
+def _auroc_cell(row: Row | None, clean: Row, counts: Sequence[int] | None) -> Cell:
     """An AUROC with its interval; where images are left out, how many are used, and the AUROC of the clean ones."""
+    if row is None:
+        return Cell(UNKNOWN)
     below = interval(row["ci_low"], row["ci_high"])
     if row["n"] != clean["n"]:
         below += f"\nn = {count_range(counts or [row['n']])}, before {number(row['auroc_clean'])}"

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from explain2me.report.formats import UNKNOWN
+from explain2me.text import printable_line
 
 
 class Column(NamedTuple):
@@ -25,13 +26,9 @@ class Sheet(NamedTuple):
     """A table as text.
 
     Attributes:
-        name: of its files.
         section: of the page: ``overview``, ``decide``, ``auroc``, ``data`` or the name of a measure.
-        title: above it.
         columns: the first ``heads`` columns are labels, the others numbers.
-        rows: a cell a column.
         note: how to read it.
-        heads: number of label columns.
     """
 
     name: str
@@ -39,8 +36,13 @@ class Sheet(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     rows: list[tuple[Cell, ...]]
-    note: str
     heads: int
+    note: str = ""
+
+
+def cells(*texts: str) -> tuple[Cell, ...]:
+    """Cells of one line each, with control characters made visible."""
+    return tuple(Cell(printable_line(text)) for text in texts)
 
 
 def stacked(title: str, parts: Iterable[Sheet]) -> Sheet | None:
@@ -54,4 +56,4 @@ def stacked(title: str, parts: Iterable[Sheet]) -> Sheet | None:
         positions = {column._replace(below=""): i for i, column in enumerate(part.columns)}
         rows += [tuple(row[positions[c]] if c in positions else Cell(UNKNOWN) for c in columns) for row in part.rows]
     note = max((part.note for part in parts), key=len)  # that of the sheet with the most columns explains all
-    return Sheet("", parts[0].section, title, tuple(columns), rows, note, parts[0].heads)
+    return Sheet("", parts[0].section, title, tuple(columns), rows, parts[0].heads, note)
