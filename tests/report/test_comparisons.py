@@ -1,6 +1,8 @@
 """Sentences about pairs of detectors, chance and decisions, from rows made by hand."""
 
-from explain2me.report.findings import against_chance, against_fixed, compare
+from explain2me.report.findings.chance import against_chance
+from explain2me.report.findings.comparisons import compare
+from explain2me.report.findings.decisions import against_fixed
 from explain2me.report.summary import RunScore
 
 UP = RunScore("x", "x", "noise", "predicted", None, True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from shown import shown
 
 from explain2me import open_run
-from explain2me.report.findings import TAGS, Finding
+from explain2me.report.findings.kinds import TAGS, Finding
 from explain2me.report.terminal import MOST_FINDINGS, show_findings
 from explain2me.run.folder import Run
 from explain2me.text import printable

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from explain2me.report.findings import OF_PAIRS, OF_RUNS
+from explain2me.report.findings.data import OF_PAIRS, OF_RUNS
 from explain2me.run.folder import Stretch
 from explain2me.statistics.bootstrap import image_weights, interval, pair_weights, run_weights, weighted_auroc
 

@@ -1,10 +1,9 @@
 """Scores and AUROCs that are no better than chance, and detectors that predict one class."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from explain2me.report.findings.comparisons import compare
-from explain2me.report.findings.kinds import Finding, Rows, listed
+from explain2me.report.findings.kinds import Finding, Rows
 from explain2me.report.formats import is_known, number, value_interval
 from explain2me.report.material import Material
 from explain2me.report.summary import AUROC, RunScore, Tables
@@ -20,9 +19,8 @@ def aurocs(tables: Tables) -> Iterator[Finding]:
     rows = tables.aurocs()
     if not rows:
         return
-    yield from compare(
-        AUROC, {name: row | {"mean": row["auroc"]} for name, row in rows.items()}, tables.pairs(AUROC), {}
-    )
+    means = {name: row | {"mean": row["auroc"]} for name, row in rows.items()}
+    yield from compare(AUROC, means, tables.pairs(AUROC), {})
     if len(rows) == len(tables.detectors) > 1 and all(row["ci_low"] <= 0.5 <= row["ci_high"] for row in rows.values()):
         yield Finding(
             "none",
@@ -50,12 +48,13 @@ def against_chance(score: RunScore, rows: Rows) -> Iterator[Finding]:
                 if row["chance"] >= STUCK_CHANCE
                 else "Its maps do not agree significantly more than maps of unrelated images."
             )
-            yield Finding(
-                "chance",
+            limits = (row["corrected"], row["corrected_low"], row["corrected_high"])
+            corrected = f" (above chance {value_interval(*limits)})" if all(map(is_known, limits)) else ""
+            text = (
                 f"In {score.name}, {name} is no better than chance: {number(row['mean'])}, where maps of other images of the same "
-                f"class reach {number(row['chance'])}{_corrected(row)}. {reason}",
-                (name,),
+                f"class reach {number(row['chance'])}{corrected}. {reason}"
             )
+            yield Finding("chance", text, (name,))
 
 
 def one_class(material: Material) -> Iterator[Finding]:
@@ -67,13 +66,6 @@ def one_class(material: Material) -> Iterator[Finding]:
             runs.setdefault(predicted, []).append(run)
         for predicted, names in runs.items():
             total = len(material.run.models_of(name))
-            place = f" in {len(names)} of its {total} runs ({listed(names)})" if total > 1 else ""
+            place = f" in {len(names)} of its {total} runs ({', '.join(names)})" if total > 1 else ""
             ranking = " Its AUROC shows only how it ranks the images." if name in aurocs_by_detector else ""
             yield Finding("chance", f"{name} predicts {predicted!r} for every image{place}.{ranking}", (name,))
-
-
-def _corrected(row: Mapping[str, Any]) -> str:
-    """The score above chance with its interval, in brackets; empty where it is not known."""
-    if not all(is_known(row[name]) for name in ("corrected", "corrected_low", "corrected_high")):
-        return ""
-    return f" (above chance {value_interval(row['corrected'], row['corrected_low'], row['corrected_high'])})"

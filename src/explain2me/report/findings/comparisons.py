@@ -1,21 +1,16 @@
 """Pairs of detectors: which are significantly different in a score, and whether that holds above chance and for a fixed class."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from explain2me.report.findings.kinds import Finding, Pair, Pairs, Rows, sign
 from explain2me.report.formats import is_known, number, share, value_interval
-from explain2me.report.summary import AUROC, LARGE_DEAD_SHARE, RunScore, Tables, single_run_detectors
+from explain2me.report.summary import AUROC, LARGE_DEAD_SHARE, Row, RunScore, Tables, single_run_detectors
 
 
 def compare(score: RunScore, rows: Rows, pairs: Pairs, fixed: Pairs) -> Iterator[Finding]:
     """Each pair of detectors in one score: which one is better, or that they are not significantly different.
 
-    Args:
-        score: of which ``rows`` hold the mean of each detector.
-        rows: by detector.
-        pairs: the differences in this score.
-        fixed: those in its variant ``fixed``; empty where it has none.
+    ``rows`` hold the mean of each detector, ``pairs`` their differences, ``fixed`` those in the variant ``fixed`` if there is one.
     """
     alike: list[Pair] = []
     unknown: list[Pair] = []
@@ -66,53 +61,68 @@ def _not_different(score: str, pairs: Sequence[Pair]) -> Finding:
     return Finding("alike", text, _names(pairs), tuple(pairs), score)
 
 
-def _difference(score: RunScore, rows: Rows, row: Mapping[str, Any], fixed: Mapping[str, Any] | None) -> Finding:
+def _difference(score: RunScore, rows: Rows, row: Row, fixed: Row | None) -> Finding:
     """One detector is better, and what limits that."""
     better, worse = _ordered(row, score)
     return Finding(
         "differs",
         f"{better} is better than {worse} in {score.name} ({score.better} is better): {number(rows[better]['mean'])} against "
         f"{number(rows[worse]['mean'])}, a difference of {_signed(row, better)}.{_single_runs(score, row)}"
-        f"{_above_chance(score, row)}{_class_fixed(score, row, fixed, better)}{_both(score, row, fixed, better)}"
-        f"{_dead_shares(better, worse, rows)}",
+        f"{_changes(score, row, fixed, better)}{_dead_shares(better, worse, rows)}",
         (better, worse),
     )
 
 
-def _ordered(row: Mapping[str, Any], score: RunScore, column: str = "difference") -> tuple[str, str]:
+def _ordered(row: Row, score: RunScore, column: str = "difference") -> tuple[str, str]:
     """The better detector of a pair, and the other."""
     names = (row["detector"], row["other_detector"])
     return names if (row[column] > 0) == score.higher_is_better else names[::-1]
 
 
-def _signed(row: Mapping[str, Any], first: str, name: str = "") -> str:
+def _signed(row: Row, first: str, name: str = "") -> str:
     """A difference with its interval, of ``first`` minus the other; ``name`` is that of another difference in the row."""
-    columns = [name, f"{name}_low", f"{name}_high"] if name else ["difference", "ci_low", "ci_high"]
-    value, low, high = (row[column] for column in columns)
+    value, low, high = (row[column] for column in _columns(name))
     if first != row["detector"]:
         value, low, high = -value, -high, -low
     return value_interval(value, low, high, signed=True)
 
 
-def _single_runs(score: RunScore, row: Mapping[str, Any]) -> str:
+def _columns(name: str) -> tuple[str, str, str]:
+    """Columns of a difference and its interval."""
+    return (name, f"{name}_low", f"{name}_high") if name else ("difference", "ci_low", "ci_high")
+
+
+def _single_runs(score: RunScore, row: Row) -> str:
     """A warning where the difference says nothing about other training runs."""
     names = single_run_detectors(row)
-    if not names:
+    number_of_runs = f"{'have' if len(names) > 1 else 'has'} {'one pair of runs' if score.of_pairs else 'one run'}"
+    return f" It does not generalise to other training runs: {' and '.join(names)} {number_of_runs}." if names else ""
+
+
+def _changes(score: RunScore, row: Row, fixed: Row | None, better: str) -> str:
+    """How a difference changes above the chance levels, with the same class explained throughout, or only with both."""
+    held, reason = "true class explained", ""
+    if not score.of_pairs:
+        held, reason = "class held fixed", ": a difference in decisions"
+    with_class = _change(f"With the {held}", row, fixed, better, reason=reason)
+    if not score.higher_is_better:
+        return with_class
+    changes = _change("Above chance", row, row, better, column="corrected") + with_class
+    return changes or _change(f"Above chance and with the {held} together", row, fixed, better, column="corrected")
+
+
+def _change(change: str, row: Row, other: Row | None, better: str, *, column: str = "", reason: str = "") -> str:
+    """How a difference changes in another row or column, with the reason why it disappears; empty where it stays significant."""
+    if other is None:
         return ""
-    runs = "one pair of runs" if score.of_pairs else "one run"
-    verb = "have" if len(names) > 1 else "has"
-    return f" It does not generalise to other training runs: {' and '.join(names)} {verb} {runs}."
-
-
-def _above_chance(score: RunScore, row: Mapping[str, Any]) -> str:
-    """How a difference changes when each score is taken above its chance level; empty where it stays significant."""
-    direction = sign(row["corrected_low"], row["corrected_high"])
-    if not score.higher_is_better or direction in (None, sign(row["ci_low"], row["ci_high"])):
+    direction = sign(*(other[name] for name in _columns(column)[1:]))
+    if direction in (None, sign(row["ci_low"], row["ci_high"])):
         return ""
-    return f" Above chance, {_in_words(direction)} ({_signed(row, _ordered(row, score)[0], 'corrected')})."
+    words = "the difference is reversed" if direction else "not significantly different"
+    return f" {change}, {words} ({_signed(other, better, column)}){'' if direction else reason}."
 
 
-def _only_above_chance(score: RunScore, row: Mapping[str, Any]) -> Iterator[Finding]:
+def _only_above_chance(score: RunScore, row: Row) -> Iterator[Finding]:
     """A difference that is significant only above the chance levels."""
     if score.higher_is_better and sign(row["corrected_low"], row["corrected_high"]):
         better, worse = _ordered(row, score, "corrected")
@@ -122,34 +132,6 @@ def _only_above_chance(score: RunScore, row: Mapping[str, Any]) -> Iterator[Find
             f"({_signed(row, better, 'corrected')}).{_single_runs(score, row)}",
             (better, worse),
         )
-
-
-def _class_fixed(score: RunScore, row: Mapping[str, Any], fixed: Mapping[str, Any] | None, better: str) -> str:
-    """How a difference changes when the same class is explained throughout; empty where it stays significant."""
-    direction = sign(fixed["ci_low"], fixed["ci_high"]) if fixed else None
-    if fixed is None or direction in (None, sign(row["ci_low"], row["ci_high"])):
-        return ""
-    reason = "" if score.of_pairs or direction else ": a difference in decisions"
-    return f" With the {_fixed_class(score)}, {_in_words(direction)} ({_signed(fixed, better)}){reason}."
-
-
-def _both(score: RunScore, row: Mapping[str, Any], fixed: Mapping[str, Any] | None, better: str) -> str:
-    """How a difference that survives each change alone changes with both: the class held fixed, and above chance."""
-    if fixed is None or _above_chance(score, row) or _class_fixed(score, row, fixed, better):
-        return ""
-    direction = sign(fixed["corrected_low"], fixed["corrected_high"])
-    if not score.higher_is_better or direction in (None, sign(row["ci_low"], row["ci_high"])):
-        return ""
-    change = f"Above chance and with the {_fixed_class(score)} together"
-    return f" {change}, {_in_words(direction)} ({_signed(fixed, better, 'corrected')})."
-
-
-def _fixed_class(score: RunScore) -> str:
-    return "true class explained" if score.of_pairs else "class held fixed"
-
-
-def _in_words(direction: int | None) -> str:
-    return "the difference is reversed" if direction else "not significantly different"
 
 
 def _dead_shares(better: str, worse: str, rows: Rows) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from explain2me.report.findings.kinds import Finding, listed
+from explain2me.report.findings.kinds import Finding
 from explain2me.report.formats import is_known, share
 from explain2me.report.material import Material
 from explain2me.report.summary import LARGE_DEAD_SHARE, SOFTMAX, Tables
@@ -26,7 +26,7 @@ def few_runs(tables: Tables) -> Iterator[Finding]:
     counts = {name: len(tables.run.models_of(name)) for name in tables.detectors}
     for count in sorted(set(counts.values())):
         names = [name for name in tables.detectors if counts[name] == count]
-        owners = "each detector" if len(names) == len(counts) else listed(names)
+        owners = "each detector" if len(names) == len(counts) else ", ".join(names)
         if count == 1:
             text = f"1 training run of {owners}: its intervals say nothing about other training runs."
             yield Finding("runs", text, tuple(names))
@@ -35,7 +35,7 @@ def few_runs(tables: Tables) -> Iterator[Finding]:
 
 
 def _too_narrow(count: int) -> str:
-    pairs = listed([measure.name for measure in MEASURES.values() if measure.of_pairs])
+    pairs = ", ".join(measure.name for measure in MEASURES.values() if measure.of_pairs)
     if count in OF_PAIRS:
         beside, exception = f" ({OF_PAIRS[count]} % of those of {pairs})", ""
     else:
@@ -53,15 +53,13 @@ def dead(material: Material) -> Iterator[Finding]:
         if not number:
             continue
         runs = material.dead_of_runs[name]
-        by_run = f", by run: {listed([f'{run} {count}' for run, count in runs.items()])}" if len(runs) > 1 else ""
-        many = number / max(total, 1) >= LARGE_DEAD_SHARE
-        effect = (
-            "Its scores are over the other maps; do not compare them with those of other detectors." if many else ""
-        )
+        by_run = f", by run: {', '.join(f'{run} {count}' for run, count in runs.items())}" if len(runs) > 1 else ""
+        dead_share = number / max(total, 1)
+        effect = " Its scores are over the other maps; do not compare them with those of other detectors."
         yield Finding(
             "dead",
-            f"{number} of {total} clean maps of {name} ({share(number / max(total, 1))}) are dead{by_run}. They show no evidence for the "
-            f"class and are in no mean. {effect}".rstrip(),
+            f"{number} of {total} clean maps of {name} ({share(dead_share)}) are dead{by_run}. They show no evidence for the class and are "
+            f"in no mean.{effect if dead_share >= LARGE_DEAD_SHARE else ''}",
             (name,),
         )
 
@@ -78,15 +76,17 @@ def few_images(tables: Tables) -> Iterator[Finding]:
                     f"nothing about them, and neither do its differences.",
                     (name,),
                 )
+    if len(tables.performance):
+        yield from _few_perturbed_images(tables)
+
+
+def _few_perturbed_images(tables: Tables) -> Iterator[Finding]:
     rows = tables.performance
-    if not len(rows):
-        return
     rows = rows[(rows.run != ALL) & (rows.score == SOFTMAX) & (rows.positives == ALL) & (rows.negatives == ALL)]
-    perturbed = [condition for condition in tables.auroc_conditions() if condition != CLEAN]
+    perturbed = rows.condition.isin(set(tables.auroc_conditions()) - {CLEAN})
     for name in tables.detectors:
-        of_detector = rows[rows.detector == name]
-        clean = of_detector[of_detector.condition == CLEAN].n.max()
-        least = of_detector[of_detector.condition.isin(perturbed)].n.min()  # NaN without perturbed images
+        clean = rows[(rows.detector == name) & (rows.condition == CLEAN)].n.max()
+        least = rows[(rows.detector == name) & perturbed].n.min()  # NaN without perturbed images
         if least < FEW_IMAGES * clean:
             yield Finding(
                 "dead",
@@ -105,7 +105,7 @@ def few_cells(material: Material) -> Iterator[Finding]:
         if height * width < FEW_CELLS:
             yield Finding(
                 "note",
-                f"The maps of {listed(names)} have {height} x {width} cells. They say little about where a model looks, and each similarity "
+                f"The maps of {', '.join(names)} have {height} x {width} cells. They say little about where a model looks, and each similarity "
                 f"is over {height * width} numbers. A larger input or an earlier layer gives finer maps.",
                 tuple(names),
             )
@@ -113,10 +113,8 @@ def few_cells(material: Material) -> Iterator[Finding]:
 
 def absent(tables: Tables) -> Iterator[Finding]:
     """Measures, labels, values, detectors and sources that are missing, and images that could not be used."""
-    present = {score.measure for score in tables.columns}
-    missing = [name for name in MEASURES if name not in present]
-    if missing:
-        yield Finding("absent", f"Not measured in this run: {listed(missing)}.")
+    if missing := [name for name in MEASURES if name not in {score.measure for score in tables.columns}]:
+        yield Finding("absent", f"Not measured in this run: {', '.join(missing)}.")
     yield from _no_auroc(tables)
     for score in tables.columns:
         rows = tables.totals(score)
@@ -139,7 +137,7 @@ def _no_auroc(tables: Tables) -> Iterator[Finding]:
     positive = tables.run.config.data.positive
     labels = set(tables.run.image_table["label"].to_pylist())
     if not tables.labelled:
-        pairs = listed([measure.name for measure in MEASURES.values() if measure.of_pairs])
+        pairs = ", ".join(measure.name for measure in MEASURES.values() if measure.of_pairs)
         yield Finding("absent", f"The images have no labels, so there is no AUROC, and {pairs} has no fixed variant.")
     elif positive not in labels or len(labels) == 1:
         yield Finding("absent", f"There is no AUROC: all images have the same class, or none is {positive!r}.")

@@ -12,8 +12,7 @@ from explain2me.statistics.scores import CLEAN, MEASURES, VARIANTS
 def against_fixed(tables: Sequence[tuple[RunScore, Rows, Rows]]) -> Iterator[Finding]:
     """Detectors whose two variants disagree; one finding for all scores of a detector that decisions change.
 
-    Args:
-        tables: scores, each with the rows of its variant ``predicted``, and of ``fixed``.
+    Each score has the rows of its variant ``predicted`` and those of ``fixed``.
     """
     changed: dict[str, list[str]] = {}
     for score, rows, fixed in tables:
@@ -38,10 +37,9 @@ def wrong_way(tables: Tables) -> Iterator[Finding]:
     """Measures with two scores of opposite direction where the one that should be lower is significantly higher."""
     for measure in MEASURES.values():
         scores = [score for score in tables.columns if score.measure == measure.name]
-        if len(scores) != 2 or scores[0].higher_is_better == scores[1].higher_is_better:
-            continue
-        lower, higher = sorted(scores, key=lambda score: score.higher_is_better)
-        yield from _scores_wrong_way(tables, lower, higher)
+        by_direction = {score.higher_is_better: score for score in scores}
+        if len(scores) == len(by_direction) == 2:
+            yield from _scores_wrong_way(tables, by_direction[False], by_direction[True])
     for measure in MEASURES.values():
         directions = {score.higher_is_better: score.condition for score in measure.scores}
         if measure.auroc and len(measure.scores) == len(directions) == 2:
@@ -50,12 +48,11 @@ def wrong_way(tables: Tables) -> Iterator[Finding]:
 
 def _depends_on_class(score: RunScore, name: str, row: Any, other: Any) -> Finding:
     disagree = f" {share(1 - row['kept_share'])} of the pairs of runs disagree." if is_known(row["kept_share"]) else ""
-    return Finding(
-        "decision",
-        f"In {score.name}, the value of {name} depends on the explained class: {number(row['mean'])} for the predicted "
-        f"class, {number(other['mean'])} for the true class.{disagree}",
-        (name,),
+    text = (
+        f"In {score.name}, the value of {name} depends on the explained class: {number(row['mean'])} for the predicted class, "
+        f"{number(other['mean'])} for the true class.{disagree}"
     )
+    return Finding("decision", text, (name,))
 
 
 def _change(score: RunScore, row: Any, other: Any) -> str:
@@ -64,22 +61,21 @@ def _change(score: RunScore, row: Any, other: Any) -> str:
     reasons = [f"{share(1 - row['kept_share'])} of the decisions changed"] if is_known(row["kept_share"]) else []
     if dead >= LARGE_DEAD_SHARE:
         reasons.append(f"the two values are over different images, because {share(dead)} of the maps of one are dead")
-    return f"{score.name} {number(row['mean'])} against {number(other['mean'])}" + (
-        f" ({'; '.join(reasons)})" if reasons else ""
-    )
+    because = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"{score.name} {number(row['mean'])} against {number(other['mean'])}{because}"
 
 
 def _scores_wrong_way(tables: Tables, lower: RunScore, higher: RunScore) -> Iterator[Finding]:
     """Detectors with both variants in the wrong order; maps that die have changed most, so few may be dead."""
-    totals = {variant: [tables.totals(score, variant) for score in (lower, higher)] for variant in VARIANTS}
+    low_words, high_words = (condition_words(str(score.condition)) for score in (lower, higher))
+    lows, highs = ({variant: tables.totals(score, variant) for variant in VARIANTS} for score in (lower, higher))
     for name in tables.detectors:
-        rows = {variant: [by.get(name) for by in both] for variant, both in totals.items()}
-        if all(_in_wrong_order(*both) for both in rows.values()):
-            first, second = (_value(row, row["mean"]) for row in rows[lower.variant] if row)
+        if all(_in_wrong_order(lows[variant].get(name), highs[variant].get(name)) for variant in VARIANTS):
+            low, high = lows[lower.variant][name], highs[higher.variant][name]
             yield Finding(
                 "wrong-way",
-                f"The {lower.measure} of {name} goes the wrong way: its similarity should be lower with the {_words(lower)} than with the "
-                f"{_words(higher)}, but it is higher ({first} against {second}), also with the class held fixed.",
+                f"The {lower.measure} of {name} goes the wrong way: its similarity should be lower with the {low_words} than with the "
+                f"{high_words}, but it is higher ({_value(low, 'mean')} against {_value(high, 'mean')}), also with the class held fixed.",
                 (name,),
             )
 
@@ -98,17 +94,13 @@ def _aurocs_wrong_way(tables: Tables, lower: str, higher: str) -> Iterator[Findi
             yield Finding(
                 "wrong-way",
                 f"The AUROC of {name} goes the wrong way: it should be lower with the {condition_words(lower)} than with the "
-                f"{condition_words(higher)}, but it is higher ({_value(low, low['auroc'])} against {_value(high, high['auroc'])}).",
+                f"{condition_words(higher)}, but it is higher ({_value(low, 'auroc')} against {_value(high, 'auroc')}).",
                 (name,),
             )
 
 
-def _words(score: RunScore) -> str:
-    return condition_words(str(score.condition))
-
-
-def _value(row: Row, value: float) -> str:
-    return value_interval(value, row["ci_low"], row["ci_high"])
+def _value(row: Row, column: str) -> str:
+    return value_interval(row[column], row["ci_low"], row["ci_high"])
 
 
 def _outside(value: float, row: Any) -> bool:

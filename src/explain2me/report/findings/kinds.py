@@ -1,10 +1,10 @@
 """A finding, its kinds, and the rules that all findings follow."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from explain2me.report.formats import is_known
-from explain2me.report.summary import LARGE_DEAD_SHARE
+from explain2me.report.summary import LARGE_DEAD_SHARE, Row
 from explain2me.statistics.cells import FEW_CELLS
 
 Kind = Literal["none", "differs", "alike", "note", "runs", "chance", "wrong-way", "decision", "dead", "absent"]
@@ -35,9 +35,9 @@ RULES = (
 )
 
 Pair = tuple[str, str]
-Rows = Mapping[str, Mapping[str, Any]]
+Rows = Mapping[str, Row]
 """A row of the summary by detector."""
-Pairs = Mapping[Pair, Mapping[str, Any]]
+Pairs = Mapping[Pair, Row]
 """The row of a difference by its two detectors."""
 
 
@@ -45,11 +45,8 @@ class Finding(NamedTuple):
     """One sentence or two.
 
     Attributes:
-        kind: a key of TAGS.
-        text: for people.
         detectors: that it is about.
-        pairs: that are not significantly different.
-        score: in which they are not.
+        pairs: that are not significantly different in ``score``.
     """
 
     kind: Kind
@@ -67,13 +64,4 @@ def sign(low: float | None, high: float | None) -> int | None:
     """
     if not is_known(low) or not is_known(high):
         return None
-    return int(low > 0) - int(high < 0)  # type: ignore[operator]
-
-
-def listed(words: Sequence[str]) -> str:
-    """With commas.
-
-    >>> listed(["a", "b", "c"])
-    'a, b, c'
-    """
-    return ", ".join(words)
+    return int(low > 0) - int(high < 0)
