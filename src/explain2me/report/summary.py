@@ -44,7 +44,7 @@ class RunScore(NamedTuple):
     @property
     def of_pairs(self) -> bool:
         """Whether a value is of a pair of training runs."""
-        return is_of_pairs(self.measure)
+        return self.measure in MEASURES and MEASURES[self.measure].of_pairs
 
     @property
     def better(self) -> str:
@@ -205,14 +205,10 @@ def main_first(similarity: str | None, main: str) -> tuple[bool, str]:
     return name != main, name
 
 
-def is_of_pairs(measure: str) -> bool:
-    """Whether a measure, or ``auroc``, has one value for each pair of training runs."""
-    return measure in MEASURES and MEASURES[measure].of_pairs
-
-
 def single_run_detectors(row: Row) -> list[str]:
     """The detectors of a difference that have one run, or one pair of runs: its interval is over images alone."""
-    enough = 3 if is_of_pairs(row["measure"]) else 2
+    measure = MEASURES.get(row["measure"])  # None for AUROC
+    enough = 3 if measure and measure.of_pairs else 2
     counts = ((row["detector"], row["num_runs"]), (row["other_detector"], row["num_other_runs"]))
     return [name for name, count in counts if count < enough]
 

@@ -82,11 +82,8 @@ def _provenance(tables: Tables) -> list[tuple[str, str]]:
     ]
     for model in run.models:
         title = f"Weights of {printable_line(model.detector)}, run {printable_line(model.run)}"
-        weights, size = (
-            f"{model.architecture}, sha256 {model.weights_sha256[:16]}…",
-            "x".join(map(str, model.input_size)),
-        )
-        entries.append((title, f"{weights}, layer {model.layer}, input {size}"))
+        weights, size = model.weights_sha256[:16], "x".join(map(str, model.input_size))
+        entries.append((title, f"{model.architecture}, sha256 {weights}…, layer {model.layer}, input {size}"))
     return [*entries, ("Config", json.dumps(record["config"], sort_keys=True, ensure_ascii=False))]
 
 
