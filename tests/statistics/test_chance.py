@@ -5,7 +5,6 @@ import pytest
 import torch
 from image_rows import GROUPS, image_rows
 
-from explain2me.run.plan import plan
 from explain2me.stages.measure import MapReader
 from explain2me.statistics.chance import partners
 
@@ -22,7 +21,7 @@ def test_chance_exposes_a_detector_with_one_map_for_each_class(finished_run):
 
 
 def test_chance_reads_the_predictions_of_the_model_whose_map_is_exchanged(finished_run):
-    reader = MapReader(finished_run, plan(finished_run))
+    reader = MapReader(finished_run)
     for model in finished_run.models:
         maps = finished_run.maps().to_pandas()
         clean = maps[(maps.run == model.run) & (maps.condition == "clean")].sort_values("image")

@@ -89,7 +89,7 @@ def test_logits_that_are_not_finite_are_counted_and_in_no_number(
     run: Run, tmp_path: Path, logits: tuple[float, float]
 ) -> None:
     copy = with_logits(run, tmp_path / "run", "clean", [0, 25], logits)
-    rows = pd.DataFrame(performance_rows(copy, "a", predictions_of(copy, "a"), copy.config))
+    rows = pd.DataFrame(performance_rows(copy, "a", predictions_of(copy, "a"), 10))
     rows = rows[(rows.positives == "all") & (rows.negatives == "all") & (rows.run == copy.models[1].run)]
     assert (rows.num_invalid == 2).all()  # under every condition: there is no clean one to compare with
     assert (rows.n == NUM_IMAGES - 2).all()

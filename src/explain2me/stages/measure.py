@@ -6,7 +6,6 @@ The rows of ``statistics/scores.py`` decide the work: :func:`score_part` scores 
 
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +18,9 @@ import torch
 from torch import Tensor
 
 from explain2me.config.compare import digest
-from explain2me.config.load import parse_config
-from explain2me.config.schema import Config
+from explain2me.config.schema import Config, MeasuresConfig
 from explain2me.errors import RunFolderError
-from explain2me.measures import SIMILARITIES, is_dead, ssim_windowed
+from explain2me.measures import SIMILARITIES, is_dead
 from explain2me.run.conditions import CLEAN, Condition, conditions_of
 from explain2me.run.events import log_event
 from explain2me.run.files import write_parquet
@@ -80,12 +78,12 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
         raise RunFolderError(
             f"{len(missing)} of {len(shards)} part files of maps are missing, the first is {first}; call `explain2me explain` with the same config first"
         )
-    names = score_names(run, config)
+    names = score_names(run, config.measures)
     folder = run.folder / "scores"
     _remove_others(folder, set(names))
     committed = committed_in(folder)
     todo = [name for name in names if name not in committed]
-    work = functools.partial(_commit_scores, run.folder.resolve(), config)
+    work = functools.partial(_commit_scores, run.folder.resolve(), config.measures)
     engine = engine_of(config.compute)
     if len(todo) < FILES_FOR_WORKERS * engine.workers:  # this process ends before workers have started
         engine = Engine(threads=engine.threads)
@@ -95,9 +93,9 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
     log_event(run.folder, (0, 1), "measure", "done", files=len(todo), seconds=round(time.monotonic() - started, 3))
 
 
-def score_names(run: Run, config: Config) -> list[str]:
+def score_names(run: Run, measures: MeasuresConfig) -> list[str]:
     """Name of every score file that a run should have, in order."""
-    return [name for name, _ in _jobs(run, config, plan(run))]
+    return list(_jobs(run, measures))
 
 
 def _remove_others(folder: Path, names: set[str]) -> None:
@@ -109,23 +107,23 @@ def _remove_others(folder: Path, names: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _commit_scores(folder: Path, config: Config, name: str) -> None:
-    jobs, reader = _open_jobs(folder.resolve(), (folder / "run.json").stat().st_mtime_ns, config.model_dump_json())
+def _commit_scores(folder: Path, measures: MeasuresConfig, name: str) -> None:
+    jobs, reader = _open_jobs(folder, (folder / "run.json").stat().st_mtime_ns, measures)
     write_parquet(jobs[name](reader), folder / "scores" / name)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_jobs(folder: Path, _: int, config: str) -> "tuple[dict[str, Job], MapReader]":
+def _open_jobs(folder: Path, _: int, measures: MeasuresConfig) -> "tuple[dict[str, Job], MapReader]":
     """The jobs and the reader of one run, cached for the next file of this process."""
     run = open_run(folder)
-    shards = plan(run)
-    return dict(_jobs(run, parse_config(json.loads(config)), shards)), MapReader(run, shards)
+    return _jobs(run, measures), MapReader(run)
 
 
 class MapReader:
     """Reads part files, and the maps of single images from any part; caches the latest few parts."""
 
-    def __init__(self, run: Run, shards: Sequence[Shard]) -> None:
+    def __init__(self, run: Run) -> None:
+        shards = plan(run)
         self._folder = run.folder
         self._size = run.config.compute.shard_size
         self._shards = {(shard.model.name, shard.part): shard for shard in shards}
@@ -170,28 +168,36 @@ def _partners(run: Run, shards: Sequence[Shard], model: Model) -> np.ndarray:
 
 
 def score_part(
-    part: Part, partner: Part | None, config: Config, input_size: tuple[int, int]
+    part: Part, partner: Part | None, measures: MeasuresConfig, input_size: tuple[int, int]
 ) -> Iterator[tuple[Labels, Scores]]:
     """Score one part of one model: its clean maps, and each perturbed map against the clean map of the same image.
 
     Args:
         part: all conditions of some images.
         partner: all conditions of another image for each of them, for the chance level; None leaves it out.
-        config: of the run, with the measures and similarities to take.
+        measures: to take, with their similarities.
         input_size: (height, width) of the model in pixels.
 
     Yields:
         Measure, variant, similarity and condition, and the scores.
     """
-    for measure in config.measures.chosen:
+    for measure in measures.chosen:
         if measure.of == "map":
             yield from _score_clean(measure, part)
         elif measure.of == "perturbation":
-            yield from _score_perturbed(measure, part, partner, config, input_size)
+            for condition in conditions_of(measure, measures, input_size):
+                yield from _score_perturbed(measure, condition, part, partner, measures.similarity, input_size)
 
 
 def score_pair(
-    measure: Measure, a: Part, b: Part, b_partner: Part, config: Config, input_size: tuple[int, int], *, labelled: bool
+    measure: Measure,
+    a: Part,
+    b: Part,
+    b_partner: Part,
+    *,
+    similarities: Sequence[str],
+    input_size: tuple[int, int],
+    labelled: bool,
 ) -> Iterator[tuple[Labels, Scores]]:
     """Compare the clean maps of two training runs of a detector by a measure of pairs (section 3.5).
 
@@ -200,16 +206,16 @@ def score_pair(
         a: all conditions of some images, of one run.
         b: the same of the other run.
         b_partner: of the other run, another image for each, for the chance level.
-        config: with the similarities to take.
+        similarities: to take.
         input_size: (height, width) of the model in pixels.
         labelled: whether the images have labels; without labels there are no maps for the true class.
 
     Yields:
         Measure, variant, similarity and condition, and the scores.
     """
-    kept = _kept(a.predicted[a.of(CLEAN.name)], b.predicted[b.of(CLEAN.name)])
+    kept = _kept(a, b, CLEAN)
     variants = measure.variants if labelled else measure.variants[:1]
-    for similarity, variant in itertools.product(config.measures.similarity, variants):
+    for similarity, variant in itertools.product(similarities, variants):
         compare = _comparison(measure, CLEAN, similarity, input_size)
         maps, other_maps, chance_maps = (_maps(part, variant, CLEAN) for part in (a, b, b_partner))
         yield _labels(measure, variant, similarity, CLEAN), _compare(compare, maps, other_maps, chance_maps, kept)
@@ -228,18 +234,22 @@ def _score_clean(measure: Measure, part: Part) -> Iterator[tuple[Labels, Scores]
 
 
 def _score_perturbed(
-    measure: Measure, part: Part, partner: Part | None, config: Config, input_size: tuple[int, int]
+    measure: Measure,
+    condition: Condition,
+    part: Part,
+    partner: Part | None,
+    similarities: Sequence[str],
+    input_size: tuple[int, int],
 ) -> Iterator[tuple[Labels, Scores]]:
-    """Compare the maps under each condition of a measure with the clean maps."""
+    """Compare the maps under one condition with the clean maps."""
     clean = _maps(part, VARIANTS[0], CLEAN)
-    for condition in conditions_of(measure, config.measures, input_size):
-        kept = _kept(part.predicted[part.of(condition.name)], part.predicted[part.of(CLEAN.name)])
-        for similarity, variant in itertools.product(config.measures.similarity, measure.variants):
-            compare = _comparison(measure, condition, similarity, input_size)
-            perturbed = _maps(part, variant, condition)
-            chance_maps = None if partner is None else _maps(partner, variant, condition)
-            scores = _compare(compare, clean, perturbed, chance_maps, kept)
-            yield _labels(measure, variant, similarity, condition), scores
+    kept = _kept(part, part, condition)
+    for similarity, variant in itertools.product(similarities, measure.variants):
+        compare = _comparison(measure, condition, similarity, input_size)
+        perturbed = _maps(part, variant, condition)
+        chance_maps = None if partner is None else _maps(partner, variant, condition)
+        scores = _compare(compare, clean, perturbed, chance_maps, kept)
+        yield _labels(measure, variant, similarity, condition), scores
 
 
 def _labels(measure: Measure, variant: str, similarity: str | None, condition: Condition) -> Labels:
@@ -251,8 +261,9 @@ def _maps(part: Part, variant: str, condition: Condition) -> Tensor:
     return torch.from_numpy((part.maps if variant == VARIANTS[0] else part.fixed)[part.of(condition.name)])
 
 
-def _kept(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Whether two predictions of each image agree: 1, 0, or -1 where one is missing."""
+def _kept(part: Part, other: Part, condition: Condition) -> np.ndarray:
+    """Whether the clean class of each image is also the class of ``other``: 1, 0, or -1 where one is missing."""
+    a, b = part.predicted[part.of(CLEAN.name)], other.predicted[other.of(condition.name)]
     return np.where((a < 0) | (b < 0), -1, a == b).astype(np.int8)
 
 
@@ -269,68 +280,64 @@ def _compare(
 def _comparison(measure: Measure, condition: Condition, similarity: str, input_size: tuple[int, int]) -> Compare:
     """The function of a measure with all arguments but the maps, or the plain similarity."""
     function = measure.load()
-    if function is None:
-        return _similarity(similarity, input_size)
-    return lambda maps, other_maps: function(maps, other_maps, condition.kind, input_size, similarity=similarity)
-
-
-def _similarity(name: str, input_size: tuple[int, int]) -> Compare:
-    if name == "ssim_windowed":
-        return functools.partial(ssim_windowed, input_size=input_size)
-    return SIMILARITIES[name]
+    if function is not None:
+        return lambda maps, other_maps: function(maps, other_maps, condition.kind, input_size, similarity=similarity)
+    options = {"input_size": input_size} if similarity == "ssim_windowed" else {}
+    return functools.partial(SIMILARITIES[similarity], **options)
 
 
 Job = Callable[[MapReader], pa.Table]
 """Makes the table of one score file."""
 
 
-def _jobs(run: Run, config: Config, shards: Sequence[Shard]) -> Iterator[tuple[str, Job]]:
-    """Name of each score file that the run should have, and the function that makes its table."""
-    keys = {(shard.model.name, shard.part): shard.key for shard in shards}
-    settings = [RESULTS_VERSION, config.measures.model_dump(mode="json"), run.config.seed]
+def _jobs(run: Run, measures: MeasuresConfig) -> dict[str, Job]:
+    """The function that makes the table of each score file that the run should have, by the name of the file."""
+    shards = plan(run)
+    keys = {(shard.model, shard.part): shard.key for shard in shards}
+    settings = [RESULTS_VERSION, measures.model_dump(mode="json"), run.config.seed]
+    jobs: dict[str, Job] = {}
     for shard in shards:
         key = digest([settings, shard.key])
-        name = f"{shard.model.name}-part-{shard.part:05d}-{key}.parquet"
-        yield name, functools.partial(_score_shard, config, shard)
-    pair_measures = [measure for measure in config.measures.chosen if measure.of_pairs]
+        jobs[f"{shard.model.name}-part-{shard.part:05d}-{key}.parquet"] = functools.partial(
+            _score_shard, measures, shard
+        )
+    pair_measures = [measure for measure in measures.chosen if measure.of_pairs]
     for measure, detector in itertools.product(pair_measures, run.config.detectors):
         models = run.models_of(detector.name)
-        for part in sorted({part for name, part in keys if name == models[0].name}):
-            key = digest([settings, [keys[model.name, part] for model in models]])
-            name = f"{detector.name}__{measure.name}-part-{part:05d}-{key}.parquet"
-            yield name, functools.partial(_score_pairs, run, config, measure, models, part)
+        for part in [shard.part for shard in shards if shard.model == models[0]]:
+            key = digest([settings, [keys[model, part] for model in models]])
+            score = functools.partial(_score_pairs, run, measure, measures.similarity, models, part)
+            jobs[f"{detector.name}__{measure.name}-part-{part:05d}-{key}.parquet"] = score
+    return jobs
 
 
-def _score_shard(config: Config, shard: Shard, reader: MapReader) -> pa.Table:
+def _score_shard(measures: MeasuresConfig, shard: Shard, reader: MapReader) -> pa.Table:
     part = reader.part(shard.model, shard.part)
     partner = reader.take(shard.model, reader.partners(shard.model)[part.images])
     names: Labels = {"detector": shard.model.detector, "run": shard.model.run, "other_run": None}
-    return _rows(
-        (part.images, names | labels, scores)
-        for labels, scores in score_part(part, partner, config, shard.model.input_size)
-    )
+    scored = score_part(part, partner, measures, shard.model.input_size)
+    return _rows([(part.images, names | labels, scores) for labels, scores in scored])
 
 
 def _score_pairs(
-    run: Run, config: Config, measure: Measure, models: Sequence[Model], number: int, reader: MapReader
+    run: Run, measure: Measure, similarities: Sequence[str], models: Sequence[Model], number: int, reader: MapReader
 ) -> pa.Table:
     labelled = run.image_table["label"].null_count < len(run.image_table)
-    tables = []
+    rows = []
     for a, b in itertools.combinations(models, 2):
         part = reader.part(a, number)
         other = reader.take(b, part.images)
         partner = reader.take(b, reader.partners(b)[part.images])
         names: Labels = {"detector": a.detector, "run": a.run, "other_run": b.run}
-        tables += [
-            (part.images, names | labels, scores)
-            for labels, scores in score_pair(measure, part, other, partner, config, a.input_size, labelled=labelled)
-        ]
-    return _rows(iter(tables))
+        scored = score_pair(
+            measure, part, other, partner, similarities=similarities, input_size=a.input_size, labelled=labelled
+        )
+        rows += [(part.images, names | labels, scores) for labels, scores in scored]
+    return _rows(rows)
 
 
-def _rows(groups: Iterator[tuple[np.ndarray, Labels, Scores]]) -> pa.Table:
+def _rows(parts: Sequence[tuple[np.ndarray, Labels, Scores]]) -> pa.Table:
     """One table of all rows. Words are dictionary-encoded by hand, because thousands of rows share a word."""
-    parts = list(groups)
     if not parts:
         return SCORES.empty_table()
     counts = [len(images) for images, _, _ in parts]

@@ -62,6 +62,8 @@ TEXT_COLUMNS = {
 }  # fmt: skip
 """Columns of words; columns named ``n`` or ``num_...`` hold integers, all others floats."""
 Rows = list[dict[str, Any]]
+Intervals = Callable[[int, Selection], dict[str, float]]
+"""(index of a cell, selection of images) -> limits of its intervals."""
 
 
 def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> None:
@@ -87,30 +89,25 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
         if on_done:
             on_done(next(steps), num_steps)
 
-    measures, matrices, differences = _summarise_scores(run, quantities, config, step)
-    performance, auroc_differences = _summarise_predictions(run, names, config, step)
+    resamples = config.summary.bootstrap
+    measures, matrices, differences = _summarise_scores(run, quantities, resamples, step)
+    performance, auroc_differences = _summarise_predictions(run, resamples, step)
     _write(run, "measures", measures, MEASURE_COLUMNS)
     _write(run, "differences", differences + auroc_differences, DIFFERENCE_COLUMNS)
     _write(run, "performance", performance, PERFORMANCE_COLUMNS)
     for measure, rows in matrices.items():
         _write(run, f"{measure}_matrix", rows, MATRIX_COLUMNS)
-    _write(run, "precision", list(precision_rows(run, config)), PRECISION_COLUMNS)
+    _write(run, "precision", list(precision_rows(run, config.measures)), PRECISION_COLUMNS)
     _write(run, "quarantine", _quarantine_rows(run), ("stage", "kind", "num_images"))
     log_event(run.folder, (0, 1), "summarise", "done", seconds=round(time.monotonic() - started, 3))
 
 
 def _summarise_scores(
-    run: Run, quantities: Mapping[str, Sequence[Quantity]], config: Config, on_step: Callable[[], None]
+    run: Run, quantities: Mapping[str, Sequence[Quantity]], resamples: int, on_step: Callable[[], None]
 ) -> tuple[Rows, dict[str, Rows], Rows]:
     """Rows of summary/measures, of the matrices by measure, and of summary/differences.
 
-    The arrays of one quantity are in memory at a time.
-
-    Args:
-        run: with its scores.
-        quantities: by detector.
-        config: with the number of resamples.
-        on_step: called after each quantity.
+    The arrays of one quantity are in memory at a time. ``quantities`` are by detector; ``on_step`` is called after each.
     """
     stretches = stretches_of(run.image_table)
     measures: dict[str, Rows] = {name: [] for name in quantities}
@@ -122,45 +119,38 @@ def _summarise_scores(
         compared: dict[str, list[Compared]] = {}
         for name in (name for name in quantities if quantity in quantities[name]):
             cells = list(cells_of(run, name, quantity))
-            measures[name] += summarise_cells(run, name, cells, config)
+            runs = [model.run for model in run.models_of(name)]
+            intervals = _bootstrap(cells, stretches, len(runs), seed=run.config.seed, resamples=resamples)
+            labels = {"detector": name, "num_runs": len(runs)}
+            measures[name] += [labels | row for row in _cell_rows(cells, stretches, intervals)]
             if quantity.measure in matrices:
-                matrices[quantity.measure][name] += _matrix_rows(run, name, cells)
-            compared[name] = [compared_by(cell, len(run.models_of(name)), stretches) for cell in cells]
+                matrices[quantity.measure][name] += [{"detector": name} | row for row in _matrix_rows(runs, cells)]
+            compared[name] = [compared_by(cell, len(runs), stretches) for cell in cells]
         differences += difference_rows(compared, quantity, stretches)
         on_step()
     by_measure = {measure: list(itertools.chain(*rows.values())) for measure, rows in matrices.items()}
     return list(itertools.chain(*measures.values())), by_measure, differences
 
 
-def _summarise_predictions(
-    run: Run, names: Sequence[str], config: Config, on_step: Callable[[], None]
-) -> tuple[Rows, Rows]:
+def _summarise_predictions(run: Run, resamples: int, on_step: Callable[[], None]) -> tuple[Rows, Rows]:
     """Rows of summary/performance, and of summary/differences for AUROC; ``on_step`` is called after each detector."""
     performance: Rows = []
     aurocs: dict[str, dict[AurocKey, Estimate]] = {}
-    for name in names:
-        predictions = predictions_of(run, name)
-        performance += performance_rows(run, name, predictions, config)
-        aurocs[name] = auroc_estimates(run, predictions, config)
+    for detector in run.config.detectors:
+        predictions = predictions_of(run, detector.name)
+        performance += performance_rows(run, detector.name, predictions, resamples)
+        aurocs[detector.name] = auroc_estimates(run, predictions)
         on_step()
     return performance, list(auroc_difference_rows(aurocs, stretches_of(run.image_table)))
 
 
-def summarise_cells(run: Run, detector: str, cells: Sequence[Cell], config: Config) -> Rows:
-    """Rows of summary/measures: one for each cell and selection of images."""
-    stretches = stretches_of(run.image_table)
-    boot = _bootstrap(run, detector, cells, stretches, config)
-    rows = []
+def _cell_rows(cells: Sequence[Cell], stretches: Sequence[Stretch], intervals: Intervals) -> Iterator[dict[str, Any]]:
+    """One row for each cell and selection of images."""
     for (index, cell), selection in itertools.product(enumerate(cells), selections(stretches)):
         images = np.concatenate([np.arange(stretches[i].start, stretches[i].stop) for i in selection.stretches])
-        labels = {"detector": detector, "num_runs": len(run.models_of(detector)), **_names(cell, selection)}
-        rows.append(labels | _point(cell, images) | boot(index, selection))
-    return rows
-
-
-def _names(cell: Cell, selection: Selection) -> dict[str, Any]:
-    named = {name: getattr(cell, name) for name in ("measure", "variant", "similarity", "condition")}
-    return named | {"label": selection.label, "source": selection.source}
+        labels = {name: getattr(cell, name) for name in ("measure", "variant", "similarity", "condition")}
+        labels |= {"label": selection.label, "source": selection.source}
+        yield labels | _point(cell, images) | intervals(index, selection)
 
 
 def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
@@ -203,15 +193,9 @@ def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
 
 
 def _bootstrap(
-    run: Run, detector: str, cells: Sequence[Cell], stretches: Sequence[Stretch], config: Config
-) -> Callable[[int, Selection], dict[str, float]]:
-    """Sum every cell under every resample.
-
-    Returns:
-        A function from (index of a cell, selection of images) to the limits of its intervals.
-    """
-    resamples, seed = config.summary.bootstrap, run.config.seed
-    num_runs = len(run.models_of(detector))
+    cells: Sequence[Cell], stretches: Sequence[Stretch], num_runs: int, *, seed: int, resamples: int
+) -> Intervals:
+    """Sum every cell under every resample."""
     values = [[mean_over_conditions(array) for array in (cell.value, cell.chance)] for cell in cells]
     # cell, value or chance -> (sum or count, stretch, resample, unit)
     sums = [[np.zeros((2, len(stretches), resamples, len(array))) for array in arrays] for arrays in values]
@@ -237,38 +221,36 @@ def _bootstrap(
     return intervals
 
 
-def _matrix_rows(run: Run, detector: str, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+def _matrix_rows(runs: Sequence[str], cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
     """The R x R matrix of mean similarities of the runs: symmetric, without the diagonal, which is 1."""
-    names = [model.run for model in run.models_of(detector)]
     for cell in cells:
-        for unit, (a, b) in enumerate(itertools.combinations(names, 2)):
+        for unit, pair in enumerate(itertools.combinations(runs, 2)):
             value = drop_nan(cell.value[unit])
-            labels = {"detector": detector, "variant": cell.variant, "similarity": cell.similarity}
-            for first, second in ((a, b), (b, a)):
-                yield labels | {"run": first, "other_run": second, "mean": mean_of(value), "n": len(value)}
+            numbers = {"mean": mean_of(value), "n": len(value)}
+            for run, other_run in (pair, pair[::-1]):
+                labels = {"variant": cell.variant, "similarity": cell.similarity, "run": run, "other_run": other_run}
+                yield labels | numbers
 
 
-def _quarantine_rows(run: Run) -> list[dict[str, Any]]:
-    table = run.quarantine().group_by(["stage", "kind"]).aggregate([("path", "count_distinct")])
-    rows = [{**row, "num_images": row.pop("path_count_distinct")} for row in table.to_pylist()]
-    return sorted(rows, key=lambda row: (row["stage"], row["kind"]))
+def _quarantine_rows(run: Run) -> Rows:
+    counts = run.quarantine().group_by(["stage", "kind"]).aggregate([("path", "count_distinct")])
+    counts = counts.select(["stage", "kind", "path_count_distinct"]).rename_columns(["stage", "kind", "num_images"])
+    return counts.sort_by([("stage", "ascending"), ("kind", "ascending")]).to_pylist()
 
 
 def _write(run: Run, name: str, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
     """Write summary/<name>.parquet and .csv from the same rows."""
     frame = pd.DataFrame(list(rows), columns=list(columns))
-    for column in columns:
-        if _type_of(column) == pa.int64():
-            frame[column] = frame[column].astype("Int64")  # else a null turns the other counts into floats
-    folder = run.folder / "summary"
     schema = pa.schema([(column, _type_of(column)) for column in columns])
-    write_parquet(
-        pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None),
-        folder / f"{name}.parquet",
-    )
-    texts = [column for column in columns if _type_of(column) == pa.string()]
+    for field in schema:
+        if field.type == pa.int64():
+            frame[field.name] = frame[field.name].astype("Int64")  # else a null turns the other counts into floats
+    path = run.folder / "summary" / name
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+    write_parquet(table.replace_schema_metadata(None), path.with_suffix(".parquet"))
+    texts = [field.name for field in schema if field.type == pa.string()]
     frame[texts] = frame[texts].map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)
-    with atomic_path(folder / f"{name}.csv") as temporary:
+    with atomic_path(path.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 

@@ -196,7 +196,7 @@ def _check_scores(run: Run) -> Iterator[str]:
             yield f"missing: scores/, from which the tables in summary/ were made; call `explain2me measure {run.folder}`"
         return
     names = {path.name for path in there}
-    expected = score_names(run, run.config)
+    expected = score_names(run, run.config.measures)
     same_settings = any(name in names for name in expected)
     for name in expected if same_settings else ():
         if name not in names:

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score
 
-from explain2me.config.schema import Config
 from explain2me.run.conditions import conditions_of
 from explain2me.run.folder import Run, Stretch, stretches_of
 from explain2me.run.packs import read_parquet
@@ -57,37 +56,42 @@ def predictions_of(run: Run, detector: str) -> Predictions:
     return read_predictions(len(run.image_table), [run.part_paths(model) for model in run.models_of(detector)])
 
 
-def performance_rows(run: Run, detector: str, predictions: Predictions, config: Config) -> list[dict[str, Any]]:
+def performance_rows(run: Run, detector: str, predictions: Predictions, resamples: int) -> list[dict[str, Any]]:
     """Rows of summary/performance for one detector: one for each run, and one named ``all``.
 
     The row ``all`` holds the mean over the runs with an AUROC. Its interval resamples images within source and runs;
     the interval of a run resamples images. Counts are of images; ``all`` has the counts of the run with the fewest
     images. There are no rows without labels or predictions.
     """
-    images = run.image_table
-    labels = images["label"].to_pylist()
-    positive = np.array([label == config.data.positive for label in labels])
-    if positive.all() or not positive.any():
+    positive = _positive(run)
+    if positive is None:
         return []
-    truth = np.array([run.classes.index(label) for label in labels])
-    names = [model.run for model in run.models_of(detector)]
-    stretches = stretches_of(images)
-    contrasts = list(_contrasts(stretches, positive, config.data.positive))
+    seed, label = run.config.seed, run.config.data.positive
+    truth = np.array([run.classes.index(name) for name in run.image_table["label"].to_pylist()])
+    runs = [model.run for model in run.models_of(detector)]
+    stretches = stretches_of(run.image_table)
+    contrasts = list(_contrasts(stretches, positive, label))
     by_source = _conditions_by_source(run, detector)
     rows: list[dict[str, Any]] = []
     for (c, condition), score in itertools.product(enumerate(predictions.conditions), SCORES):
-        scores, clean = _scores(predictions, c, run.classes.index(config.data.positive), score)
+        scores, clean = _scores(predictions, c, run.classes.index(label), score)
         for contrast in contrasts if condition in by_source else contrasts[:1]:
             row_labels = {"detector": detector, "condition": condition, "score": score}
             row_labels |= {"positives": contrast.positives, "negatives": contrast.negatives}
             numbers = [
                 _counts(predictions, m, c, contrast, positive, truth)
                 | {"auroc": _auroc(scores[m], contrast, positive), "auroc_clean": _auroc(clean[m], contrast, positive)}
-                for m in range(len(names))
+                for m in range(len(runs))
             ]
-            resampled = _resampled(scores, contrast, positive, stretches, run.config.seed, config.summary.bootstrap)
-            rows += _rows(row_labels, names, numbers, resampled, run.config.seed)
+            resampled = _resampled(scores, contrast, positive, stretches, seed=seed, resamples=resamples)
+            rows += [row_labels | row for row in _rows(runs, numbers, resampled, seed)]
     return rows
+
+
+def _positive(run: Run) -> np.ndarray | None:
+    """Whether each image has the positive label, bool (N,); None where all or none have it, so there is no AUROC."""
+    positive = np.array([label == run.config.data.positive for label in run.image_table["label"].to_pylist()])
+    return None if positive.all() or not positive.any() else positive
 
 
 def _conditions_by_source(run: Run, detector: str) -> set[str]:
@@ -97,28 +101,29 @@ def _conditions_by_source(run: Run, detector: str) -> set[str]:
     return {CLEAN, *(condition.name for condition in itertools.chain(*conditions))}
 
 
-def auroc_estimates(run: Run, predictions: Predictions, config: Config) -> dict[AurocKey, Estimate]:
+def auroc_estimates(run: Run, predictions: Predictions) -> dict[AurocKey, Estimate]:
     """AUROC of the clean images by (score, label, source): all images, and each source against the other class.
 
     Empty without labels.
     """
-    positive = np.array([label == config.data.positive for label in run.image_table["label"].to_pylist()])
-    if positive.all() or not positive.any():
+    positive = _positive(run)
+    if positive is None:
         return {}
+    label = run.config.data.positive
     stretches = stretches_of(run.image_table)
     keys = [(ALL, ALL), *((stretch.label or ALL, stretch.source) for stretch in stretches)]
     estimates = {}
     for name in SCORES:
         if predictions.conditions:
-            scores, _ = _scores(predictions, 0, run.classes.index(config.data.positive), name)
+            scores, _ = _scores(predictions, 0, run.classes.index(label), name)
         else:  # all images of the detector are in the quarantine
             scores = np.full(predictions.predicted.shape[::2], np.nan)
-        for key, contrast in zip(keys, _contrasts(stretches, positive, config.data.positive), strict=True):
+        for key, contrast in zip(keys, _contrasts(stretches, positive, label), strict=True):
             estimates[name, *key] = auroc_estimate(np.where(contrast.inside, scores, np.nan), positive)
     return estimates
 
 
-def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray, config: Config) -> np.ndarray:
+def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray) -> np.ndarray:
     """AUROC (softmax) of a sample of images under each condition: (C,); NaN where a class has no image.
 
     Empty without labels.
@@ -127,14 +132,13 @@ def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray, config: C
         run: with the images.
         paths: part files of one model.
         sample: rows of images.parquet.
-        config: with the positive label.
     """
-    positive = np.array([label == config.data.positive for label in run.image_table["label"].to_pylist()])
-    if positive.all() or not positive.any():
+    positive = _positive(run)
+    if positive is None:
         return np.empty(0)
     predictions = read_predictions(len(positive), [paths])
     inside = Contrast(ALL, ALL, np.isin(np.arange(len(positive)), sample))
-    index = run.classes.index(config.data.positive)
+    index = run.classes.index(run.config.data.positive)
     scores = (_scores(predictions, c, index, "softmax")[0][0] for c in range(len(predictions.conditions)))
     return np.array([_auroc(score, inside, positive) for score in scores])
 
@@ -191,6 +195,7 @@ def read_predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predic
 
 
 def _contrasts(stretches: Sequence[Stretch], positive: np.ndarray, label: str) -> Iterator[Contrast]:
+    """All images, then each source against the other class; ``label`` is that of the positive class."""
     yield Contrast(ALL, ALL, np.ones(len(positive), bool))
     for stretch in stretches:
         inside = np.zeros(len(positive), bool)
@@ -206,6 +211,7 @@ def _resampled(
     contrast: Contrast,
     positive: np.ndarray,
     stretches: Sequence[Stretch],
+    *,
     seed: int,
     resamples: int,
 ) -> np.ndarray:
@@ -236,12 +242,12 @@ def _counts(
 
 
 def _rows(
-    labels: dict[str, Any], names: Sequence[str], numbers: Sequence[dict[str, Any]], resampled: np.ndarray, seed: int
+    names: Sequence[str], numbers: Sequence[dict[str, Any]], resampled: np.ndarray, seed: int
 ) -> Iterator[dict[str, Any]]:
     """One row for each run, and one for the mean; ``numbers`` and ``resampled`` (B, R) are by run."""
     for m, name in enumerate(names):
         low, high = interval(resampled[:, m])
-        yield labels | numbers[m] | {"run": name, "std": float("nan"), "ci_low": low, "ci_high": high}
+        yield numbers[m] | {"run": name, "std": float("nan"), "ci_low": low, "ci_high": high}
     has = [m for m, number in enumerate(numbers) if not math.isnan(number["auroc"])] or list(range(len(numbers)))
     weights = run_weights(len(has), seed=seed, resamples=len(resampled))
     low, high = interval((resampled[:, has] * weights).sum(1) / np.maximum(weights.sum(1), 1))
@@ -251,7 +257,7 @@ def _rows(
     means = {column: float(np.mean([number[column] for number in chosen])) for column in columns}
     aurocs = np.array([number["auroc"] for number in chosen])
     std = float(aurocs.std(ddof=1)) if len(aurocs) > 1 else float("nan")
-    yield labels | fewest | means | {"run": ALL, "std": std, "ci_low": low, "ci_high": high}
+    yield fewest | means | {"run": ALL, "std": std, "ci_low": low, "ci_high": high}
 
 
 def _auroc(score: np.ndarray, contrast: Contrast, positive: np.ndarray) -> float:
