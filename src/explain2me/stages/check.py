@@ -2,16 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from torch import nn
 
 from explain2me.config.compare import digest
-from explain2me.config.schema import Config, DetectorConfig, MeasuresConfig
+from explain2me.config.schema import Config, DataConfig, DetectorConfig, MeasuresConfig
 from explain2me.detectors.cards import reading_warnings
 from explain2me.detectors.load import Detector
 from explain2me.detectors.runs import load_model, weights_of
@@ -22,7 +23,7 @@ from explain2me.run.conditions import conditions_for
 from explain2me.run.record import Model
 from explain2me.run.schema import SCHEMA_VERSION
 from explain2me.salience.gradcam import choose_predicted
-from explain2me.salience.methods import METHODS
+from explain2me.salience.methods import METHODS, Explainer
 from explain2me.statistics.cells import FEW_CELLS
 from explain2me.text import nearest
 
@@ -43,7 +44,7 @@ def check(config: Config, selection: Selection | None = None) -> tuple[pa.Table,
     images, classes, _ = selection or select_images(config.data, config.seed)
     if config.salience.target == "true" and images["label"].null_count == len(images):
         raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
-    map_sizes = check_models(config, len(classes) or None)
+    map_sizes = _check_models(config, len(classes) or None)
     models = list(map_sizes)
     if not classes:
         classes = tuple(str(i) for i in range(models[0].num_classes))
@@ -84,81 +85,66 @@ def warnings_of(
     """
     return [
         *reading_warnings(models, classes),
-        *_coarse_maps(config, models, map_sizes or {}),
-        *_missing_files(config, images),
-        *_useless_positive(config, images),
-        *_mixed_splits(config, listing),
-        *_containers_left_out(listing),
+        *_coarse_maps(models, map_sizes or {}, trained_here=config.training is not None),
+        *_missing_files(Path(config.data.manifest), images),
+        *_listing_warnings(config.data, images, listing),
     ]
 
 
-def _coarse_maps(config: Config, models: Sequence[Model], map_sizes: Mapping[str, Sequence[int]]) -> Iterator[str]:
+def _coarse_maps(
+    models: Sequence[Model], map_sizes: Mapping[str, Sequence[int]], *, trained_here: bool
+) -> Iterator[str]:
     sizes = {(model.architecture, tuple(map_sizes[model.name])) for model in models if map_sizes}
     for architecture, size in sorted(sizes):
         if math.prod(size) < FEW_CELLS:
             yield (
                 f"the maps of {architecture} have only {size[0]} x {size[1]} cells: they say little of where a model looks; "
-                f"a larger input_size {'gives' if config.training else 'or an earlier layer gives'} finer maps"
+                f"a larger input_size {'gives' if trained_here else 'or an earlier layer gives'} finer maps"
             )
 
 
-def _missing_files(config: Config, images: pa.Table) -> Iterator[str]:
-    missing, num_looked_for = missing_files(Path(config.data.manifest), images)
+def _missing_files(manifest: Path, images: pa.Table) -> Iterator[str]:
+    missing, num_looked_for = missing_files(manifest, images)
     if missing:
-        of_them = (
-            f"{num_looked_for} images"
-            if num_looked_for == len(images)
-            else f"{num_looked_for} images that were looked for ({len(images)} in all)"
-        )
+        all_or_some = "" if num_looked_for == len(images) else f" that were looked for ({len(images)} in all)"
         yield (
-            f"no file where the manifest says it is, for {len(missing)} of {of_them}, first {missing[0]!r}: paths are "
-            f"relative to the folder of the manifest, or absolute"
+            f"no file where the manifest says it is, for {len(missing)} of {num_looked_for} images{all_or_some}, first "
+            f"{missing[0]!r}: paths are relative to the folder of the manifest, or absolute"
         )
 
 
-def _useless_positive(config: Config, images: pa.Table) -> Iterator[str]:
-    if "positive" in config.data.model_fields_set and images["label"].null_count == len(images):
+def _listing_warnings(data: DataConfig, images: pa.Table, listing: Listing) -> Iterator[str]:
+    if "positive" in data.model_fields_set and images["label"].null_count == len(images):
         yield (
-            f"data.positive = {config.data.positive!r} is set, but no image has a label (column 'label' of a manifest, the folders "
+            f"data.positive = {data.positive!r} is set, but no image has a label (column 'label' of a manifest, the folders "
             f"of a folder), so there is no AUROC"
         )
-
-
-def _mixed_splits(config: Config, listing: Listing) -> Iterator[str]:
-    if config.data.split is None and len(listing.splits) > 1:
+    if data.split is None and len(listing.splits) > 1:
         named = ", ".join(f"{name!r} ({count})" for name, count in sorted(listing.splits.items()))
         yield f"data.split is not set, so the rows of all splits are taken: {named}"
-
-
-def _containers_left_out(listing: Listing) -> Iterator[str]:
-    names = listing.containers_left_out
-    if names:
+    if names := listing.containers_left_out:
         yield (
             f"data.manifest is read as a folder of images, so its {len(names)} container files are left out, first {names[0]!r}"
         )
 
 
-def check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[int, int]]:
-    """Load every checkpoint once, and check its classes, layer and conditions.
-
-    Returns:
-        Every model, and height and width of its maps in cells.
-
-    Raises:
-        CheckpointError, LayerError, ConfigError: the first detector that cannot be used.
-    """
+def _check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[int, int]]:
+    """Load every checkpoint once, and check its classes, layer and conditions; gives height and width of its maps."""
     if not config.detectors:
         raise ConfigError(
             "detectors: this config has none but trains its own ([training]); call `explain2me study` with it, which "
             "trains and then runs"
         )
+    make_explainer = METHODS[config.salience.method].load()
     sizes: dict[Model, tuple[int, int]] = {}
     for settings in config.detectors:
         runs = weights_of(settings, config.seed)
-        refuse_single_runs(
-            config.measures, len(runs), count=f"{settings.name!r} has {len(runs)}", remedy="add checkpoints"
+        count = f"{settings.name!r} has {len(runs)}"
+        refuse_single_runs(config.measures, len(runs), count=count, remedy="add checkpoints")
+        sizes_of_runs = dict(
+            _check_model(settings, *weights, num_classes, measures=config.measures, make_explainer=make_explainer)
+            for weights in runs
         )
-        sizes_of_runs = dict(_check_model(config, settings, *weights, num_classes) for weights in runs)
         _refuse_copies(settings.name, list(sizes_of_runs))
         sizes |= sizes_of_runs
     heads = {model.num_classes for model in sizes}
@@ -202,13 +188,20 @@ def _refuse_copies(detector: str, models: Sequence[Model]) -> None:
 
 
 def _check_model(
-    config: Config, settings: DetectorConfig, run: str, checkpoint: str | None, seed: int, num_classes: int | None
+    settings: DetectorConfig,
+    run: str,
+    checkpoint: str | None,
+    seed: int,
+    num_classes: int | None,
+    *,
+    measures: MeasuresConfig,
+    make_explainer: Callable[[nn.Module, str], Explainer],
 ) -> tuple[Model, tuple[int, int]]:
     """Load one model and explain a blank image; gives the model, and height and width of its maps in cells."""
     detector = load_model(settings, checkpoint, seed, num_classes)
-    conditions_for(config.measures, detector.input_size)
+    conditions_for(measures, detector.input_size)
     blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8)
-    with METHODS[config.salience.method].load()(detector.model, settings.layer) as explainer:
+    with make_explainer(detector.model, settings.layer) as explainer:
         try:
             maps, _ = explainer.explain(detector.preprocess(blank), choose_predicted)
         except Explain2MeError as error:
@@ -216,7 +209,6 @@ def _check_model(
         except Exception:
             _refuse_size(settings, detector, blank)
             raise
-        layer = explainer.layer
     model = Model(
         detector=settings.name,
         run=run,
@@ -224,7 +216,7 @@ def _check_model(
         checkpoint=checkpoint,
         seed=seed,
         weights_sha256=detector.weights_sha256,
-        layer=layer,
+        layer=explainer.layer,
         input_size=detector.input_size,
         num_classes=detector.num_classes,
         mean=tuple(detector.mean),
