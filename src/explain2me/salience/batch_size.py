@@ -3,14 +3,14 @@
 The run keeps this size, so its results do not depend on the machine that resumes it.
 """
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from explain2me.config.schema import Config, DetectorConfig
+from explain2me.config.schema import ComputeConfig, Config
 from explain2me.detectors.load import Detector
+from explain2me.detectors.runs import load_model, weights_of
 from explain2me.errors import ConfigError
 from explain2me.salience.gradcam import choose_predicted
 from explain2me.salience.methods import METHODS, Explainer
@@ -20,24 +20,26 @@ GAIN = 1.05
 """The search ends after two sizes in a row that are not faster than the best smaller size by this factor."""
 
 
-def find_batch_size(config: Config, load: Callable[[DetectorConfig], Detector]) -> int:
+def find_batch_size(config: Config, num_classes: int) -> int:
     """For each architecture, find the smallest batch size within 5 % of its fastest rate; return the smallest of these.
 
-    Each architecture explains blank images in growing batches, on the device and at the precision of the run. Where the
-    memory is exhausted, the size is at most half of the largest batch that fits.
-
-    Args:
-        config: of the run.
-        load: loads a detector of the config on the CPU.
+    The first run of each architecture explains blank images in growing batches, on the device and at the precision of
+    the run. Where the memory is exhausted, the size is at most half of the largest batch that fits.
 
     Raises:
         ConfigError: the smallest batch does not fit into memory.
     """
     sizes: dict[tuple[str, object], int] = {}
+    make_explainer = METHODS[config.salience.method].load()
     for settings in config.detectors:
         key = settings.architecture, settings.input_size
-        if key not in sizes:
-            sizes[key] = _size_for(config, settings, load(settings))
+        if key in sizes:
+            continue
+        _, checkpoint, seed = weights_of(settings, config.seed)[0]
+        detector = load_model(settings, checkpoint, seed, num_classes)
+        detector.model.to(config.compute.device).to(memory_format=torch.channels_last)
+        with make_explainer(detector.model, settings.layer) as explainer:
+            sizes[key] = _size_for(detector, explainer, config.compute)
     too_large = [architecture for (architecture, _), size in sizes.items() if not size]
     if too_large:
         raise ConfigError(
@@ -47,21 +49,16 @@ def find_batch_size(config: Config, load: Callable[[DetectorConfig], Detector]) 
     return min(sizes.values())
 
 
-def _size_for(config: Config, settings: DetectorConfig, detector: Detector) -> int:
-    detector.model.to(config.compute.device).to(memory_format=torch.channels_last)
-    blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8, device=config.compute.device)
-    with (
-        METHODS[config.salience.method].load()(detector.model, settings.layer) as explainer,
-        torch.autocast(blank.device.type, torch.bfloat16, enabled=config.compute.precision == "bfloat16"),
-    ):
-        explain = functools.partial(_explain, detector, explainer, blank)
-        return fastest(explain, [size for size in SIZES if size <= config.compute.shard_size] or [1])
+def _size_for(detector: Detector, explainer: Explainer, compute: ComputeConfig) -> int:
+    blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8, device=compute.device)
 
+    def explain(count: int) -> None:
+        explainer.explain(detector.preprocess(blank.expand(count, -1, -1, -1)), choose_predicted)
+        if blank.device.type == "cuda":
+            torch.cuda.synchronize()
 
-def _explain(detector: Detector, explainer: Explainer, blank: torch.Tensor, count: int) -> None:
-    explainer.explain(detector.preprocess(blank.expand(count, -1, -1, -1)), choose_predicted)
-    if blank.device.type == "cuda":
-        torch.cuda.synchronize()
+    with torch.autocast(blank.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
+        return fastest(explain, [size for size in SIZES if size <= compute.shard_size] or [1])
 
 
 def fastest(

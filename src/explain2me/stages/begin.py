@@ -7,11 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from explain2me.config.schema import Config, DetectorConfig
+from explain2me.config.schema import Config
 from explain2me.detectors.cards import trained
-from explain2me.detectors.load import Detector
-from explain2me.detectors.runs import load_model, weights_of
 from explain2me.errors import CheckpointError, ManifestError, RunFolderError
+from explain2me.images.examine import Indexed
 from explain2me.images.select import Selection
 from explain2me.run.files import sha256_of, write_json, write_parquet
 from explain2me.run.folder import Run, open_run
@@ -22,7 +21,6 @@ from explain2me.salience.batch_size import find_batch_size
 from explain2me.stages.check import check
 from explain2me.stages.index import forget_chunks, index_run
 from explain2me.stages.refusals import open_existing, refuse_other_config
-from explain2me.workers import Engine
 from explain2me.workers.device import engine_of, with_device
 
 
@@ -54,10 +52,15 @@ def begin_run(
     images, record = check(here, selection)
     if old is None:
         if here.compute.batch_size == "auto":
-            here = _with_batch_size(here, len(record["classes"]))
+            size = {"batch_size": find_batch_size(here, len(record["classes"]))}
+            here = here.model_copy(update={"compute": here.compute.model_copy(update=size)})
             record |= {"config": json.loads(here.model_dump_json())}
         source, limit = Path(here.data.manifest), here.data.max_pixels
-        if _write_new_run(images, source, record, folder, engine_of(here.compute), limit, share, on_indexed):
+        engine = engine_of(here.compute)
+        indexed = index_run(images, source, folder, engine, max_pixels=limit, share=share, on_done=on_indexed)
+        is_first = indexed is not None and _write_new_run(folder, indexed, record)
+        forget_chunks(folder)
+        if is_first:
             return open_run(folder)
         old = open_run(folder)  # another machine has begun it meanwhile
         here = with_device(config, old.config)
@@ -87,45 +90,22 @@ def _refuse_other_files(old: Run, record: dict[str, Any]) -> None:
             )
 
 
-def _with_batch_size(config: Config, num_classes: int) -> Config:
-    """The config with the batch size that fits into memory."""
-
-    def load(detector: DetectorConfig) -> Detector:
-        _, checkpoint, seed = weights_of(detector, config.seed)[0]
-        return load_model(detector, checkpoint, seed, num_classes)
-
-    compute = config.compute.model_copy(update={"batch_size": find_batch_size(config, load)})
-    return config.model_copy(update={"compute": compute})
-
-
-def _write_new_run(
-    images: pa.Table,
-    source: Path,
-    record: dict[str, Any],
-    folder: Path,
-    engine: Engine,
-    max_pixels: int,
-    share: tuple[int, int],
-    on_indexed: Callable[[int, int], None] | None,
-) -> bool:
-    """Index the images and write run.json; False if another process has written it first."""
-    indexed = index_run(images, source, folder, engine, max_pixels=max_pixels, share=share, on_done=on_indexed)
-    if indexed is None or (folder / "run.json").exists():
-        forget_chunks(folder)
+def _write_new_run(folder: Path, indexed: Indexed, record: dict[str, Any]) -> bool:
+    """Write images.parquet, the quarantine and run.json; False if another process has written run.json first."""
+    if (folder / "run.json").exists():
         return False
     usable, refused = indexed
+    num_listed = len(usable) + len(refused)
     if not len(usable):
         forget_chunks(folder)  # a disk that is gone may be the reason: read all images again next time
         raise ManifestError(
-            f"none of the {len(images)} images of {str(source)!r} can be used; "
+            f"none of the {num_listed} images of {record['config']['data']['manifest']!r} can be used; "
             f"the first: {refused['path'][0].as_py()!r}: {refused['message'][0].as_py()}"
         )
     _write_tables(usable, refused, folder)
     complete = record | _trainings(record["models"]) | provenance()
-    complete |= {"num_listed": len(images), "images_sha256": sha256_of(folder / "images.parquet")}
-    is_first = write_json(sealed(complete), folder / "run.json", replace=False)
-    forget_chunks(folder)
-    return is_first
+    complete |= {"num_listed": num_listed, "images_sha256": sha256_of(folder / "images.parquet")}
+    return write_json(sealed(complete), folder / "run.json", replace=False)
 
 
 def _write_tables(usable: pa.Table, refused: pa.Table, folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from explain2me.config.schema import ComputeConfig, Config
+from explain2me.config.schema import Config
 from explain2me.errors import Explain2MeError
 from explain2me.images.select import Selection
 from explain2me.run.events import log_event
@@ -23,7 +23,7 @@ from explain2me.run.schema import QUARANTINE
 from explain2me.stages.begin import begin_run
 from explain2me.stages.shard import explain_rows, open_warm
 from explain2me.workers import Engine, report_progress, run_tasks
-from explain2me.workers.device import engine_of
+from explain2me.workers.device import engine_of, with_device
 
 LOST = ("missing", "dangling_link", "permission", "unreadable")
 """Kinds of errors that concern the place of an image, not its bytes."""
@@ -70,11 +70,11 @@ def explain_run(
     mine = share_of(shards, share)
     missing = missing_of(mine, folder)
     if on_start:
-        on_start(run, _num_images(mine), _num_images_by_model(missing))
+        on_start(run, _num_images_by_model(mine).total(), _num_images_by_model(missing))
     log("explain", "start", shards=len(mine), missing=len(missing))
     remove_leftovers(folder)
     try:
-        _explain_shards(missing, folder, _engine(config.compute, run), log, on_done)
+        _explain_shards(missing, folder, engine_of(with_device(config, run.config).compute), log, on_done)
     finally:
         remove_leftovers(folder)  # dead workers may have left files
     log("explain", "done", shards=len(missing), seconds=_seconds_since(started))
@@ -106,10 +106,6 @@ def _explain_shards(
         log("explain", "end", shard=shard.title, images=[shard.start, shard.stop])
 
 
-def _num_images(shards: Sequence[Shard]) -> int:
-    return sum(shard.stop - shard.start for shard in shards)
-
-
 def _num_images_by_model(shards: Sequence[Shard]) -> Counter[Model]:
     counts: Counter[Model] = Counter()
     for shard in shards:
@@ -119,12 +115,6 @@ def _num_images_by_model(shards: Sequence[Shard]) -> Counter[Model]:
 
 def _seconds_since(started: float) -> float:
     return round(time.monotonic() - started, 3)
-
-
-def _engine(compute: ComputeConfig, run: Run) -> Engine:
-    """The engine that this call asks for, with the device and the threads of the run, which another machine may have begun."""
-    own = {name: getattr(run.config.compute, name) for name in ("device", "threads")}
-    return engine_of(compute.model_copy(update=own))
 
 
 def num_missing(run: Run) -> int:

@@ -85,9 +85,17 @@ def index_run(
         for rows in [images.take(list(range(start, min(start + CHUNK, len(images)))))]
     ]
     first = share[0] * len(chunks) // share[1]
-    read = functools.partial(
-        _read_and_join, chunks, chunks[first:] + chunks[:first], source, folder, engine, max_pixels, on_done
-    )
+    read_chunk = functools.partial(_read_chunk, folder, image_root(source), max_pixels)
+
+    def read() -> Indexed | None:
+        try:
+            _read_missing(chunks[first:] + chunks[:first], folder, engine, read_chunk, on_done)
+            return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
+        except (RunFolderError, FileNotFoundError):
+            if (folder / "run.json").exists():  # its writer has removed the chunks
+                return None
+            raise
+
     try:
         return read()
     except (RunFolderError, FileNotFoundError):
@@ -96,32 +104,11 @@ def index_run(
     return read()  # another machine found no usable image and removed the chunks: find the same here
 
 
-def _read_and_join(
-    chunks: list[IndexChunk],
-    to_read: list[IndexChunk],
-    source: Path,
-    folder: Path,
-    engine: Engine,
-    max_pixels: int,
-    on_done: Callable[[int, int], None] | None,
-) -> Indexed | None:
-    """Read the chunks that are missing and join all; None where another machine has begun the run meanwhile."""
-    try:
-        _read_missing(to_read, source, folder, engine, max_pixels=max_pixels, on_done=on_done)
-        return _joined([read_parquet(chunk.path(folder)) for chunk in chunks])
-    except (RunFolderError, FileNotFoundError):
-        if (folder / "run.json").exists():  # its writer has removed the chunks
-            return None
-        raise
-
-
 def _read_missing(
     chunks: list[IndexChunk],
-    source: Path,
     folder: Path,
     engine: Engine,
-    *,
-    max_pixels: int,
+    read_chunk: Callable[[Attempt], None],
     on_done: Callable[[int, int], None] | None,
 ) -> None:
     """Read and commit the chunks that are not committed yet."""
@@ -137,14 +124,8 @@ def _read_missing(
         if on_done:
             on_done(num_done, num_images)
 
-    run_despite_crashes(
-        functools.partial(_read_chunk, folder, image_root(source), max_pixels),
-        missing,
-        engine,
-        marks=marks,
-        record=functools.partial(_record_crash, folder),
-        on_progress=add,
-    )
+    record = functools.partial(_record_crash, folder)
+    run_despite_crashes(read_chunk, missing, engine, marks=marks, record=record, on_progress=add)
 
 
 def forget_chunks(folder: Path) -> None:
@@ -157,32 +138,22 @@ def _read_chunk(folder: Path, root: Path, max_pixels: int, attempt: Attempt) -> 
     chunk = attempt.whole
     assert isinstance(chunk, IndexChunk)
     with _unless_another_machine_began(folder):
-        if attempt.probe:
-            _decode(chunk, attempt, folder, root, max_pixels)
-        elif not chunk.path(folder).exists() and not (folder / "run.json").exists():
-            rows = _as_rows(
-                _decode(chunk, attempt, folder, root, max_pixels, on_done=_reporter(attempt.stop - attempt.start))
-            )
-            write_parquet(rows, chunk.path(folder), replace=False)  # all machines use the first one
+        if not attempt.probe and (chunk.path(folder).exists() or (folder / "run.json").exists()):
+            return
+        indexed = index_images(
+            chunk.rows.slice(attempt.start - chunk.start, attempt.stop - attempt.start),
+            root,
+            max_pixels=max_pixels,
+            crashing={row - attempt.start for row in _crashing_rows(chunk, folder)},
+            on_done=None if attempt.probe else _reporter(attempt.stop - attempt.start),
+        )
+        if not attempt.probe:  # all machines use the first file
+            write_parquet(_as_rows(indexed), chunk.path(folder), replace=False)
 
 
-def _decode(
-    chunk: IndexChunk,
-    attempt: Attempt,
-    folder: Path,
-    root: Path,
-    max_pixels: int,
-    on_done: Callable[[int], None] | None = None,
-) -> Indexed:
-    crashes = chunk.crashes(folder)
-    crashing = read_parquet(crashes)["row"].to_pylist() if crashes.exists() else []
-    return index_images(
-        chunk.rows.slice(attempt.start - chunk.start, attempt.stop - attempt.start),
-        root,
-        max_pixels=max_pixels,
-        crashing={row - attempt.start for row in crashing},
-        on_done=on_done,
-    )
+def _crashing_rows(chunk: IndexChunk, folder: Path) -> list[int]:
+    path = chunk.crashes(folder)
+    return read_parquet(path)["row"].to_pylist() if path.exists() else []
 
 
 def _reporter(num_images: int, step: int = 64) -> Callable[[int], None]:
@@ -200,23 +171,15 @@ def _reporter(num_images: int, step: int = 64) -> Callable[[int], None]:
 
 def _as_rows(indexed: Indexed) -> pa.Table:
     """Usable images and quarantined ones in one table; ``kind`` is null for the usable ones."""
-    tables = []
-    for part in indexed:
-        columns = {
-            name: part[name] if name in part.column_names else pa.nulls(len(part), CHUNK_SCHEMA.field(name).type)
-            for name in CHUNK_SCHEMA.names
-        }
-        tables.append(pa.table(columns).cast(CHUNK_SCHEMA))
-    return pa.concat_tables(tables)
+    return pa.concat_tables(indexed, promote_options="default").select(CHUNK_SCHEMA.names).cast(CHUNK_SCHEMA)
 
 
 def _record_crash(folder: Path, chunk: Task, row: int) -> None:
     """Add a row to the file of the rows that the next attempts leave out."""
     assert isinstance(chunk, IndexChunk)
-    path = chunk.crashes(folder)
     with _unless_another_machine_began(folder):
-        known = read_parquet(path)["row"].to_pylist() if path.exists() else []
-        write_parquet(pa.table({"row": pa.array(sorted({*known, row}), pa.int64())}), path)
+        rows = sorted({*_crashing_rows(chunk, folder), row})
+        write_parquet(pa.table({"row": pa.array(rows, pa.int64())}), chunk.crashes(folder))
 
 
 @contextlib.contextmanager
@@ -236,6 +199,5 @@ def _joined(chunks: list[pa.Table]) -> Indexed:
     is_usable = pc.is_null(table["kind"])
     usable = table.filter(is_usable).drop_columns(["kind", "message"])
     refused = table.filter(pc.invert(is_usable))
-    stage = pa.array(["index"] * len(refused), pa.string())
-    columns = {name: stage if name == "stage" else refused[name] for name in REFUSED.names}
-    return Indexed(usable, pa.table(columns).cast(REFUSED))
+    refused = refused.append_column("stage", pa.array(["index"] * len(refused), pa.string()))
+    return Indexed(usable, refused.select(REFUSED.names).cast(REFUSED))
