@@ -9,13 +9,15 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from explain2me.config.schema import ComputeConfig
 from explain2me.detectors.load import Detector
 from explain2me.detectors.runs import load_model
 from explain2me.errors import CheckpointError
@@ -34,29 +36,28 @@ from explain2me.salience.methods import METHODS, Explainer
 class Batch(NamedTuple):
     """Clean images. A file that cannot be read is a black image here, so the batch borders do not depend on it.
 
-    ``rows`` (N,) of images.parquet, ``pixels`` uint8 (N, 3, H, W), ``ids`` N strings, ``labels`` int64 (N,) with -1 for
-    no label, ``usable`` bool (N,).
+    ``rows`` are those of images.parquet; a label is -1 where there is none.
     """
 
-    rows: Tensor
-    pixels: Tensor
+    rows: Int[Tensor, " N"]
+    pixels: UInt8[Tensor, "N 3 H W"]
     ids: Sequence[str]
-    labels: Tensor
-    usable: Tensor
+    labels: Int[Tensor, " N"]
+    usable: Bool[Tensor, " N"]
 
 
 class Explained(NamedTuple):
     """Results of a batch under one condition: maps for two classes from one forward pass.
 
-    ``maps`` (N, h, w) for the class that salience.target names, ``fixed`` (N, h, w) for the class that is held fixed,
-    ``classes`` int64 (N, 2) of both, ``logits`` (N, C), ``valid`` bool (N,): whether the condition could be applied.
+    ``maps`` explain the class that salience.target names, ``fixed`` the class that is held fixed, and ``classes`` holds
+    both. ``valid``: whether the condition could be applied.
     """
 
-    maps: Tensor
-    fixed: Tensor
-    classes: Tensor
-    logits: Tensor
-    valid: Tensor
+    maps: Float[Tensor, "N h w"]
+    fixed: Float[Tensor, "N h w"]
+    classes: Int[Tensor, "N 2"]
+    logits: Float[Tensor, "N num_logits"]
+    valid: Bool[Tensor, " N"]
 
 
 Explain = Callable[[Tensor, Tensor, Tensor | None], Explained]
@@ -93,28 +94,25 @@ def load_explainer(run: Run, model: Model) -> tuple[Detector, Explainer]:
 
     The block is never left: no other code uses this model.
     """
+    compute = run.config.compute
     settings = next(detector for detector in run.config.detectors if detector.name == model.detector)
     make_explainer = METHODS[run.config.salience.method].load()
     detector = load_model(settings, model.checkpoint, model.seed, len(run.classes))
     if detector.weights_sha256 != model.weights_sha256:
         raise CheckpointError(f"{model.checkpoint} has changed since the run began; put it back, or start a new run")
-    detector.model.to(run.config.compute.device).to(memory_format=torch.channels_last)
-    if run.config.compute.compile:
-        noise = torch.randint(
-            0, 256, (largest_batch(run), 3, *detector.input_size), generator=torch.Generator().manual_seed(0)
-        )
-        images = detector.preprocess(noise.to(torch.uint8).to(run.config.compute.device))
-        autocast = torch.autocast(
-            images.device.type, torch.bfloat16, enabled=run.config.compute.precision == "bfloat16"
-        )
-        with exact_convolutions(images), autocast:
+    detector.model.to(compute.device).to(memory_format=torch.channels_last)
+    if compute.compile:
+        shape = (largest_batch(compute), 3, *detector.input_size)
+        noise = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
+        images = detector.preprocess(noise.to(torch.uint8).to(compute.device))
+        with _numerics(images, compute.precision):
             compile_before(detector.model, images, settings.layer, make_explainer=make_explainer)
     return detector, make_explainer(detector.model, settings.layer).__enter__()
 
 
-def largest_batch(run: Run) -> int:
+def largest_batch(compute: ComputeConfig) -> int:
     """Number of images in the largest batch of a run."""
-    return min(int(run.config.compute.batch_size), run.config.compute.shard_size)
+    return min(int(compute.batch_size), compute.shard_size)
 
 
 def explain_rows(
@@ -142,9 +140,10 @@ def explain_rows(
     conditions = conditions_for(run.config.measures, detector.input_size)
     refused: list[dict[str, object]] = []
     results: dict[Condition, list[tuple[Batch, Explained]]] = {condition: [] for condition in conditions}
-    explain: Explain = functools.partial(_explain, detector, explainer, run, precision)
+    choose = functools.partial(_classes_to_explain, run.config.salience.target, run.classes)
+    explain: Explain = functools.partial(_explain, detector, explainer, choose, precision)
     if run.config.compute.compile:
-        explain = functools.partial(_padded, explain, largest_batch(run))
+        explain = functools.partial(_padded, explain, largest_batch(run.config.compute))
     clean_batches = _read(run, model, detector, rows, refused)
     for condition, batch, result in explain_batches(clean_batches, explain, conditions, seed=run.config.seed):
         kept = result._replace(valid=result.valid.cpu() & batch.usable)
@@ -160,7 +159,7 @@ def explain_rows(
 def _explain(
     detector: Detector,
     explainer: Explainer,
-    run: Run,
+    choose: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     precision: str,
     images: Tensor,
     labels: Tensor,
@@ -168,34 +167,37 @@ def _explain(
 ) -> Explained:
     classes = torch.empty(0)
 
-    def choose(logits: Tensor) -> Tensor:
+    def remember(logits: Tensor) -> Tensor:
         nonlocal classes
-        classes = _classes_to_explain(logits, labels, clean_classes, run)
+        classes = choose(logits, labels, clean_classes)
         return classes
 
-    with (
-        exact_convolutions(images),
-        torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-    ):
-        maps, logits = explainer.explain(detector.preprocess(images), choose)
+    with _numerics(images, precision):
+        maps, logits = explainer.explain(detector.preprocess(images), remember)
     return Explained(maps[:, 0], maps[:, 1], classes, logits, torch.ones(len(images), dtype=torch.bool))
 
 
-def _classes_to_explain(logits: Tensor, labels: Tensor, clean_classes: Tensor | None, run: Run) -> Tensor:
-    """Classes (N, 2) that the two maps of each image explain.
+def _classes_to_explain(
+    target: str,
+    names: Sequence[str],
+    logits: Float[Tensor, "N num_logits"],
+    labels: Int[Tensor, " N"],
+    clean_classes: Int[Tensor, " N"] | None,
+) -> Int[Tensor, "N 2"]:
+    """Classes that the two maps of each image explain.
 
     The first is the class that ``salience.target`` names: the predicted class of this very image, its label, or one
-    class. The second is held fixed: for a perturbed image the class that its clean map explains, ``clean_classes``
-    (N,); for a clean image (``clean_classes`` None) its label, or the first class where it has none.
+    class. The second is held fixed: for a perturbed image the class that its clean map explains, ``clean_classes``; for
+    a clean image (``clean_classes`` None) its label, or the first class where it has none.
     """
-    target, predicted = run.config.salience.target, predicted_classes(logits)
+    predicted = predicted_classes(logits)
     labels = labels.to(predicted)
     if target == "predicted":
         explained = predicted
     elif target == "true":
         explained = labels
     else:
-        explained = torch.full_like(predicted, run.classes.index(target))
+        explained = torch.full_like(predicted, names.index(target))
     fixed = clean_classes if clean_classes is not None else torch.where(labels < 0, explained, labels)
     return torch.stack([explained, fixed], dim=1)
 
@@ -212,6 +214,14 @@ def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean_c
     return Explained(*(part[:count] for part in result))
 
 
+@contextlib.contextmanager
+def _numerics(images: Tensor, precision: str) -> Iterator[None]:
+    """The precision of the forward passes."""
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with exact_convolutions(images), autocast:
+        yield
+
+
 def exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None]:
     """On CUDA: full float32 instead of TF32, and deterministic algorithms."""
     if images.device.type != "cuda":
@@ -220,22 +230,18 @@ def exact_convolutions(images: Tensor) -> contextlib.AbstractContextManager[None
 
 
 def _read(
-    run: Run,
-    model: Model,
-    detector: Detector,
-    rows: Sequence[int],
-    refused: list[dict[str, object]],
+    run: Run, model: Model, detector: Detector, rows: Sequence[int], refused: list[dict[str, object]]
 ) -> Iterator[Batch]:
     """Decode the images of a shard ahead of the model; appends the failures to ``refused``."""
     data, compute = run.config.data, run.config.compute
     table = run.image_table.take(list(rows))
     ids, paths = table["image_id"].to_pylist(), table["path"].to_pylist()
-    labels = _class_indices(run, table)
+    class_of = {label: i for i, label in enumerate(run.classes)}
+    labels = torch.tensor([class_of.get(label, -1) for label in table["label"].to_pylist()])
     root = image_root(Path(data.manifest))
-    files = [resolve(root, path) for path in paths]
     assert compute.batch_size != "auto"  # a number since the run began
     for batch in batches(
-        files,
+        [resolve(root, path) for path in paths],
         size=detector.input_size,
         batch_size=compute.batch_size,
         interpolation=detector.interpolation,
@@ -257,47 +263,31 @@ def _read(
         yield Batch(torch.tensor(rows[span]), pixels, ids[span], labels[span], usable)
 
 
-def _class_indices(run: Run, images: pa.Table) -> Tensor:
-    """The class of each image as an index of the logits, int64 (N,); -1 without a label."""
-    classes = {label: i for i, label in enumerate(run.classes)}
-    return torch.tensor([classes.get(label, -1) for label in images["label"].to_pylist()])
-
-
 def _table(model: Model, results: dict[Condition, list[tuple[Batch, Explained]]]) -> pa.Table:
     """Rows ordered by condition, then image, without the images that could not be read."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("image", "condition", "valid", "logits", "predicted")}
-    maps: list[np.ndarray] = []
-    fixed: list[np.ndarray] = []
-    same: list[np.ndarray] = []
-    for condition, pairs in results.items():
-        usable = torch.cat([batch.usable for batch, _ in pairs])
-        joined = Explained(*(torch.cat(parts).cpu()[usable] for parts in zip(*(r for _, r in pairs), strict=True)))
-        columns["image"].append(torch.cat([batch.rows for batch, _ in pairs])[usable].numpy())
-        columns["condition"] += [condition.name] * len(joined.maps)
-        columns["valid"].append(joined.valid.numpy())
-        columns["logits"].append(joined.logits.numpy())
-        columns["predicted"].append(predicted_classes(joined.logits).numpy())
-        maps.append(joined.maps.numpy())
-        fixed.append(joined.fixed.numpy())
-        same.append((joined.classes[:, 0] == joined.classes[:, 1]).numpy())
-    height, width = maps[0].shape[1:]
-    logits = np.concatenate(columns["logits"]).astype(np.float32)
-    invalid = ~(np.concatenate(columns["valid"]) & np.isfinite(logits).all(1))
+    pairs = [pair for batches_of_condition in results.values() for pair in batches_of_condition]
+    usable = torch.cat([batch.usable for batch, _ in pairs])
+    rows = torch.cat([batch.rows for batch, _ in pairs])[usable].numpy()
+    explained = Explained(*(torch.cat(parts).cpu()[usable] for parts in zip(*(e for _, e in pairs), strict=True)))
+    conditions = np.repeat([condition.name for condition in results], len(rows) // len(results))
+    logits = explained.logits.numpy().astype(np.float32)
+    invalid = ~(explained.valid.numpy() & np.isfinite(logits).all(1))
     offsets = np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1]
+    same = (explained.classes[:, 0] == explained.classes[:, 1]).numpy()
     arrays = [
-        pa.array(np.concatenate(columns["image"]), pa.int32()),
-        pa.array(columns["condition"]).dictionary_encode(),
+        pa.array(rows, pa.int32()),
+        pa.array(conditions, pa.string()).dictionary_encode(),
         pa.ListArray.from_arrays(offsets, pa.array(logits.ravel()), mask=pa.array(invalid)),
-        pa.array(np.concatenate(columns["predicted"]), pa.int32(), mask=invalid),
-        _lists(np.concatenate(maps), invalid),
-        _lists(np.concatenate(fixed), invalid | np.concatenate(same)),
+        pa.array(predicted_classes(explained.logits).numpy(), pa.int32(), mask=invalid),
+        _lists(explained.maps.numpy(), invalid),
+        _lists(explained.fixed.numpy(), invalid | same),
     ]
-    names = json.dumps([condition.name for condition in results])
+    height, width = explained.maps.shape[1:]
     metadata = {
         "schema": str(SCHEMA_VERSION),
         "model": model.name,
         "map_size": f"{height}x{width}",
-        "conditions": names,
+        "conditions": json.dumps([condition.name for condition in results]),
     }
     return pa.Table.from_arrays(arrays, schema=maps_schema(height * width).with_metadata(metadata))
 
