@@ -42,8 +42,8 @@ def precision_rows(run: Run, measures: MeasuresConfig) -> Iterator[dict[str, Any
     }
     values: dict[tuple[str | None, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
     for detector, labels, *both in _both_precisions(run, measures, files) if files else ():
-        key = (detector, labels["measure"], labels["variant"], labels["similarity"])
-        values.setdefault(key, []).append((both[0], both[1]))
+        quantity = (detector, labels["measure"], labels["variant"], labels["similarity"])
+        values.setdefault(quantity, []).append((both[0], both[1]))
     for key, pairs in values.items():
         exact, coarse = (np.concatenate(side) for side in zip(*pairs, strict=True))
         difference = drop_nan(np.abs(exact - coarse))

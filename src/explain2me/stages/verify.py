@@ -205,10 +205,9 @@ def _check_scores(run: Run) -> Iterator[str]:
         if same_settings and path.name not in expected:
             yield f"not in the plan: scores/{path.name}"
         yield from _guarded(path.relative_to(run.folder), _check_score_file(run, path))
+    planned = set(expected) if same_settings else names
     for path in sorted(folder.glob(f"{PACKED}*.parquet")):
-        yield from _guarded(
-            path.relative_to(run.folder), _check_pack(run, path, set(expected) if same_settings else names)
-        )
+        yield from _guarded(path.relative_to(run.folder), _check_pack(run, path, planned))
 
 
 def _check_score_file(run: Run, path: Path) -> Iterator[str]:
@@ -221,9 +220,8 @@ def _check_score_file(run: Run, path: Path) -> Iterator[str]:
 
 
 def _check_other_files(run: Run) -> Iterator[str]:
-    for path in sorted(
-        path for name in ("summary", "quarantine", "precision") for path in (run.folder / name).rglob("*.parquet")
-    ):
+    folders = [run.folder / name for name in ("precision", "quarantine", "summary")]
+    for path in [path for folder in folders for path in sorted(folder.rglob("*.parquet"))]:
         yield from _guarded(path.relative_to(run.folder), _check_other_file(run, path))
 
 

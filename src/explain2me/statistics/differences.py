@@ -58,17 +58,9 @@ def difference_rows(
                 for value, each in zip(values, by_detector, strict=True)
             ]
             for (a, name), (b, other) in itertools.combinations(enumerate(compared), 2):
-                yield {
-                    "detector": name,
-                    "other_detector": other,
-                    **quantity._asdict(),
-                    "condition": by_detector[a].condition,
-                    "label": selection.label,
-                    "source": selection.source,
-                    "num_images": _num_of_both(values[a], values[b]),
-                    **_numbers(values[a], values[b], sizes),
-                    **_above_chance(corrected[a], corrected[b], sizes),
-                }
+                labels = {"detector": name, "other_detector": other, **quantity._asdict()}
+                labels |= {"condition": by_detector[a].condition, "label": selection.label, "source": selection.source}
+                yield labels | _numbers(values[a], values[b], sizes) | _above_chance(corrected[a], corrected[b], sizes)
 
 
 def auroc_difference_rows(
@@ -79,27 +71,15 @@ def auroc_difference_rows(
     for name, other in itertools.combinations(aurocs, 2):
         for key, ours in aurocs[name].items():
             score, label, source = key
-            yield {
-                "detector": name,
-                "other_detector": other,
-                "measure": "auroc",
-                "variant": score,
-                "condition": CLEAN,
-                "label": label,
-                "source": source,
-                "num_images": _num_of_both(ours, aurocs[other][key]),
-                **_numbers(ours, aurocs[other][key], sizes),
-            }
+            labels = {"detector": name, "other_detector": other, "measure": "auroc", "variant": score}
+            labels |= {"condition": CLEAN, "label": label, "source": source}
+            yield labels | _numbers(ours, aurocs[other][key], sizes)
 
 
-def _num_of_both(a: Estimate, b: Estimate) -> int:
-    """Number of images that have a value in both estimates."""
-    return int((~np.isnan(a.images) & ~np.isnan(b.images)).sum())
-
-
-def _numbers(a: Estimate, b: Estimate, sizes: Sequence[int]) -> dict[str, float]:
+def _numbers(a: Estimate, b: Estimate, sizes: Sequence[int]) -> dict[str, Any]:
     result = difference(a, b, sizes)
     return {
+        "num_images": int((~np.isnan(a.images) & ~np.isnan(b.images)).sum()),
         "num_runs": a.num_runs,
         "num_other_runs": b.num_runs,
         "difference": result.value,
