@@ -9,14 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from explain2me.measures.checks import (
-    DEAD_SUM,
-    FLAT_RANGE,
-    check_known,
-    check_maps,
-    check_pair,
-    height_and_width,
-)
+from explain2me.measures.checks import DEAD_SUM, FLAT_RANGE, check_known, check_maps, check_pair, height_and_width
 from explain2me.measures.scaling import minmax, resize, resize_operator
 from explain2me.measures.similarity import SIMILARITIES, correlation_of_sums, ssim_of_moments, where_defined
 
@@ -163,19 +156,13 @@ def resilience(
         options = {"input_size": size} if similarity == "ssim_windowed" else {}
         return SIMILARITIES[similarity](maps, TRANSFORMS[transform].undo(transformed_maps), **options)
     shift = TRANSFORMS[transform].shift_by(*size)
-    if similarity in ("ssim", "pearson"):
-        value = _overlap_of_moments(similarity, minmax(maps), minmax(transformed_maps), shift, size)
-    else:
-        value = _overlap_similarity(similarity, minmax(maps), minmax(transformed_maps), shift, size)
+    compare = _overlap_of_moments if similarity in ("ssim", "pearson") else _overlap_similarity
+    value = compare(similarity, minmax(maps), minmax(transformed_maps), shift, size)
     return where_defined(value, maps, transformed_maps)
 
 
 def check_square(name: str, height: int, width: int) -> None:
-    """Check that the input of a rotation by 90 degrees is square.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Raise ValueError unless the input of a rotation by 90 degrees is square."""
     if height != width:
         raise ValueError(
             f"{name} needs a square image and map, got height {height} and width {width}; "
