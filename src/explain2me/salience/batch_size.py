@@ -64,19 +64,15 @@ def _size_for(detector: Detector, explainer: Explainer, compute: ComputeConfig) 
 def fastest(
     explain: Callable[[int], None], sizes: Sequence[int], *, clock: Callable[[], float] = time.perf_counter
 ) -> int:
-    """Find the smallest batch size whose rate, in images per second, is within 5 % of the best.
+    """Find the smallest batch size whose rate, in images per second, is within 5 % of the best; 0 where none fits.
 
     Args:
         explain: explains a batch of the given size; called twice for each size, the second call is timed.
         sizes: to try, in ascending order.
         clock: returns the time in seconds.
-
-    Returns:
-        The size; 0 where no size fits into memory.
     """
     rates: dict[int, float] = {}
-    idle = 0
-    full = False
+    idle, full = 0, False
     for size in sizes:
         try:
             explain(size)  # warms up

@@ -55,16 +55,13 @@ def compile_before(
     *,
     make_explainer: Callable[[nn.Module, str], Explainer] = GradCAM,
 ) -> int:
-    """Compile, in place, the largest parts of a model that end before the explained tensor.
+    """Compile, in place, the largest parts of a model that end before the explained tensor; gives their number.
 
     Args:
         model: in evaluation mode.
         images: preprocessed images (N, 3, H, W); other batch sizes are compiled again.
         layer: as for :class:`GradCAM`.
         make_explainer: explains the model before and after; the maps must stay the same.
-
-    Returns:
-        Number of compiled parts.
 
     Raises:
         LayerError: compiling fails, or the compiled model gives other maps or logits, or explains another tensor.
@@ -73,7 +70,10 @@ def compile_before(
     with make_explainer(model, layer) as explainer:
         maps, logits = explainer.explain(images, choose_predicted)
         explained = explainer.layer
-    parts = _compile_parts(model, before)
+    parts = _largest(model, "", before)
+    for name in parts:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, Compiled(model.get_submodule(name)))
     classes = choose_predicted(logits)
     try:
         with make_explainer(model, layer) as explainer:
@@ -96,15 +96,6 @@ def _same(maps: Tensor, compiled_maps: Tensor, logits: Tensor, compiled_logits: 
     difference = float((maps - compiled_maps).abs().max() / maps.abs().max().clamp_min(1e-12))
     largest = float(logits.abs().max())
     return difference <= TOLERANCE and torch.allclose(logits, compiled_logits, rtol=TOLERANCE, atol=TOLERANCE * largest)
-
-
-def _compile_parts(model: nn.Module, before: set[str]) -> list[str]:
-    """Replace the largest parts that end before the cut by compiled ones; returns their names."""
-    parts = _largest(model, "", before)
-    for name in parts:
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, Compiled(model.get_submodule(name)))
-    return parts
 
 
 class _Tap:

@@ -14,8 +14,7 @@ from explain2me.salience.grids import Grid
 class Cut:
     """Cut one forward pass at a tensor: no gradients before it, gradients after it.
 
-    Args:
-        leave_autocast: run the pass in float32 after the cut, so that logits and gradients are not rounded.
+    With ``leave_autocast`` the pass runs in float32 after the cut, so that logits and gradients are not rounded.
     """
 
     leave_autocast: bool
@@ -35,11 +34,7 @@ class Cut:
         return self.leaf.clone()  # in-place functions after the cut (DenseNet's ReLU) must not change the leaf
 
     def leaf_and_grid(self, layer: str) -> tuple[Tensor, Grid]:
-        """The leaf and its grid after the pass.
-
-        Raises:
-            LayerError: the pass did not reach the layer, or overwrote its tensor.
-        """
+        """The leaf and its grid after the pass; LayerError where it did not reach the layer, or overwrote the tensor."""
         if self.leaf is None or self.grid is None:
             raise LayerError(
                 f"layer {layer!r} was not reached in the forward pass; name a layer that every forward pass calls"

@@ -60,8 +60,7 @@ def gradcam(activations: Float[Tensor, "N C h w"], gradients: Float[Tensor, "N C
 def predicted_classes(logits: Float[Tensor, "N num_logits"]) -> Int[Tensor, " N"]:
     """Predicted class of each image: the largest logit; for a single logit, class 1 where it is above 0.
 
-    Raises:
-        ValueError: the shape is not (N, num_logits).
+    ValueError where the shape is not (N, num_logits).
 
     >>> predicted_classes(torch.tensor([[0.1, 2.0], [3.0, -1.0]]))
     tensor([1, 0])
@@ -148,10 +147,8 @@ class GradCAM:
 
         Args:
             images: preprocessed images (N, 3, H, W), N at least 1.
-            classes: (N,) for one class of each image, (N, K) for K of them; None takes the predicted class.
-
-        Returns:
-            maps (N, h, w), or (N, K, h, w) for classes (N, K), and logits (N, num_logits).
+            classes: (N,) for one class of each image, with maps (N, h, w); (N, K) for K of them, with maps
+                (N, K, h, w); None takes the predicted class.
 
         Raises:
             ValueError: wrong shape or type, a class that the model does not have, or a model that returns no logits.
@@ -166,18 +163,9 @@ class GradCAM:
         return GradCAMResult(maps[:, 0] if classes.ndim == 1 else maps, logits)
 
     def explain(self, images: Float[Tensor, "N 3 H W"], choose: Callable[[Tensor], Tensor]) -> GradCAMResult:
-        """Compute the maps of classes that depend on the logits, from one forward pass.
+        """Compute the maps (N, K, h, w) of classes that depend on the logits, from one forward pass.
 
-        Args:
-            images: preprocessed images (N, 3, H, W), N at least 1.
-            choose: takes the logits (N, num_logits), returns the classes (N, K).
-
-        Returns:
-            maps (N, K, h, w) and logits (N, num_logits).
-
-        Raises:
-            ValueError: as for a call.
-            LayerError: as for a call.
+        ``choose`` takes the logits (N, num_logits), and returns the classes (N, K). Errors are those of a call.
         """
         _check_images(images)
         if self._modes is None:
@@ -292,11 +280,9 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _kind(output: object) -> str:
-    if isinstance(output, Mapping):
-        return f"a {type(output).__name__} with the keys {list(output)}"
-    if isinstance(output, tuple | list):
-        return f"a {type(output).__name__} of {len(output)}"
-    return f"a {type(output).__name__}"
+    more = f" with the keys {list(output)}" if isinstance(output, Mapping) else ""
+    more = f" of {len(output)}" if isinstance(output, tuple | list) else more
+    return f"a {type(output).__name__}{more}"
 
 
 @contextlib.contextmanager

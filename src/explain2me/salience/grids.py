@@ -86,11 +86,6 @@ def named_grid(shape: tuple[int, ...], size: Size, num_prefix: int | None) -> Gr
 
     The axes that fit the aspect ratio of the images are h and w, the other one is the channels.
 
-    Args:
-        shape: of the features.
-        size: height and width of the images.
-        num_prefix: number of prefix tokens; None: unknown.
-
     >>> named_grid((8, 7, 7, 768), (224, 224), None)
     Grid(layout='NHWC', h=7, w=7, num_prefix=0)
     >>> named_grid((8, 197, 192), (224, 224), None)
@@ -110,12 +105,8 @@ def named_grid(shape: tuple[int, ...], size: Size, num_prefix: int | None) -> Gr
 def token_grid(num_tokens: int, size: Size, num_prefix: int | None) -> Grid | None:
     """The grid of a sequence of tokens; None where no grid fits.
 
-    Prefers whole square patches of the images, then the fewest prefix tokens, then the nearest aspect ratio.
-
-    Args:
-        num_tokens: prefix and grid.
-        size: height and width of the images.
-        num_prefix: number of prefix tokens, or 0 of them; None: unknown, 0 to 16.
+    Prefers whole square patches of the images, then the fewest prefix tokens, then the nearest aspect ratio. A model
+    with ``num_prefix`` tokens may have removed them; where the number is unknown, 0 to 16 are tried.
 
     >>> token_grid(5 + 8 * 12, (128, 192), None)
     Grid(layout='NLC', h=8, w=12, num_prefix=5)

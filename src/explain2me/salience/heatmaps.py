@@ -22,7 +22,7 @@ SIGMA = 0.04
 def load_map(
     path: Path, *, image_size: tuple[int, int] | None = None, size: tuple[int, int] | None = None
 ) -> Float[np.ndarray, "h w"]:
-    """Read one salience map.
+    """Read one salience map: float32, at least 0, not scaled.
 
     - ``.png``: grey of 8 or 16 bits, any size; a colour image gives its luminance, without alpha.
     - ``.npy``: a numeric array (h, w) saved by ``numpy.save``; pickled objects are refused.
@@ -34,9 +34,6 @@ def load_map(
         size: height and width of the result. A stored map is resized (bilinear, antialiased); None keeps its size.
             Fixations are drawn at this size; None draws them at ``image_size``.
 
-    Returns:
-        The map, float32, at least 0, not scaled.
-
     Raises:
         ManifestError: the file is missing, damaged or of another type, or its values are negative, not finite or all 0.
     """
@@ -44,11 +41,7 @@ def load_map(
 
 
 def read_map(path: Path) -> bytes:
-    """Read the bytes of one salience map.
-
-    Raises:
-        ManifestError: the file is missing, cannot be read, or is not ``.png``, ``.npy`` or ``.csv``.
-    """
+    """The bytes of one salience map; ManifestError as for :func:`load_map`."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ManifestError(
@@ -86,15 +79,10 @@ def _named(path: Path) -> str:
 
 
 def read_fixations(data: bytes, where: str = "fixations") -> Float[np.ndarray, "F 3"]:
-    """Read a table of fixations.
+    """Read a CSV table in UTF-8 with the columns ``x``, ``y`` and optionally ``duration``; others are ignored.
 
-    Args:
-        data: CSV in UTF-8 with the columns ``x``, ``y`` and optionally ``duration``; other columns are ignored.
-        where: the source, for errors.
-
-    Returns:
-        One row for each of the F fixations: x and y in pixels from the left and the top of the image, and the duration
-        in any unit (1 without the column).
+    Gives one row for each of the F fixations: x and y in pixels from the left and the top of the image, and the duration
+    in any unit (1 without the column). Errors name the source, ``where``.
 
     Raises:
         ManifestError: a column is missing, a value is no finite number, or a duration is negative.
@@ -111,9 +99,7 @@ def read_fixations(data: bytes, where: str = "fixations") -> Float[np.ndarray, "
             f"{where}: expected the columns x, y and optionally duration, got {columns}; rename the columns"
         )
     try:
-        fixations = np.array(
-            [[float(row[name]) for name in ("x", "y")] + [float(row.get("duration", 1))] for row in rows]
-        )
+        fixations = np.array([[float(row["x"]), float(row["y"]), float(row.get("duration", 1))] for row in rows])
     except (TypeError, ValueError) as error:
         raise ManifestError(
             f"{where}: x, y and duration must be numbers ({printable_line(str(error))}); correct the table"
@@ -135,7 +121,7 @@ def fixation_density(
     sigma: float = SIGMA,
     where: str = "fixations",
 ) -> Float[np.ndarray, "H W"]:
-    """Density of the fixations of an image, weighted by duration and smoothed by a Gaussian.
+    """Density of the fixations of an image, weighted by duration and smoothed by a Gaussian; float32, sum 1.
 
     Args:
         fixations: x, y in pixels of the upright image (EXIF orientation applied) and duration; those outside the image
@@ -144,9 +130,6 @@ def fixation_density(
         size: height and width of the density; None takes ``image_size``. The Gaussian is round in the image.
         sigma: of the Gaussian, as a fraction of the image width.
         where: source of the fixations, for errors.
-
-    Returns:
-        The density, float32, at least 0, sum 1.
 
     Raises:
         ManifestError: less than half of the fixations lie inside the image, none there has a duration above 0, or all x
@@ -194,14 +177,9 @@ def _gaussian_shares(
 
 
 def mean_map(folder: Path, size: tuple[int, int]) -> tuple[Float[np.ndarray, "h w"], int]:
-    """Mean of all maps (PNG, NPY) of a folder, each divided by its sum first.
+    """Mean of all maps (PNG, NPY) of a folder, float32, sum 1; and the number of maps.
 
-    Args:
-        folder: its subfolders are ignored.
-        size: height and width to which each map is resized (bilinear, antialiased).
-
-    Returns:
-        The mean map, float32, sum 1; and the number of maps.
+    Each map is first resized to (height, width), as by :func:`resize_map`, and divided by its sum.
 
     Raises:
         ManifestError: the folder is missing or holds no map, or a map is wrong.

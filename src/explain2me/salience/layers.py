@@ -32,11 +32,9 @@ class CallInput:
     """An argument of a function call.
 
     Attributes:
-        function: name of the function.
         position: of the argument among the tensors of the call, from 0.
         shape: of the argument without its first axis.
         count: number of the call, from 1, among those with this function, position and shape.
-        grid: of the argument.
         layer: description.
     """
 
@@ -55,14 +53,7 @@ class CallInput:
 
 @dataclass(frozen=True)
 class ModuleTensor:
-    """The output of a module, or its first input.
-
-    Attributes:
-        name: dotted name of the module.
-        side: ``output`` or ``input``.
-        grid: None derives it from the shape.
-        prefix: of the description.
-    """
+    """The output of a module, or its first input; a grid of None is derived from the shape."""
 
     name: str
     side: Literal["output", "input"] = "output"
@@ -98,10 +89,9 @@ class ModuleTensor:
 
 
 def refuse_compiled(model: nn.Module, layer: str) -> None:
-    """Refuse a layer in a compiled part of the model, where neither hooks nor function modes run.
+    """Raise LayerError for a layer in a compiled part of the model, where neither hooks nor function modes run.
 
-    Raises:
-        LayerError: the layer is compiled; for ``"auto"``, any part of the model is.
+    For ``"auto"``, no part may be compiled.
     """
     for name, module in model.named_modules():
         compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
@@ -116,11 +106,7 @@ _ADVICE = "name a layer before pooling and flattening, or take 'auto'"
 
 
 def named_module(model: nn.Module, name: str) -> nn.Module:
-    """The module with this dotted name.
-
-    Raises:
-        LayerError: there is none; the message offers the nearest names.
-    """
+    """The module with this dotted name; a LayerError offers the nearest names where there is none."""
     modules = {key: module for key, module in model.named_modules() if key}
     if name not in modules:
         raise LayerError(f"{type(model).__name__} has no layer {name!r}; {nearest(name, [*modules, 'auto'])}")
@@ -141,10 +127,8 @@ def find_layer(model: nn.Module, images: Float[Tensor, "N 3 H W"]) -> CallInput 
                 hooks.callback(module.register_forward_pre_hook(watch.enter).remove)
                 hooks.callback(module.register_forward_hook(watch.leaver(name)).remove)
         model(image)
-    if watch.token_read:
-        block = _last_block(model, image)
-        if block is not None:
-            return block
+    if watch.token_read and (block := _last_block(model, image)):
+        return block
     if watch.place is None or watch.convolved:
         raise LayerError(
             f"layer 'auto': no map of more than one cell is pooled, flattened or read by a class token at the end of "
@@ -214,10 +198,9 @@ class _Watch(TorchFunctionMode):
             has_events = self._num_events > self._events_at_entry.pop()
             if has_events or not isinstance(features, Tensor) or not isinstance(output, Tensor):
                 return
-            if features.ndim not in (3, 4):
-                return
-            grid = collapsed_grid(tuple(features.shape), tuple(output.shape), self._size, self._num_prefix)
-            if grid is not None:
+            shape = tuple(features.shape)
+            grid = len(shape) in (3, 4) and collapsed_grid(shape, tuple(output.shape), self._size, self._num_prefix)
+            if grid:
                 self._set_place(ModuleTensor(name, "input", grid, "auto: "))
 
         return leave
@@ -238,17 +221,13 @@ class _Watch(TorchFunctionMode):
         shape = tuple(tensor.shape)
         if name in INDEXING:
             grid = token_grid(shape[1], self._size, self._num_prefix) if len(shape) == 3 else None
-            if grid and grid.num_prefix:
-                prefix_shapes = {(1, *tokens, shape[2]) for tokens in ((), (1,), (grid.num_prefix,))}
-                if output in prefix_shapes:
-                    self.token_read = True
-                    self._num_events += 1
-            return
-        grid = collapsed_grid(shape, output, self._size, self._num_prefix)
-        if grid is None:
-            return
-        use = self._first_uses[id(tensor)]
-        self._set_place(CallInput(*use.call, use.number, grid, f"auto: input of {name}"))
+            prefixes = ((), (1,), (grid.num_prefix,)) if grid and grid.num_prefix else ()
+            if output in {(1, *tokens, shape[2]) for tokens in prefixes}:
+                self.token_read = True
+                self._num_events += 1
+        elif grid := collapsed_grid(shape, output, self._size, self._num_prefix):
+            use = self._first_uses[id(tensor)]
+            self._set_place(CallInput(*use.call, use.number, grid, f"auto: input of {name}"))
 
 
 class _CutCall(TorchFunctionMode):
