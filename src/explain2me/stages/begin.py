@@ -35,7 +35,6 @@ def begin_run(
     """Check a config, index its images and write run.json; or open the run that ``folder`` holds already.
 
     Args:
-        config: of the run.
         folder: of the run; created if missing.
         selection: of :func:`explain2me.images.select.select_images`, if it was called already.
         share: (i, N) of several machines that may do this in one folder at the same time.

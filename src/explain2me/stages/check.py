@@ -31,12 +31,8 @@ from explain2me.text import nearest
 def check(config: Config, selection: Selection | None = None) -> tuple[pa.Table, dict[str, Any]]:
     """Check a config against the files that it names. Opens no image, and writes nothing.
 
-    Args:
-        config: of the run.
-        selection: of :func:`explain2me.images.select.select_images`, if it was called already.
-
-    Returns:
-        The listed images, and the start of run.json.
+    Takes the selection of :func:`explain2me.images.select.select_images` if it was made already. Gives the listed images,
+    and the start of run.json.
 
     Raises:
         Explain2MeError: the first mistake.
@@ -76,8 +72,6 @@ def warnings_of(
     """What is allowed and probably not meant.
 
     Args:
-        config: of the run.
-        models: of the run.
         images: that the run takes; some files of a manifest are looked for, none is opened.
         listing: of :func:`explain2me.images.select.list_data`.
         classes: in the order of the logits.
@@ -158,14 +152,9 @@ def _check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[
 def refuse_single_runs(measures: MeasuresConfig, num_runs: int, *, count: str, remedy: str) -> None:
     """Refuse measures of pairs of training runs where a detector has a single run.
 
-    Args:
-        measures: of the config.
-        num_runs: of the detector.
-        count: the number of runs in words, for the error.
-        remedy: a way to get more runs, for the error.
-
     Raises:
-        ConfigError: such a measure is on, and there are fewer than two runs.
+        ConfigError: such a measure is on, and there are fewer than two runs. The message says ``count``, the number of
+            runs in words, and ``remedy``, a way to get more.
     """
     for measure in measures.chosen:
         if num_runs < measure.runs_per_value:

@@ -46,7 +46,6 @@ def explain_run(
     """Make every missing map of a run.
 
     Args:
-        config: of the run.
         folder: of the run; created if missing.
         selection: of :func:`explain2me.images.select.select_images`, if it was called already.
         share: (i, N): machine i of N in one folder makes its share of the shards.

@@ -7,7 +7,7 @@ The rows of ``statistics/scores.py`` decide the work: :func:`score_part` scores 
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,11 +148,10 @@ class MapReader:
         )
         for number in sorted(set((images[images >= 0] // self._size).tolist())):
             part = self.part(model, number)
-            position = np.searchsorted(part.images, images)
-            position[position == len(part.images)] = 0
-            here = (part.images[position] == images) if len(part.images) else np.zeros(len(images), bool)
+            here = np.flatnonzero(np.isin(images, part.images))
+            position = np.searchsorted(part.images, images[here])
             for target, source in zip(result[2:], part[2:], strict=True):
-                target[:, here] = source[:, position[here]]
+                target[:, here] = source[:, position]
         return result
 
 
@@ -186,39 +185,51 @@ def score_part(
             yield from _score_clean(measure, part)
         elif measure.of == "perturbation":
             for condition in conditions_of(measure, measures, input_size):
-                yield from _score_perturbed(measure, condition, part, partner, measures.similarity, input_size)
+                keys = itertools.product(measures.similarity, measure.variants)
+                yield from score_pair(measure, keys, part, part, partner, input_size, condition=condition)
+
+
+def variants_of_pairs(measure: Measure, run: Run) -> Sequence[str]:
+    """The variants of a measure of pairs; without labels there are no maps for the true class."""
+    labelled = run.image_table["label"].null_count < len(run.image_table)
+    return measure.variants if labelled else measure.variants[:1]
 
 
 def score_pair(
     measure: Measure,
+    keys: Iterable[tuple[str, str]],
     a: Part,
     b: Part,
-    b_partner: Part,
-    *,
-    similarities: Sequence[str],
+    b_partner: Part | None,
     input_size: tuple[int, int],
-    labelled: bool,
+    *,
+    condition: Condition = CLEAN,
 ) -> Iterator[tuple[Labels, Scores]]:
-    """Compare the clean maps of two training runs of a detector by a measure of pairs (section 3.5).
+    """Compare the clean maps of ``a`` with the maps of ``b`` under a condition.
 
     Args:
-        measure: a row with ``of_pairs``.
+        measure: compares two maps.
+        keys: similarity and variant of the scores to take.
         a: all conditions of some images, of one run.
-        b: the same of the other run.
-        b_partner: of the other run, another image for each, for the chance level.
-        similarities: to take.
+        b: the same of another run for a measure of pairs (section 3.5), else the same run again.
+        b_partner: as ``b``, of another image for each, for the chance level; None leaves it out.
         input_size: (height, width) of the model in pixels.
-        labelled: whether the images have labels; without labels there are no maps for the true class.
+        condition: of the maps of ``b``.
 
     Yields:
         Measure, variant, similarity and condition, and the scores.
     """
-    kept = _kept(a, b, CLEAN)
-    variants = measure.variants if labelled else measure.variants[:1]
-    for similarity, variant in itertools.product(similarities, variants):
-        compare = _comparison(measure, CLEAN, similarity, input_size)
-        maps, other_maps, chance_maps = (_maps(part, variant, CLEAN) for part in (a, b, b_partner))
-        yield _labels(measure, variant, similarity, CLEAN), _compare(compare, maps, other_maps, chance_maps, kept)
+    kept = _kept(a.predicted[a.of(CLEAN.name)], b.predicted[b.of(condition.name)])
+    for similarity, variant in keys:
+        compare = _comparison(measure, condition, similarity, input_size)
+        maps = _maps(a, variant if measure.of_pairs else VARIANTS[0], CLEAN)
+        other_maps = _maps(b, variant, condition)
+        value = compare(maps.double(), other_maps.double()).numpy()
+        chance = np.full(len(value), np.nan)
+        if b_partner is not None:
+            chance = compare(maps.double(), _maps(b_partner, variant, condition).double()).numpy()
+        dead = (is_dead(maps) | is_dead(other_maps)).numpy()
+        yield _labels(measure, variant, similarity, condition), Scores(value, chance, ~np.isnan(value), dead, kept)
 
 
 def _score_clean(measure: Measure, part: Part) -> Iterator[tuple[Labels, Scores]]:
@@ -233,25 +244,6 @@ def _score_clean(measure: Measure, part: Part) -> Iterator[tuple[Labels, Scores]
         yield _labels(measure, estimator, None, CLEAN), scores
 
 
-def _score_perturbed(
-    measure: Measure,
-    condition: Condition,
-    part: Part,
-    partner: Part | None,
-    similarities: Sequence[str],
-    input_size: tuple[int, int],
-) -> Iterator[tuple[Labels, Scores]]:
-    """Compare the maps under one condition with the clean maps."""
-    clean = _maps(part, VARIANTS[0], CLEAN)
-    kept = _kept(part, part, condition)
-    for similarity, variant in itertools.product(similarities, measure.variants):
-        compare = _comparison(measure, condition, similarity, input_size)
-        perturbed = _maps(part, variant, condition)
-        chance_maps = None if partner is None else _maps(partner, variant, condition)
-        scores = _compare(compare, clean, perturbed, chance_maps, kept)
-        yield _labels(measure, variant, similarity, condition), scores
-
-
 def _labels(measure: Measure, variant: str, similarity: str | None, condition: Condition) -> Labels:
     return {"measure": measure.name, "variant": variant, "similarity": similarity, "condition": condition.name}
 
@@ -261,20 +253,9 @@ def _maps(part: Part, variant: str, condition: Condition) -> Tensor:
     return torch.from_numpy((part.maps if variant == VARIANTS[0] else part.fixed)[part.of(condition.name)])
 
 
-def _kept(part: Part, other: Part, condition: Condition) -> np.ndarray:
-    """Whether the clean class of each image is also the class of ``other``: 1, 0, or -1 where one is missing."""
-    a, b = part.predicted[part.of(CLEAN.name)], other.predicted[other.of(condition.name)]
+def _kept(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether two predictions of each image agree: 1, 0, or -1 where one is missing."""
     return np.where((a < 0) | (b < 0), -1, a == b).astype(np.int8)
-
-
-def _compare(
-    compare: Compare, maps: Tensor, other_maps: Tensor, chance_maps: Tensor | None, kept: np.ndarray
-) -> Scores:
-    value = compare(maps.double(), other_maps.double()).numpy()
-    chance = np.full(len(value), np.nan)
-    if chance_maps is not None:
-        chance = compare(maps.double(), chance_maps.double()).numpy()
-    return Scores(value, chance, ~np.isnan(value), (is_dead(maps) | is_dead(other_maps)).numpy(), kept)
 
 
 def _comparison(measure: Measure, condition: Condition, similarity: str, input_size: tuple[int, int]) -> Compare:
@@ -306,7 +287,8 @@ def _jobs(run: Run, measures: MeasuresConfig) -> dict[str, Job]:
         models = run.models_of(detector.name)
         for part in [shard.part for shard in shards if shard.model == models[0]]:
             key = digest([settings, [keys[model, part] for model in models]])
-            score = functools.partial(_score_pairs, run, measure, measures.similarity, models, part)
+            keys_of_scores = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
+            score = functools.partial(_score_pairs, measure, keys_of_scores, models, part)
             jobs[f"{detector.name}__{measure.name}-part-{part:05d}-{key}.parquet"] = score
     return jobs
 
@@ -320,18 +302,15 @@ def _score_shard(measures: MeasuresConfig, shard: Shard, reader: MapReader) -> p
 
 
 def _score_pairs(
-    run: Run, measure: Measure, similarities: Sequence[str], models: Sequence[Model], number: int, reader: MapReader
+    measure: Measure, keys: Sequence[tuple[str, str]], models: Sequence[Model], number: int, reader: MapReader
 ) -> pa.Table:
-    labelled = run.image_table["label"].null_count < len(run.image_table)
     rows = []
     for a, b in itertools.combinations(models, 2):
         part = reader.part(a, number)
         other = reader.take(b, part.images)
         partner = reader.take(b, reader.partners(b)[part.images])
         names: Labels = {"detector": a.detector, "run": a.run, "other_run": b.run}
-        scored = score_pair(
-            measure, part, other, partner, similarities=similarities, input_size=a.input_size, labelled=labelled
-        )
+        scored = score_pair(measure, keys, part, other, partner, a.input_size)
         rows += [(part.images, names | labels, scores) for labels, scores in scored]
     return _rows(rows)
 
@@ -340,16 +319,12 @@ def _rows(parts: Sequence[tuple[np.ndarray, Labels, Scores]]) -> pa.Table:
     """One table of all rows. Words are dictionary-encoded by hand, because thousands of rows share a word."""
     if not parts:
         return SCORES.empty_table()
-    counts = [len(images) for images, _, _ in parts]
+    group = np.repeat(np.arange(len(parts)), [len(images) for images, _, _ in parts])
     columns: dict[str, Any] = {}
     for name in ("detector", "run", "other_run", "measure", "variant", "similarity", "condition"):
-        words = [labels[name] for _, labels, _ in parts]
-        known = sorted({word for word in words if word is not None})
-        codes = np.repeat([known.index(word) if word is not None else 0 for word in words], counts)
-        null = np.repeat([word is None for word in words], counts)
-        columns[name] = pa.DictionaryArray.from_arrays(
-            pa.array(codes.astype(np.int32), mask=null), pa.array(known, pa.string())
-        )
+        words = pa.array([labels[name] for _, labels, _ in parts], pa.string())
+        known = words.unique().drop_null().sort()
+        columns[name] = pa.DictionaryArray.from_arrays(pc.index_in(words, known).take(pa.array(group)), known)
     columns["image"] = np.concatenate([images for images, _, _ in parts]).astype(np.int32)
     for name in ("value", "chance", "valid", "dead"):
         columns[name] = np.concatenate([getattr(scores, name) for _, _, scores in parts])

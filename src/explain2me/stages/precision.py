@@ -12,7 +12,7 @@ from explain2me.run.folder import Run
 from explain2me.run.parts import Part, read_part
 from explain2me.run.plan import plan
 from explain2me.run.record import Model
-from explain2me.stages.measure import Labels, MapReader, Scores, score_pair, score_part
+from explain2me.stages.measure import Labels, MapReader, Scores, score_pair, score_part, variants_of_pairs
 from explain2me.statistics.cells import drop_nan, mean_of
 from explain2me.statistics.performance import sample_aurocs
 from explain2me.statistics.scores import MEASURES
@@ -78,21 +78,18 @@ def _both_precisions(run: Run, measures: MeasuresConfig, files: Mapping[Model, P
         )
         if not (np.isnan(exact_aurocs) & np.isnan(coarse_aurocs)).all():
             yield model.detector, SAMPLE_AUROC, exact_aurocs, coarse_aurocs
-    labelled = run.image_table["label"].null_count < len(run.image_table)
     pair_measures = [measure for measure in measures.chosen if measure.of_pairs]
     for measure, (first, other) in itertools.product(pair_measures, itertools.combinations(parts, 2)):
         if first.detector != other.detector:
             continue
+        keys = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
         images = np.intersect1d(parts[first][0].images, parts[other][0].images)
-        scores = []
-        for pair in zip(parts[first], parts[other], strict=True):
-            a, b = (_restrict(part, images) for part in pair)
-            # b also stands in for its partner, because the chance level is not used here
-            size = first.input_size
-            scores.append(
-                score_pair(measure, a, b, b, similarities=measures.similarity, input_size=size, labelled=labelled)
-            )
-        yield from _side_by_side(first, *scores)
+        both_runs = [
+            [_restrict(part, images) for part in pair] for pair in zip(parts[first], parts[other], strict=True)
+        ]
+        yield from _side_by_side(
+            first, *(score_pair(measure, keys, a, b, None, first.input_size) for a, b in both_runs)
+        )
 
 
 def _side_by_side(

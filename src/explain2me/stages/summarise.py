@@ -148,7 +148,7 @@ def _cell_rows(cells: Sequence[Cell], stretches: Sequence[Stretch], intervals: I
     """One row for each cell and selection of images."""
     for (index, cell), selection in itertools.product(enumerate(cells), selections(stretches)):
         images = np.concatenate([np.arange(stretches[i].start, stretches[i].stop) for i in selection.stretches])
-        labels = {name: getattr(cell, name) for name in ("measure", "variant", "similarity", "condition")}
+        labels = cell.quantity._asdict() | {"condition": cell.condition}
         labels |= {"label": selection.label, "source": selection.source}
         yield labels | _point(cell, images) | intervals(index, selection)
 
@@ -162,8 +162,7 @@ def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
     """
     value, chance, present = cell.value[..., images], cell.chance[..., images], cell.present[..., images]
     valid = ~np.isnan(value)
-    flat = mean_over_conditions(value)
-    flat = flat[~np.isnan(flat)]
+    flat = drop_nan(mean_over_conditions(value))
     num_present = int(present.sum())
     num_dead = int((cell.dead[..., images] & present).sum())
     row: dict[str, Any] = {
@@ -175,21 +174,22 @@ def _point(cell: Cell, images: np.ndarray) -> dict[str, Any]:
         "num_invalid": int((present & ~valid).sum()),
         "num_dead": num_dead,
         "dead_share": num_dead / num_present if num_present else float("nan"),
-        "kept_share": float("nan"),
-        "num_kept": None,
-        "mean_kept": float("nan"),
-        "num_flipped": None,
-        "mean_flipped": float("nan"),
+        "chance": mean_of(drop_nan(mean_over_conditions(chance))),
     }
-    if cell.kept is not None:
-        kept = cell.kept[..., images]
-        known = valid & (kept >= 0)
-        row["num_kept"], row["num_flipped"] = int((known & (kept == 1)).sum()), int((known & (kept == 0)).sum())
-        row["kept_share"] = mean_of(kept[present & (kept >= 0)] == 1)
-        row["mean_kept"], row["mean_flipped"] = mean_of(value[known & (kept == 1)]), mean_of(value[known & (kept == 0)])
-    row["chance"] = mean_of(drop_nan(mean_over_conditions(chance)))
     row["corrected"] = corrected(row["mean"], row["chance"])
-    return row
+    return row if cell.kept is None else row | _kept_and_flipped(value, cell.kept[..., images], present)
+
+
+def _kept_and_flipped(value: np.ndarray, kept: np.ndarray, present: np.ndarray) -> dict[str, Any]:
+    """Values where the perturbation kept the class, and where it changed it."""
+    kept_values, flipped_values = (drop_nan(value[kept == decision]) for decision in (1, 0))
+    return {
+        "kept_share": mean_of(kept[present & (kept >= 0)] == 1),
+        "num_kept": len(kept_values),
+        "mean_kept": mean_of(kept_values),
+        "num_flipped": len(flipped_values),
+        "mean_flipped": mean_of(flipped_values),
+    }
 
 
 def _bootstrap(
@@ -210,7 +210,7 @@ def _bootstrap(
                 total[1, index, rows] = drawn @ (~np.isnan(part)).T.astype(np.float64)
 
     def intervals(index: int, selection: Selection) -> dict[str, float]:
-        weigh = pair_weights if MEASURES[cells[index].measure].of_pairs else run_weights
+        weigh = pair_weights if MEASURES[cells[index].quantity.measure].of_pairs else run_weights
         units = weigh(num_runs, seed=seed, resamples=resamples)
         with np.errstate(invalid="ignore", divide="ignore"):
             means = [np.divide(*(total[:, list(selection.stretches)].sum(1) * units).sum(2)) for total in sums[index]]
@@ -228,8 +228,7 @@ def _matrix_rows(runs: Sequence[str], cells: Sequence[Cell]) -> Iterator[dict[st
             value = drop_nan(cell.value[unit])
             numbers = {"mean": mean_of(value), "n": len(value)}
             for run, other_run in (pair, pair[::-1]):
-                labels = {"variant": cell.variant, "similarity": cell.similarity, "run": run, "other_run": other_run}
-                yield labels | numbers
+                yield cell.quantity._asdict() | {"run": run, "other_run": other_run} | numbers
 
 
 def _quarantine_rows(run: Run) -> Rows:

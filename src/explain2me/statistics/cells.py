@@ -28,9 +28,7 @@ class Quantity(NamedTuple):
 class Cell(NamedTuple):
     """All values of one score: units (runs, or pairs of runs) x conditions x images; NaN where a value is not valid."""
 
-    measure: str
-    variant: str
-    similarity: str | None
+    quantity: Quantity
     condition: str
     value: np.ndarray  # (U, C, N)
     chance: np.ndarray  # (U, C, N)
@@ -59,11 +57,21 @@ def quantities_of(run: Run, detector: str) -> Iterator[Quantity]:
 
 def cells_of(run: Run, detector: str, quantity: Quantity) -> Iterator[Cell]:
     """One cell for each condition, then one for each group of conditions of the measure."""
+    measure, models = MEASURES[quantity.measure], run.models_of(detector)
+    conditions = conditions_of(measure, run.config.measures, models[0].input_size)
+    names = [condition.name for condition in conditions]
+    rows = (ds.field("detector") == detector) & (ds.field("measure") == measure.name)
     similarity = ds.field("similarity")
-    same = similarity.is_null() if quantity.similarity is None else similarity == quantity.similarity
-    same &= (ds.field("measure") == quantity.measure) & (ds.field("variant") == quantity.variant)
-    batches = run.scores_dataset().to_batches(filter=same & (ds.field("detector") == detector))
-    return _cells(run, run.models_of(detector), quantity, batches)
+    rows &= similarity.is_null() if quantity.similarity is None else similarity == quantity.similarity
+    batches = run.scores_dataset().to_batches(filter=rows & (ds.field("variant") == quantity.variant))
+    value, chance, present, dead, kept = _dense(run, models, measure, names, batches)
+    picks = [(name, [i]) for i, name in enumerate(names)]
+    picks += [(group, [i for i, c in enumerate(conditions) if c.group == group]) for group in measure.groups]
+    if measure.has_mean_over_conditions:
+        picks.append((ALL, list(range(len(names)))))
+    for name, some in picks:
+        known = kept[:, some] if (kept >= 0).any() else None
+        yield Cell(quantity, name, value[:, some], chance[:, some], present[:, some], dead[:, some], known)
 
 
 def units_of(measure: Measure, num_runs: int) -> list[tuple[int, ...]]:
@@ -73,12 +81,10 @@ def units_of(measure: Measure, num_runs: int) -> list[tuple[int, ...]]:
 
 def selections(stretches: Sequence[Stretch]) -> list[Selection]:
     """Each source (of each label), each label, and all images."""
-    of_sources = [Selection(s.label or ALL, s.source, (i,)) for i, s in enumerate(stretches)]
-    labels = sorted({s.label for s in stretches if s.label is not None})
-    of_labels = [
-        Selection(label, ALL, tuple(i for i, s in enumerate(stretches) if s.label == label)) for label in labels
-    ]
-    return [*of_sources, *of_labels, Selection(ALL, ALL, tuple(range(len(stretches))))]
+    chosen = [Selection(s.label or ALL, s.source, (i,)) for i, s in enumerate(stretches)]
+    for label in sorted({s.label for s in stretches if s.label is not None}):
+        chosen.append(Selection(label, ALL, tuple(i for i, s in enumerate(stretches) if s.label == label)))
+    return [*chosen, Selection(ALL, ALL, tuple(range(len(stretches))))]
 
 
 def mean_over_conditions(array: np.ndarray) -> np.ndarray:
@@ -88,20 +94,6 @@ def mean_over_conditions(array: np.ndarray) -> np.ndarray:
     defined = ~np.isnan(array)
     with np.errstate(invalid="ignore"):
         return np.where(defined, array, 0).sum(1) / defined.sum(1)
-
-
-def _cells(run: Run, models: Sequence[Model], quantity: Quantity, batches: Iterable[pa.RecordBatch]) -> Iterator[Cell]:
-    measure = MEASURES[quantity.measure]
-    conditions = conditions_of(measure, run.config.measures, models[0].input_size)
-    names = [condition.name for condition in conditions]
-    value, chance, present, dead, kept = _dense(run, models, measure, names, batches)
-    picks = [(name, [i]) for i, name in enumerate(names)]
-    picks += [(group, [i for i, c in enumerate(conditions) if c.group == group]) for group in measure.groups]
-    if measure.has_mean_over_conditions:
-        picks.append((ALL, list(range(len(names)))))
-    for name, some in picks:
-        known = kept[:, some] if (kept >= 0).any() else None
-        yield Cell(*quantity, name, value[:, some], chance[:, some], present[:, some], dead[:, some], known)
 
 
 def _dense(

@@ -32,7 +32,7 @@ class Compared(NamedTuple):
 
 def compared_by(cell: Cell, num_runs: int, stretches: Sequence[Stretch]) -> Compared:
     """Totals of a cell. They take little memory, so the totals of all detectors are kept and their cells are not."""
-    measure = MEASURES[cell.measure]
+    measure = MEASURES[cell.quantity.measure]
     units = units_of(measure, num_runs)
     value = totals(mean_over_conditions(cell.value), units, stretches)
     chance = totals(mean_over_conditions(cell.chance), units, stretches) if measure.compares else None

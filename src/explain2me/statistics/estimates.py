@@ -150,12 +150,9 @@ def above_chance(value: Estimate, chance: Estimate) -> Estimate:
 
 
 def difference(a: Estimate, b: Estimate, sizes: Sequence[int]) -> Difference:
-    """The difference of two means, ``a`` minus ``b``.
+    """The difference of the means of two detectors over the same images, ``a`` minus ``b``.
 
-    Args:
-        a: estimate of one detector.
-        b: estimate of another detector over the same images.
-        sizes: number of images of each source, in the order of the images.
+    ``sizes``: number of images of each source, in the order of the images.
     """
     value = a.mean - b.mean
     of_sources = np.split(_sum(a.images, -b.images), np.cumsum(sizes)[:-1])

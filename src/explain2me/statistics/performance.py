@@ -126,12 +126,7 @@ def auroc_estimates(run: Run, predictions: Predictions) -> dict[AurocKey, Estima
 def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray) -> np.ndarray:
     """AUROC (softmax) of a sample of images under each condition: (C,); NaN where a class has no image.
 
-    Empty without labels.
-
-    Args:
-        run: with the images.
-        paths: part files of one model.
-        sample: rows of images.parquet.
+    ``paths`` are part files of one model, ``sample`` rows of images.parquet. Empty without labels.
     """
     positive = _positive(run)
     if positive is None:
