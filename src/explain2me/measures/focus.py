@@ -120,19 +120,12 @@ class _Axis(NamedTuple):
     """(side, side), the Gaussian g for the map."""
 
 
-def _blend(images: Tensor, positions: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-    """Interpolate each pixel linearly between the two levels of blur next to its position.
+def _blend(
+    images: UInt8[Tensor, "n 3 H W"], positions: Float[Tensor, "removals n H W"], rows: _Axis, columns: _Axis
+) -> UInt8[Tensor, "removals n 3 H W"]:
+    """Interpolate each pixel linearly between the two levels of blur next to its position, in [0, levels - 1].
 
     Adds one level after the other, weighted by its distance from the position, so that only one level is in memory.
-
-    Args:
-        images: uint8 (n, 3, H, W).
-        positions: (removals, n, H, W) in [0, levels - 1].
-        rows: blurs along the height.
-        columns: blurs along the width.
-
-    Returns:
-        uint8 (removals, n, 3, H, W).
     """
     blurred = images.float()
     waves = rows.cosines @ blurred @ columns.cosines.T

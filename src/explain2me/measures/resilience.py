@@ -262,11 +262,7 @@ def _overlap_of_moments(
 def _scale_overlap(
     cells: Tensor, rows: _Sampling, columns: _Sampling, num_pixels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale maps so that their overlap spans [0, 1].
-
-    Returns:
-        The scaled maps minus the mean of their overlap, that mean, and whether the overlap is dead or flat.
-    """
+    """Scale maps so that their overlap spans [0, 1], and subtract its mean; also that mean, and whether it is dead or flat."""
     extrema = rows.turning_points @ cells @ columns.turning_points.T
     low, high = extrema.amin((1, 2), keepdim=True), extrema.amax((1, 2), keepdim=True)
     total = rows.sums @ cells @ columns.sums

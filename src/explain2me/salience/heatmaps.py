@@ -193,11 +193,7 @@ def mean_map(folder: Path, size: tuple[int, int]) -> tuple[Float[np.ndarray, "h 
 
 
 def maps_of(folder: Path) -> list[Path]:
-    """Paths of the maps (PNG, NPY) of a folder, sorted by name.
-
-    Raises:
-        ManifestError: the folder is missing or holds no map.
-    """
+    """Paths of the maps (PNG, NPY) of a folder, sorted by name; ManifestError where it is missing or holds none."""
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".npy"))
     except OSError as error:

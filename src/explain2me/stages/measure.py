@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from explain2me.config.compare import digest
@@ -42,17 +43,15 @@ Labels = dict[str, str | None]
 
 
 class Scores(NamedTuple):
-    """Scores of one measure for the images of one part.
+    """Scores of one measure for the images of one part; a value is NaN where it is not valid.
 
-    ``value`` and ``chance`` float64 (N,), ``valid`` and ``dead`` bool (N,), ``kept`` int8 (N,): 1 kept, 0 flipped, -1
-    where two predictions cannot be compared.
+    ``kept``, int8: 1 kept, 0 flipped, -1 where two predictions cannot be compared.
     """
 
-    value: np.ndarray
-    chance: np.ndarray
-    valid: np.ndarray
-    dead: np.ndarray
-    kept: np.ndarray
+    value: Float[np.ndarray, " N"]
+    chance: Float[np.ndarray, " N"]
+    dead: Bool[np.ndarray, " N"]
+    kept: Int[np.ndarray, " N"]
 
 
 Compare = Callable[[Tensor, Tensor], Tensor]
@@ -229,7 +228,7 @@ def score_pair(
         if b_partner is not None:
             chance = compare(maps.double(), _maps(b_partner, variant, condition).double()).numpy()
         dead = (is_dead(maps) | is_dead(other_maps)).numpy()
-        yield _labels(measure, variant, similarity, condition), Scores(value, chance, ~np.isnan(value), dead, kept)
+        yield _labels(measure, variant, similarity, condition), Scores(value, chance, dead, kept)
 
 
 def _score_clean(measure: Measure, part: Part) -> Iterator[tuple[Labels, Scores]]:
@@ -240,8 +239,7 @@ def _score_clean(measure: Measure, part: Part) -> Iterator[tuple[Labels, Scores]
     no_chance, no_decision = np.full(len(clean), np.nan), np.full(len(clean), -1, np.int8)
     for estimator in measure.variants:
         value = function(clean.double(), estimator).numpy()
-        scores = Scores(value, no_chance, ~np.isnan(value), is_dead(clean).numpy(), no_decision)
-        yield _labels(measure, estimator, None, CLEAN), scores
+        yield _labels(measure, estimator, None, CLEAN), Scores(value, no_chance, is_dead(clean).numpy(), no_decision)
 
 
 def _labels(measure: Measure, variant: str, similarity: str | None, condition: Condition) -> Labels:
@@ -274,7 +272,7 @@ Job = Callable[[MapReader], pa.Table]
 def _jobs(run: Run, measures: MeasuresConfig) -> dict[str, Job]:
     """The function that makes the table of each score file that the run should have, by the name of the file."""
     shards = plan(run)
-    keys = {(shard.model, shard.part): shard.key for shard in shards}
+    shard_keys = {(shard.model, shard.part): shard.key for shard in shards}
     settings = [RESULTS_VERSION, measures.model_dump(mode="json"), run.config.seed]
     jobs: dict[str, Job] = {}
     for shard in shards:
@@ -285,10 +283,10 @@ def _jobs(run: Run, measures: MeasuresConfig) -> dict[str, Job]:
     pair_measures = [measure for measure in measures.chosen if measure.of_pairs]
     for measure, detector in itertools.product(pair_measures, run.config.detectors):
         models = run.models_of(detector.name)
+        keys = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
         for part in [shard.part for shard in shards if shard.model == models[0]]:
-            key = digest([settings, [keys[model, part] for model in models]])
-            keys_of_scores = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
-            score = functools.partial(_score_pairs, measure, keys_of_scores, models, part)
+            key = digest([settings, [shard_keys[model, part] for model in models]])
+            score = functools.partial(_score_pairs, measure, keys, models, part)
             jobs[f"{detector.name}__{measure.name}-part-{part:05d}-{key}.parquet"] = score
     return jobs
 
@@ -326,8 +324,7 @@ def _rows(parts: Sequence[tuple[np.ndarray, Labels, Scores]]) -> pa.Table:
         known = words.unique().drop_null().sort()
         columns[name] = pa.DictionaryArray.from_arrays(pc.index_in(words, known).take(pa.array(group)), known)
     columns["image"] = np.concatenate([images for images, _, _ in parts]).astype(np.int32)
-    for name in ("value", "chance", "valid", "dead"):
-        columns[name] = np.concatenate([getattr(scores, name) for _, _, scores in parts])
-    kept = np.concatenate([scores.kept for _, _, scores in parts])
-    columns["kept"] = pa.array(kept == 1, mask=kept < 0)
+    scores = Scores(*map(np.concatenate, zip(*(scores for _, _, scores in parts), strict=True)))
+    columns |= scores._asdict() | {"valid": ~np.isnan(scores.value)}
+    columns["kept"] = pa.array(scores.kept == 1, mask=scores.kept < 0)
     return pa.table(columns).select(SCORES.names).cast(SCORES)

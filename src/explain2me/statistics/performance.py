@@ -193,12 +193,10 @@ def _contrasts(stretches: Sequence[Stretch], positive: np.ndarray, label: str) -
     """All images, then each source against the other class; ``label`` is that of the positive class."""
     yield Contrast(ALL, ALL, np.ones(len(positive), bool))
     for stretch in stretches:
-        inside = np.zeros(len(positive), bool)
+        is_positive = stretch.label == label
+        inside = ~positive if is_positive else positive.copy()
         inside[stretch.start : stretch.stop] = True
-        if stretch.label == label:
-            yield Contrast(stretch.source, ALL, inside | ~positive)
-        else:
-            yield Contrast(ALL, stretch.source, inside | positive)
+        yield Contrast(stretch.source, ALL, inside) if is_positive else Contrast(ALL, stretch.source, inside)
 
 
 def _resampled(
