@@ -1,4 +1,17 @@
-"""Every error that a user can cause, as a tree; a tensor of the wrong shape or type raises ``ValueError`` instead."""
+"""Every error that a user can cause, as a tree.
+
+```
+Explain2MeError            wrong config or file; the command line prints one line and exits with 2
+├── ConfigError            the TOML file or a --set
+│   └── DivergedError      a training whose loss or weights are no numbers any more
+├── ManifestError          the list of images
+├── CheckpointError        a weights file that does not fit its architecture, or that must not be loaded
+├── LayerError             a layer that the model does not have, or that carries no spatial map
+├── RunFolderError         a run folder that is missing, damaged, or of another config
+└── ImageError             one image that cannot be used; a run puts it into the quarantine and continues
+```
+A tensor of the wrong shape or type raises ``ValueError`` instead.
+"""
 
 
 class Explain2MeError(Exception):
