@@ -26,6 +26,17 @@ def test_help_needs_no_torch() -> None:
     assert not {"torch", "pandas", "pyarrow", "numpy", "pydantic", "rich"} & set(done.stderr.split())
 
 
+def test_a_mistake_about_labels_needs_no_torch(write_config: Callable[..., Path], images: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "unlabelled.csv"
+    manifest.write_text(f"path\n{images.parent}/real/camera/000.png\n")
+    config = write_config(data=f'manifest = "{manifest}"', extra='[salience]\ntarget = "true"\n')
+    script = f"import sys; sys.argv = ['explain2me', 'run', {str(config)!r}]\nfrom explain2me.cli import main\n"
+    script += "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "salience.target = 'true' needs labels" in done.stderr
+    assert done.stdout == "False\n"
+
+
 def test_version(call: Call) -> None:
     code, output, _ = call("--version")
     assert code == 0

@@ -83,7 +83,7 @@ def test_sets_change_one_field_each(config_file: Path) -> None:
         ("data=1", "data: input should be a valid dictionary or instance of DataConfig, got 1"),
         ("seed.x=1", "seed is a value, not a table"),
         ("measures.noise.levels.0.x=1", "measures.noise.levels.0 is a value, not a table"),
-        ("measures.noise.levels.x.y=1", "'x' is not an index of a list of 1; give 0 to 0"),
+        ("measures.noise.levels.x.y=1", "'x' is not an index of a list of 1; give a number below 1"),
         ("detectors.0.input_size=0", "input should be greater than or equal to 8, got 0"),
         ("detectors.0.input_size=[224,1000000]", "input should be less than or equal to 4096, got 1000000"),
         ("detectors.0.mean=[0,0,nan]", "should be a finite number"),

@@ -13,7 +13,7 @@ from image_rows import GROUPS, image_rows
 
 from explain2me.config.load import parse_config
 from explain2me.errors import RunFolderError
-from explain2me.run.files import atomic_path, write_parquet
+from explain2me.run.files import atomic_path, write_json, write_parquet
 from explain2me.run.folder import Run, open_run, stretches_of
 from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.packs import pack_folder, read_parquet
@@ -26,6 +26,16 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise OSError("disk full")
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_only_the_first_machine_writes_a_file_that_is_not_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.json"
+    assert write_json({"by": "first"}, path, replace=False)
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # as a network drive answers from an old cache
+    assert not write_json({"by": "second"}, path, replace=False)
+    assert json.loads(path.read_text()) == {"by": "first"}
 
 
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -174,7 +184,7 @@ def test_a_killed_process_leaves_no_lock_and_a_living_one_keeps_its_own(tmp_path
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../outside.parquet", "/outside.parquet", "outside.txt"])
+@pytest.mark.parametrize("name", ["../outside.parquet", "/outside.parquet", "outside.txt", "packed-0.parquet"])
 def test_a_pack_with_members_elsewhere_is_refused_and_deletes_nothing(name: str, tmp_path: Path) -> None:
     table, folder = pa.table({"value": [1]}), tmp_path / "scores"
     write_parquet(table, tmp_path / "outside.parquet")

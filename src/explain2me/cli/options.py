@@ -39,12 +39,14 @@ def load_settings(config: Path, out: Path | None, sets: list[str] | None) -> "tu
 
 def select(config: "Config", *, verify_hashes: bool) -> "Selection":
     """The images of a run, which must all have a hash to verify. A mistake in their list is reported before PyTorch is imported."""
-    from explain2me.images.select import list_data, require_all_hashes, select_images
+    from explain2me.images.select import list_data, refuse_unlabelled_target, require_all_hashes, select_images
 
     listing = list_data(config.data)
     if verify_hashes:
         require_all_hashes(config.data, config.training, config.seed, listing)
-    return select_images(config.data, config.seed, listing)
+    selection = select_images(config.data, config.seed, listing)
+    refuse_unlabelled_target(config.salience.target, selection.images)
+    return selection
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:

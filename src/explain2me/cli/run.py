@@ -99,9 +99,14 @@ def _explain(
     with progress_bars(console) as bars:
         progress = _ExplainProgress(bars)
         return explain_run(
-            config, folder, selection=selection, share=share, on_indexed=progress.on_indexed, on_start=progress.on_start,
+            config,
+            folder,
+            selection=selection,
+            share=share,
+            on_indexed=progress.on_indexed,
+            on_start=progress.on_start,
             on_done=progress.on_done,
-        )  # fmt: skip
+        )
 
 
 class _ExplainProgress:

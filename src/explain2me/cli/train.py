@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from explain2me.cli.console import make_console, print_start, progress_bars
+from explain2me.cli.console import make_console, print_line, print_start, progress_bars
 from explain2me.cli.options import Out, Sets, ShardOf, StudyFile, VerifyHashes, load_settings, parse_shard
 from explain2me.cli.run import run_all_stages
-from explain2me.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,11 +90,11 @@ def _train(study: "Study", share: tuple[int, int], console: "Console") -> bool:
         unfinished = train_missing(
             study, shard=share, on_start=progress.on_start, on_step=progress.on_step, on_trained=progress.on_trained
         )
-    console.print(printable(f"trained: {folder}"), markup=False, soft_wrap=True)
+    print_line(console, f"trained: {folder}")
     if unfinished:
         count, first = len(unfinished), unfinished[0].name
         text = f"{count} trainings are not finished, first {first}; the other shares of --shard make them"
-        console.print(text, markup=False, soft_wrap=True)
+        print_line(console, text)
     return not unfinished
 
 
@@ -122,4 +121,4 @@ class _TrainProgress:
         self._print(f"{done} of {total}: {training.outcome()}")
 
     def _print(self, text: str) -> None:
-        self._bars.console.print(printable(text), markup=False, soft_wrap=True)
+        print_line(self._bars.console, text)

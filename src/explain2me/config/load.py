@@ -121,9 +121,8 @@ def _set(node: Any, keys: list[str], value: Any, item: str) -> None:
             elif len(node) == 1 and isinstance(node[0], dict):  # measures.noise.levels when there is one kind of noise
                 node = node[0]
             else:
-                raise ConfigError(
-                    f"--set {item}: {shorten(key)!r} is not an index of a list of {len(node)}; give 0 to {len(node) - 1}"
-                )
+                todo = f"give a number below {len(node)}" if node else "give the whole list"
+                raise ConfigError(f"--set {item}: {shorten(key)!r} is not an index of a list of {len(node)}; {todo}")
         if i == len(keys) - 1:
             node[place] = value
             return
@@ -147,7 +146,8 @@ def _absolute(config: Config, folder: Path) -> Config:
     detectors = []
     for detector in config.detectors:
         paths = detector.checkpoints
-        paths = _below(folder, paths) if isinstance(paths, str) else paths and tuple(_below(folder, p) for p in paths)
+        if paths is not None:
+            paths = _below(folder, paths) if isinstance(paths, str) else tuple(_below(folder, p) for p in paths)
         detectors.append(detector.model_copy(update={"checkpoints": paths}))
     training = config.training
     if training is not None:

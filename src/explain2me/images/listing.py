@@ -57,11 +57,12 @@ def list_images(
 
     - A manifest is a CSV file (UTF-8) with a column ``path``, relative to the manifest or absolute, and optionally
       ``label``, ``source``, ``split``, ``image_id`` and ``sha256``, each filled in every row taken or in none. Paths and
-      image_ids must be unique over all splits.
+      image_ids must be unique over all splits. Further columns are ignored.
     - A folder holds ``label/source/*.jpg`` (deeper folders belong to their source), ``label/*.jpg`` or, without labels,
       ``*.jpg``, each below a folder of its split where a split is asked for. Hidden files are left out.
     - Container files are WebDataset tars, Parquet or Arrow files, and what ``datasets`` saved to disk, see
-      :mod:`explain2me.images.containers`. A CSV manifest may hold paths that lead into them, too.
+      :mod:`explain2me.images.containers`. The path of an image continues behind that of its container
+      (``a.tar/real/1.jpg``, ``a.parquet/00000017``); a CSV manifest may hold such paths, too.
 
     Args:
         source: the CSV file, the container file or the folder.

@@ -46,6 +46,12 @@ def select_images(data: DataConfig, seed: int, listing: Listing | None = None) -
     return Selection(images, class_names(data, images, repr(data.manifest)), listing)
 
 
+def refuse_unlabelled_target(target: str, images: "pa.Table") -> None:
+    """Raise ConfigError where the maps are to explain the true class and no image has a label."""
+    if target == "true" and images["label"].null_count == len(images):
+        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
+
+
 def class_names(
     data: DataConfig,
     images: "pa.Table",

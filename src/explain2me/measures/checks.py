@@ -17,6 +17,9 @@ FLAT_RANGE = 1e-12
 def is_dead(maps: Float[Tensor, "N h w"]) -> Bool[Tensor, " N"]:
     """Whether each map is dead: it has a value that is not finite, or its sum after ReLU is at most 1e-12.
 
+    Raises:
+        ValueError: the maps are not floating point of shape (N, h, w).
+
     >>> is_dead(torch.tensor([[[0.0, 0.0]], [[0.0, 1.0]], [[1.0, torch.nan]], [[1.0, 1.0]]]))
     tensor([ True, False,  True, False])
     """
@@ -30,6 +33,9 @@ def is_flat(maps: Float[Tensor, "N h w"]) -> Bool[Tensor, " N"]:
 
     A flat map has an entropy (spatial 1, intensity 0), but no similarity to another map.
 
+    Raises:
+        ValueError: the maps are not floating point of shape (N, h, w).
+
     >>> is_flat(torch.tensor([[[0.0, 0.0]], [[0.0, 1.0]], [[1.0, torch.nan]], [[1.0, 1.0]]]))
     tensor([False, False, False,  True])
     """
@@ -40,7 +46,11 @@ def is_flat(maps: Float[Tensor, "N h w"]) -> Bool[Tensor, " N"]:
 
 
 def check_maps(maps: Tensor, name: str = "maps") -> None:
-    """Raise ValueError unless ``maps`` are floating point of shape (N, h, w), with at least one cell."""
+    """Check that ``maps`` are floating point of shape (N, h, w), with at least one cell.
+
+    Raises:
+        ValueError: they are not.
+    """
     if not isinstance(maps, Tensor):
         raise ValueError(
             f"{name} must be a torch.Tensor of shape (N, h, w), got {type(maps).__name__}; convert it with torch.as_tensor"
@@ -57,7 +67,11 @@ def check_maps(maps: Tensor, name: str = "maps") -> None:
 
 
 def check_pair(a: Tensor, b: Tensor, names: tuple[str, str] = ("a", "b")) -> None:
-    """Raise ValueError unless two batches of maps have the same shape (N, h, w) and device; nothing is broadcast."""
+    """Check that two batches of maps have the same shape (N, h, w) and device; nothing is broadcast.
+
+    Raises:
+        ValueError: they differ, or are no maps.
+    """
     for maps, name in zip((a, b), names, strict=True):
         check_maps(maps, name)
     if a.shape != b.shape:
@@ -72,7 +86,11 @@ def check_pair(a: Tensor, b: Tensor, names: tuple[str, str] = ("a", "b")) -> Non
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ValueError unless ``images`` are uint8 of shape (N, 3, H, W)."""
+    """Check that ``images`` are uint8 of shape (N, 3, H, W).
+
+    Raises:
+        ValueError: they are not.
+    """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"images must be uint8 of shape (N, 3, H, W), got {images.dtype} of shape {tuple(images.shape)}; "
@@ -81,14 +99,21 @@ def check_images(images: Tensor) -> None:
 
 
 def check_known(name: str, known_names: Iterable[str], kind: str) -> None:
-    """Raise ValueError unless a name is known; the message gives the ``kind`` and the nearest known names."""
+    """Check that a name, such as that of a transform, is known.
+
+    Raises:
+        ValueError: it is not; the message gives the ``kind`` and the nearest known names.
+    """
     names = list(known_names)
     if name not in names:
         raise ValueError(f"unknown {kind} {name!r}; {nearest(name, names)}")
 
 
 def height_and_width(input_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Input size in pixels as (height, width); one number gives a square, a side below 1 raises ValueError.
+    """Input size in pixels as (height, width); one number gives a square.
+
+    Raises:
+        ValueError: a side is below 1 pixel.
 
     >>> height_and_width(224)
     (224, 224)

@@ -1,11 +1,8 @@
-"""Section 3.2: seeded noise on 8-bit images, which are clean and at the input size of the model.
+"""Section 3.2: seeded noise on 8-bit images.
 
 The noise of an image is a pure function of (seed, image id, kind, level): the same pixels in any batch, order, worker
 or device. A counter-based generator (Philox; Salmon et al. 2011) draws random bits on the CPU; its key is the hash of
 these four. All later arithmetic is exact, so that devices cannot round differently.
-
-``seed`` is any integer, ``ids`` holds one string or integer for each image. Every noise raises ValueError for images that
-are not uint8 (N, 3, H, W), for a level out of range, and for another number of ids than images.
 """
 
 import functools
@@ -30,7 +27,14 @@ def salt_and_pepper(images: Images, amount: float, *, seed: int, ids: Ids) -> Im
     """Replace each channel value with probability ``amount`` by 0 or 255, both equally likely.
 
     Args:
+        images: clean, at the input size of the model.
         amount: probability in [0, 1], in steps of 2^-31; 0 changes nothing.
+        seed: any integer, such as that of the run.
+        ids: one string or integer for each image.
+
+    Raises:
+        ValueError: images that are not uint8 (N, 3, H, W), an amount out of range, or another number of ids than
+            images.
 
     >>> image = torch.full((1, 3, 2, 2), 7, dtype=torch.uint8)
     >>> salt_and_pepper(image, 0.0, seed=1, ids=["a"]).unique()
@@ -51,7 +55,13 @@ def gaussian_noise(images: Images, sigma: float, *, seed: int, ids: Ids) -> Imag
     16 random bits choose one of 65,536 equally likely quantiles of the normal distribution, up to 4.3 sigma.
 
     Args:
+        images: clean, at the input size of the model.
         sigma: standard deviation as a fraction of 255, at least 0; 0 changes nothing.
+        seed: any integer, such as that of the run.
+        ids: one string or integer for each image.
+
+    Raises:
+        ValueError: images that are not uint8 (N, 3, H, W), a negative sigma, or another number of ids than images.
 
     >>> image = torch.full((1, 3, 100, 100), 100, dtype=torch.uint8)
     >>> gaussian_noise(image, 0.1, seed=1, ids=["a"]).float().std()  # near 0.1 * 255
@@ -69,7 +79,14 @@ def uniform_blend(images: Images, amount: float, *, seed: int, ids: Ids) -> Imag
     """Blend each channel value v with uniform noise u of {0, ..., 255}: (1 - amount) v + amount u, rounded.
 
     Args:
+        images: clean, at the input size of the model.
         amount: weight of the noise in [0, 1], in steps of 2^-22; 0 changes nothing, 1 gives pure noise.
+        seed: any integer, such as that of the run.
+        ids: one string or integer for each image.
+
+    Raises:
+        ValueError: images that are not uint8 (N, 3, H, W), an amount out of range, or another number of ids than
+            images.
 
     >>> image = torch.zeros(1, 3, 50, 50, dtype=torch.uint8)
     >>> [int(uniform_blend(image, amount, seed=1, ids=["a"]).max()) for amount in (0, 0.5, 1)]
@@ -94,8 +111,14 @@ def turbulence(images: Images, strength: float, *, seed: int, ids: Ids) -> Image
     axis).
 
     Args:
+        images: clean, at the input size of the model.
         strength: root mean square displacement along each axis in pixels at 224, scaled with the mean side of the
             image; at least 0; 0 changes nothing.
+        seed: any integer, such as that of the run.
+        ids: one string or integer for each image.
+
+    Raises:
+        ValueError: images that are not uint8 (N, 3, H, W), a negative strength, or another number of ids than images.
 
     >>> image = torch.full((1, 3, 28, 28), 7, dtype=torch.uint8)
     >>> turbulence(image, 2.0, seed=1, ids=["a"]).unique()  # a constant image stays constant
@@ -212,8 +235,9 @@ def _keys(images: Tensor, kind: str, level: float, seed: int, ids: Ids) -> list[
 
 def key_of(seed: int, image_id: str | int, kind: str, level: float) -> int:
     """The 128-bit key of the random numbers of an image."""
-    # repr of NumPy's str has its type
-    plain_id = str(image_id) if isinstance(image_id, str) else operator.index(image_id)
+    plain_id = (
+        str(image_id) if isinstance(image_id, str) else operator.index(image_id)
+    )  # repr of NumPy's str has its type
     # ascii() is injective and, unlike repr(), does not depend on the version of Python's Unicode tables
     text = ascii((seed, plain_id, kind, level))
     return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=16).digest(), "little")

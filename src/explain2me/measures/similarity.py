@@ -1,8 +1,4 @@
-"""Similarity of two salience maps: SSIM (eq. 4), and other similarities that show whether a result depends on SSIM.
-
-Each is NaN where either map is dead or flat: two empty maps must not score a perfect 1. Each raises ValueError where the
-two shapes differ or are not (N, h, w).
-"""
+"""Similarity of two salience maps: SSIM (eq. 4), and other similarities that show whether a result depends on SSIM."""
 
 import math
 from collections.abc import Callable
@@ -29,6 +25,11 @@ def ssim(a: Float[Tensor, "N h w"], b: Float[Tensor, "N h w"]) -> Float[Tensor, 
     Each map is scaled min-max to [0, 1]. One window covers the whole map; variances and covariance divide by n - 1.
     On 7x7 maps it equals scikit-image's ``structural_similarity`` with ``win_size=7, data_range=1``.
 
+    NaN where either map is dead or flat: two empty maps must not score a perfect 1.
+
+    Raises:
+        ValueError: the shapes differ, or are not (N, h, w).
+
     >>> a = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     >>> ssim(a, a), ssim(a, a * 0)
     (tensor([1.]), tensor([nan]))
@@ -48,6 +49,11 @@ def ssim(a: Float[Tensor, "N h w"], b: Float[Tensor, "N h w"]) -> Float[Tensor, 
 def pearson(a: Float[Tensor, "N h w"], b: Float[Tensor, "N h w"]) -> Float[Tensor, " N"]:
     """Pearson correlation of the cells of each pair of maps, in [-1, 1]; 1 means equal up to scale and offset.
 
+    NaN where either map is dead or flat.
+
+    Raises:
+        ValueError: the shapes differ, or are not (N, h, w).
+
     >>> a = torch.tensor([[[1.0, 2.0, 3.0]]])
     >>> pearson(a, 2 * a + 1), pearson(a, 4 - a)
     (tensor([1.]), tensor([-1.]))
@@ -59,7 +65,10 @@ def pearson(a: Float[Tensor, "N h w"], b: Float[Tensor, "N h w"]) -> Float[Tenso
 def spearman(a: Float[Tensor, "N h w"], b: Float[Tensor, "N h w"]) -> Float[Tensor, " N"]:
     """Spearman rank correlation of the cells of each pair of maps, in [-1, 1]; 1 means the same order of cells.
 
-    Equal cells get their mean rank.
+    Equal cells get their mean rank. NaN where either map is dead or flat.
+
+    Raises:
+        ValueError: the shapes differ, or are not (N, h, w).
 
     >>> a = torch.tensor([[[1.0, 2.0, 3.0]]])
     >>> spearman(a, a**3), spearman(a, torch.tensor([[[2.0, 1.0, 3.0]]]))  # 1 - 6 (1 + 1 + 0) / (3 (9 - 1))
@@ -76,10 +85,15 @@ def top_k_iou(a: Float[Tensor, "N h w"], b: Float[Tensor, "N h w"], *, k: float 
     with two ranks left for three equal cells, each cell is a member with weight 2/3. Intersection and union are the
     sums of the smaller and of the larger weight, so the value does not depend on the order of the cells.
 
+    NaN where either map is dead or flat.
+
     Args:
         a: maps.
         b: the maps to compare with.
-        k: fraction of the cells, in (0, 1]; ValueError outside.
+        k: fraction of the cells, in (0, 1].
+
+    Raises:
+        ValueError: the shapes differ or are not (N, h, w), or k is out of range.
 
     >>> a = torch.tensor([[[4.0, 3.0, 2.0, 1.0]]])
     >>> top_k_iou(a, torch.tensor([[[4.0, 1.0, 3.0, 2.0]]]), k=0.5)  # {0, 1} and {0, 2}: 1 of 3
@@ -102,10 +116,15 @@ def ssim_windowed(
     the value equals scikit-image's ``structural_similarity`` with its defaults. Two unrelated maps score much higher
     than with :func:`ssim`, the default.
 
+    NaN where either map is dead or flat.
+
     Args:
         a: maps.
         b: the maps to compare with.
-        input_size: of the model in pixels, one number or (height, width); ValueError below 7.
+        input_size: of the model in pixels, one number or (height, width), at least 7.
+
+    Raises:
+        ValueError: the shapes differ or are not (N, h, w), or the input size is below 7 pixels.
 
     >>> a = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     >>> ssim_windowed(a, a), ssim_windowed(a, a * 0)

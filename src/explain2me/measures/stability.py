@@ -34,9 +34,17 @@ def stability(maps: Float[Tensor, "R N h w"], *, similarity: str = "ssim") -> Fl
 def stability_matrix(maps: Float[Tensor, "R N h w"], *, similarity: str = "ssim") -> Float[Tensor, "R R"]:
     """Mean similarity over the images for each pair of runs; shows clusters of runs that agree.
 
-    Arguments and errors are those of :func:`stability`. The matrix is symmetric. The mean of a pair skips images with a
-    dead or flat map; NaN where no image remains. The diagonal holds each run's similarity to itself: 1, or NaN where all
-    its maps are dead or flat.
+    Args:
+        maps: clean maps of the same N images from R runs.
+        similarity: a key of ``SIMILARITIES``.
+
+    Returns:
+        A symmetric matrix in the range of the similarity. The mean of a pair skips images with a dead or flat map; NaN
+        where no image remains. The diagonal holds each run's similarity to itself: 1, or NaN where all its maps are
+        dead or flat.
+
+    Raises:
+        ValueError: fewer than two runs, another shape, or an unknown similarity.
 
     >>> a, b = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
     >>> stability_matrix(torch.stack([a, b]))
@@ -51,7 +59,10 @@ def stability_matrix(maps: Float[Tensor, "R N h w"], *, similarity: str = "ssim"
 
 
 def pairs(num_runs: int) -> list[tuple[int, int]]:
-    """All pairs (i, j) of runs with i < j, in the order of the sum in eq. 7; ValueError for fewer than two runs.
+    """All pairs (i, j) of runs with i < j, in the order of the sum in eq. 7.
+
+    Raises:
+        ValueError: fewer than two runs.
 
     >>> pairs(3)
     [(0, 1), (0, 2), (1, 2)]

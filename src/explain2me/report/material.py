@@ -84,9 +84,14 @@ class Material:
         row = self.run.image_table.slice(image, 1).to_pylist()[0]
         data, model = self.run.config.data, self.run.models[0]
         file = resolve(image_root(Path(data.manifest)), row["path"])
-        limits: Any = {"max_pixels": data.max_pixels, "expected_sha256": row["sha256"]}
         try:
-            return load_array(file, model.input_size, model.interpolation, **limits)
+            return load_array(
+                file,
+                model.input_size,
+                model.interpolation,
+                max_pixels=data.max_pixels,
+                expected_sha256=row["sha256"],
+            )
         except ImageError:
             return None
 

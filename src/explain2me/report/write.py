@@ -166,11 +166,22 @@ def _save(drawn: Drawn, folder: Path) -> str:
     return webp_uri(Image.open(io.BytesIO(data["png"])).convert("RGB"), quality=72)
 
 
-KINDS: dict[str, Callable[[Any, io.BytesIO], object]] = {
-    "pdf": lambda figure, stream: FigureCanvasPdf(figure).print_pdf(stream, metadata={"CreationDate": None}),  # type: ignore[no-untyped-call]
-    "svg": lambda figure, stream: FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None}),  # type: ignore[no-untyped-call]
-    "png": lambda figure, stream: FigureCanvasAgg(figure).print_png(stream),  # type: ignore[no-untyped-call]
-}
+def _pdf(figure: Figure, stream: io.BytesIO) -> None:
+    canvas: Any = FigureCanvasPdf(figure)
+    canvas.print_pdf(stream, metadata={"CreationDate": None})
+
+
+def _svg(figure: Figure, stream: io.BytesIO) -> None:
+    canvas: Any = FigureCanvasSVG(figure)
+    canvas.print_svg(stream, metadata={"Date": None})
+
+
+def _png(figure: Figure, stream: io.BytesIO) -> None:
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(stream)
+
+
+KINDS = {"pdf": _pdf, "svg": _svg, "png": _png}
 """How a figure is written in each format: without a time, so that the same figure is the same bytes."""
 
 

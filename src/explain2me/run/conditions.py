@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from explain2me.config.schema import MeasuresConfig
@@ -44,8 +45,8 @@ CLEAN = Condition(CLEAN_NAME, CLEAN_NAME)
 class CleanBatch(NamedTuple):
     """The arguments of :func:`perturb`."""
 
-    images: Tensor
-    maps: Tensor
+    images: UInt8[Tensor, "N 3 H W"]
+    maps: Float[Tensor, "N h w"]
     seed: int
     ids: Sequence[str]
 

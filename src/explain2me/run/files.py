@@ -66,10 +66,14 @@ def encoded(table: pa.Table) -> bytes:
 
 
 def _link_if_new(temporary: Path, path: Path) -> bool:
-    """Whether the target exists, now or before; only one machine can make a link, also on a network drive."""
-    with contextlib.suppress(OSError):  # it exists, or a file system without links
+    """Give a file a second name, which only one machine can do, also on a network drive; whether that name exists now."""
+    try:
         path.hardlink_to(temporary)
-    return path.exists()
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        return path.exists()
+    return True
 
 
 def _sync(path: Path) -> None:

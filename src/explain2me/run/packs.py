@@ -73,7 +73,7 @@ def _members_of(packs: tuple[Path, ...], _: tuple[int, ...]) -> dict[str, Member
         try:
             metadata = pq.read_schema(pack).metadata
             rows = json.loads(metadata[b"members"])
-            if not all(re.fullmatch(r"[^/\0]+\.parquet", name) for name, *_ in rows):
+            if not all(re.fullmatch(rf"(?!{PACKED})[^/\0]+\.parquet", name) for name, *_ in rows):
                 raise ValueError("the name of a member leads elsewhere")
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise RunFolderError(f"{pack} is damaged ({error}); delete it and call the same command again") from None

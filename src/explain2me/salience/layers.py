@@ -199,8 +199,10 @@ class _Watch(TorchFunctionMode):
             if has_events or not isinstance(features, Tensor) or not isinstance(output, Tensor):
                 return
             shape = tuple(features.shape)
-            grid = len(shape) in (3, 4) and collapsed_grid(shape, tuple(output.shape), self._size, self._num_prefix)
-            if grid:
+            if len(shape) not in (3, 4):
+                return
+            grid = collapsed_grid(shape, tuple(output.shape), self._size, self._num_prefix)
+            if grid is not None:
                 self._set_place(ModuleTensor(name, "input", grid, "auto: "))
 
         return leave

@@ -51,8 +51,9 @@ def begin_run(
     images, record = check(here, selection)
     if old is None:
         if here.compute.batch_size == "auto":
-            size = {"batch_size": find_batch_size(here, len(record["classes"]))}
-            here = here.model_copy(update={"compute": here.compute.model_copy(update=size)})
+            batch_size = find_batch_size(here, len(record["classes"]))
+            compute = here.compute.model_copy(update={"batch_size": batch_size})
+            here = here.model_copy(update={"compute": compute})
             record |= {"config": json.loads(here.model_dump_json())}
         source, limit = Path(here.data.manifest), here.data.max_pixels
         engine = engine_of(here.compute)

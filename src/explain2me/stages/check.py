@@ -18,7 +18,7 @@ from explain2me.detectors.load import Detector
 from explain2me.detectors.runs import load_model, weights_of
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
 from explain2me.images.listing import Listing, missing_files
-from explain2me.images.select import Selection, select_images
+from explain2me.images.select import Selection, refuse_unlabelled_target, select_images
 from explain2me.run.conditions import conditions_for
 from explain2me.run.record import Model
 from explain2me.run.schema import SCHEMA_VERSION
@@ -38,8 +38,7 @@ def check(config: Config, selection: Selection | None = None) -> tuple[pa.Table,
         Explain2MeError: the first mistake.
     """
     images, classes, _ = selection or select_images(config.data, config.seed)
-    if config.salience.target == "true" and images["label"].null_count == len(images):
-        raise ConfigError("salience.target = 'true' needs labels, the manifest has none; use 'predicted'")
+    refuse_unlabelled_target(config.salience.target, images)
     map_sizes = _check_models(config, len(classes) or None)
     models = list(map_sizes)
     if not classes:

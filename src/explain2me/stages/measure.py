@@ -1,7 +1,7 @@
 """Stage 2: maps to scores, one row for each image, measure, variant, similarity and condition. Loads no model.
 
 The rows of ``statistics/scores.py`` decide the work: :func:`score_part` scores single maps and perturbed maps,
-:func:`score_pair` compares the maps of two training runs.
+:func:`compare_maps` also those of two training runs.
 """
 
 import functools
@@ -184,8 +184,10 @@ def score_part(
             yield from _score_clean(measure, part)
         elif measure.of == "perturbation":
             for condition in conditions_of(measure, measures, input_size):
-                keys = itertools.product(measures.similarity, measure.variants)
-                yield from score_pair(measure, keys, part, part, partner, input_size, condition=condition)
+                kinds = itertools.product(measures.similarity, measure.variants)
+                yield from compare_maps(
+                    measure, part, part, partner, kinds=kinds, input_size=input_size, condition=condition
+                )
 
 
 def variants_of_pairs(measure: Measure, run: Run) -> Sequence[str]:
@@ -194,24 +196,24 @@ def variants_of_pairs(measure: Measure, run: Run) -> Sequence[str]:
     return measure.variants if labelled else measure.variants[:1]
 
 
-def score_pair(
+def compare_maps(
     measure: Measure,
-    keys: Iterable[tuple[str, str]],
     a: Part,
     b: Part,
     b_partner: Part | None,
-    input_size: tuple[int, int],
     *,
+    kinds: Iterable[tuple[str, str]],
+    input_size: tuple[int, int],
     condition: Condition = CLEAN,
 ) -> Iterator[tuple[Labels, Scores]]:
     """Compare the clean maps of ``a`` with the maps of ``b`` under a condition.
 
     Args:
         measure: compares two maps.
-        keys: similarity and variant of the scores to take.
         a: all conditions of some images, of one run.
         b: the same of another run for a measure of pairs (section 3.5), else the same run again.
         b_partner: as ``b``, of another image for each, for the chance level; None leaves it out.
+        kinds: similarity and variant of each score to take.
         input_size: (height, width) of the model in pixels.
         condition: of the maps of ``b``.
 
@@ -219,7 +221,7 @@ def score_pair(
         Measure, variant, similarity and condition, and the scores.
     """
     kept = _kept(a.predicted[a.of(CLEAN.name)], b.predicted[b.of(condition.name)])
-    for similarity, variant in keys:
+    for similarity, variant in kinds:
         compare = _comparison(measure, condition, similarity, input_size)
         maps = _maps(a, variant if measure.of_pairs else VARIANTS[0], CLEAN)
         other_maps = _maps(b, variant, condition)
@@ -283,10 +285,10 @@ def _jobs(run: Run, measures: MeasuresConfig) -> dict[str, Job]:
     pair_measures = [measure for measure in measures.chosen if measure.of_pairs]
     for measure, detector in itertools.product(pair_measures, run.config.detectors):
         models = run.models_of(detector.name)
-        keys = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
+        kinds = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
         for part in [shard.part for shard in shards if shard.model == models[0]]:
             key = digest([settings, [shard_keys[model, part] for model in models]])
-            score = functools.partial(_score_pairs, measure, keys, models, part)
+            score = functools.partial(_score_pairs, measure, kinds, models, part)
             jobs[f"{detector.name}__{measure.name}-part-{part:05d}-{key}.parquet"] = score
     return jobs
 
@@ -300,7 +302,7 @@ def _score_shard(measures: MeasuresConfig, shard: Shard, reader: MapReader) -> p
 
 
 def _score_pairs(
-    measure: Measure, keys: Sequence[tuple[str, str]], models: Sequence[Model], number: int, reader: MapReader
+    measure: Measure, kinds: Sequence[tuple[str, str]], models: Sequence[Model], number: int, reader: MapReader
 ) -> pa.Table:
     rows = []
     for a, b in itertools.combinations(models, 2):
@@ -308,7 +310,7 @@ def _score_pairs(
         other = reader.take(b, part.images)
         partner = reader.take(b, reader.partners(b)[part.images])
         names: Labels = {"detector": a.detector, "run": a.run, "other_run": b.run}
-        scored = score_pair(measure, keys, part, other, partner, a.input_size)
+        scored = compare_maps(measure, part, other, partner, kinds=kinds, input_size=a.input_size)
         rows += [(part.images, names | labels, scores) for labels, scores in scored]
     return _rows(rows)
 

@@ -12,7 +12,7 @@ from explain2me.run.folder import Run
 from explain2me.run.parts import Part, read_part
 from explain2me.run.plan import plan
 from explain2me.run.record import Model
-from explain2me.stages.measure import Labels, MapReader, Scores, score_pair, score_part, variants_of_pairs
+from explain2me.stages.measure import Labels, MapReader, Scores, compare_maps, score_part, variants_of_pairs
 from explain2me.statistics.cells import drop_nan, mean_of
 from explain2me.statistics.performance import sample_aurocs
 from explain2me.statistics.scores import MEASURES
@@ -82,13 +82,13 @@ def _both_precisions(run: Run, measures: MeasuresConfig, files: Mapping[Model, P
     for measure, (first, other) in itertools.product(pair_measures, itertools.combinations(parts, 2)):
         if first.detector != other.detector:
             continue
-        keys = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
+        kinds = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
         images = np.intersect1d(parts[first][0].images, parts[other][0].images)
         both_runs = [
             [_restrict(part, images) for part in pair] for pair in zip(parts[first], parts[other], strict=True)
         ]
         yield from _side_by_side(
-            first, *(score_pair(measure, keys, a, b, None, first.input_size) for a, b in both_runs)
+            first, *(compare_maps(measure, a, b, None, kinds=kinds, input_size=first.input_size) for a, b in both_runs)
         )
 
 

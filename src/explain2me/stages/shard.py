@@ -105,7 +105,7 @@ def load_explainer(run: Run, model: Model) -> tuple[Detector, Explainer]:
         shape = (largest_batch(compute), 3, *detector.input_size)
         noise = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
         images = detector.preprocess(noise.to(torch.uint8).to(compute.device))
-        with _numerics(images, compute.precision):
+        with _precise(images, compute.precision):
             compile_before(detector.model, images, settings.layer, make_explainer=make_explainer)
     return detector, make_explainer(detector.model, settings.layer).__enter__()
 
@@ -172,7 +172,7 @@ def _explain(
         classes = choose(logits, labels, clean_classes)
         return classes
 
-    with _numerics(images, precision):
+    with _precise(images, precision):
         maps, logits = explainer.explain(detector.preprocess(images), remember)
     return Explained(maps[:, 0], maps[:, 1], classes, logits, torch.ones(len(images), dtype=torch.bool))
 
@@ -215,8 +215,8 @@ def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean_c
 
 
 @contextlib.contextmanager
-def _numerics(images: Tensor, precision: str) -> Iterator[None]:
-    """The precision of the forward passes."""
+def _precise(images: Tensor, precision: str) -> Iterator[None]:
+    """Autocast of the forward passes, and on CUDA exact and deterministic convolutions."""
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     with exact_convolutions(images), autocast:
         yield

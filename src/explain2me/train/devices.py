@@ -55,7 +55,7 @@ def run_on_devices(work: Work, settings: TrainingConfig, device: str, loggers: S
     devices: int | list[int] = settings.devices
     if kind == "cuda" and settings.devices == 1:  # a count of 1 would be the first GPU for every worker
         devices = [int(index) if index else torch.cuda.current_device()]
-    with _surroundings(kind):
+    with _process_settings(kind):
         fabric = Fabric(
             accelerator=kind,
             devices=devices,
@@ -79,7 +79,7 @@ def run_on_devices(work: Work, settings: TrainingConfig, device: str, loggers: S
 
 
 @contextlib.contextmanager
-def _surroundings(kind: str) -> Iterator[None]:
+def _process_settings(kind: str) -> Iterator[None]:
     """No hints about hardware, loaders and processes; SIGTERM interrupts; cuDNN tries its algorithms. All is undone."""
     with contextlib.ExitStack() as undo:
         undo.enter_context(warnings.catch_warnings())

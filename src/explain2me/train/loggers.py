@@ -79,11 +79,11 @@ def _make(kind: str, folder: Path, project: str, name: str, run: str | None) -> 
 
 def _finish(kind: str, logger: Any, error: type[BaseException] | None, *_: object) -> None:
     """Tell the logger at the end whether the training succeeded; a service that fails now stops no training."""
-    if kind == "wandb":  # or the next training of this process would be taken for the same
-        logger.experiment.finish(exit_code=None if error is None else 1)
-        return
     try:
-        logger.finalize("success" if error is None else "failed")
+        if kind == "wandb":  # or the next training of this process would be taken for the same
+            logger.experiment.finish(exit_code=None if error is None else 1)
+        else:
+            logger.finalize("success" if error is None else "failed")
     except Exception as refusal:
         _warn(logger, "the end of the training", refusal)
 

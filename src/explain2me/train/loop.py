@@ -140,6 +140,10 @@ def train(fabric: Fabric, job: Job) -> None:
         network, optimizer = make_network(fabric, job)
         batches = make_batches(fabric, job, splits.training, train=True)
         held_out = None if splits.validation is None else make_batches(fabric, job, splits.validation, train=False)
+        positive, num_held_out = (
+            splits.classes.index(training.data.positive),
+            len(splits.validation.files if splits.validation else ()),
+        )
         progress = restore(fabric, job, network, optimizer)
         start = time.monotonic() - progress.seconds
 
@@ -151,11 +155,7 @@ def train(fabric: Fabric, job: Job) -> None:
             sums = train_epoch(fabric, job, network, optimizer, batches, progress)
             check_weights(training, network.module.model, progress.epochs)
             if held_out is not None:
-                positive, num_images = (
-                    splits.classes.index(training.data.positive),
-                    len(cast(Examples, held_out.dataset)),
-                )
-                metrics |= validate(fabric, network, held_out, positive=positive, num_images=num_images)
+                metrics |= validate(fabric, network, held_out, positive=positive, num_images=num_held_out)
             progress.add(metrics | sums.means(fabric, "train"), settings)
             progress.seconds = time.monotonic() - start
             if fabric.is_global_zero:

@@ -27,11 +27,16 @@ class Task(Protocol):
     """Images ``start`` to ``stop`` of a list; ``title`` is a file name that no other task has."""
 
     @property
-    def start(self) -> int: ...  # noqa: D102
+    def start(self) -> int:
+        """Its first image."""
+
     @property
-    def stop(self) -> int: ...  # noqa: D102
+    def stop(self) -> int:
+        """The image after its last one."""
+
     @property
-    def title(self) -> str: ...  # noqa: D102
+    def title(self) -> str:
+        """Its file name."""
 
 
 class Attempt(NamedTuple):
