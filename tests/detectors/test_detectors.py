@@ -114,10 +114,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, state: State) -> None
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"hello, I am a text", "cannot be read as a checkpoint"),
+        (b"hello, I am a text", "is no whole checkpoint"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{not json", "is not a valid safetensors file"),
         (b"\xff\xff\xff\xff\xff\xff\xff\xff{", "is not a valid safetensors file"),
-        (b"PK\x03\x04 broken", "cannot be read as a checkpoint"),
+        (b"PK\x03\x04 broken", "is no whole checkpoint"),
         (b"\x80\x02\x95", r"is not a checkpoint that .* can read \(Unsupported operand 149\)"),
     ],
     ids=["empty", "text", "header", "length", "zip", "opcode"],

@@ -54,15 +54,20 @@ def test_detectors_differ_where_the_interval_of_their_difference_excludes_0():
 
 def test_a_difference_over_single_runs_is_of_these_trainings_only():
     sentences = texts(compare(UP, MEANS, pair(0.4, 0.1, runs=1), {}))[0]
-    assert sentences.endswith("It does not generalise to other training runs: a and b have one run.")
+    assert sentences.endswith(
+        "This difference does not generalise to other training runs, because a and b have one run."
+    )
     stability = UP._replace(measure="stability")
     sentences = texts(compare(stability, MEANS, pair(0.4, 0.1, runs=2, measure="stability"), {}))[0]
-    assert sentences.endswith("It does not generalise to other training runs: a and b have one pair of runs.")
+    assert sentences.endswith(
+        "This difference does not generalise to other training runs, because a and b have one pair of runs."
+    )
     assert "generalise" not in texts(compare(UP, MEANS, pair(0.4, 0.1, runs=2), {}))[0]
     assert "generalise" not in texts(compare(stability, MEANS, pair(0.4, 0.1, runs=3, measure="stability"), {}))[0]
     (names, one), *_ = pair(0.4, 0.1).items()
     assert (
-        "other training runs: b has one run." in texts(compare(UP, MEANS, {names: one | {"num_other_runs": 1}}, {}))[0]
+        "other training runs, because b has one run."
+        in texts(compare(UP, MEANS, {names: one | {"num_other_runs": 1}}, {}))[0]
     )
 
 
@@ -83,9 +88,7 @@ def test_a_difference_that_chance_explains_is_called_so():
 
 def test_a_difference_between_means_over_different_images_comes_with_a_warning():
     dead = {"a": row(0.6, 0.5, 0.7, dead_share=0.7), "b": row(0.2, 0.1, 0.3, dead_share=0.02)}
-    expected = (
-        "Caution: 70.0 % and 2.0 % of their maps are dead and in no mean, so the two values are over different images."
-    )
+    expected = "Caution: 70.0 % and 2.0 % of their pairs of maps hold a dead one and are in no mean, so the two values are over different images."
     assert texts(compare(UP, dead, pair(0.4, 0.1), {}))[0].endswith(expected)
     assert "Caution" not in texts(compare(UP, dead | {"a": row(0.6, 0.5, 0.7, dead_share=0.04)}, pair(0.4, 0.1), {}))[0]
 

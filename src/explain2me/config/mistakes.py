@@ -14,11 +14,17 @@ from explain2me.text import nearest, shorten
 MOST_MISTAKES = 8
 """Number of mistakes in one message."""
 
+TYPE_NAME = re.compile(r"^constrained-|\w\[.*\]$")
+"""Parts of a place that are names of types and no keys, such as ``dict[str,constrained-int]``."""
+
 
 def explain(error: ValidationError) -> str:
     """The first mistakes of a config as one line."""
     mistakes = [mistake for mistake in error.errors() if mistake["loc"][-1:] != ("literal['auto']",)]
     inner = [mistake for mistake in mistakes if mistake["type"] != "too_short"]  # follows from a wrong item
+    of_values = {_path(mistake) for mistake in inner if not mistake["type"].endswith("_type")}
+    # of a field with several types, the mistakes of those that the value is not
+    inner = [each for each in inner if not each["type"].endswith("_type") or _path(each) not in of_values]
     lines = list(dict.fromkeys(_explain_mistake(mistake) for mistake in inner or mistakes))
     more = f"; and {len(lines) - MOST_MISTAKES} more" if len(lines) > MOST_MISTAKES else ""
     return "; ".join(lines[:MOST_MISTAKES]) + more
@@ -26,7 +32,7 @@ def explain(error: ValidationError) -> str:
 
 def _explain_mistake(mistake: ErrorDetails) -> str:
     """One mistake as a sentence with the nearest right key or value."""
-    path = [part for part in mistake["loc"] if part != "constrained-int"]  # the type of a number, no key
+    path = _path(mistake)
     where = ".".join(shorten(part) for part in path)
     kind = mistake["type"]
     if kind == "extra_forbidden":
@@ -48,6 +54,11 @@ def _explain_mistake(mistake: ErrorDetails) -> str:
     return (
         f"{where}: {message}" if kind == "value_error" else f"{where}: {message[0].lower()}{message[1:]}, got {shown}"
     )
+
+
+def _path(mistake: ErrorDetails) -> tuple[str | int, ...]:
+    """The keys that lead to a mistake, without the types of a field that has several."""
+    return tuple(part for part in mistake["loc"] if not TYPE_NAME.search(str(part)))
 
 
 def _known_keys(path: Sequence[str | int]) -> list[str]:

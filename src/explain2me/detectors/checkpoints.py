@@ -136,7 +136,10 @@ def _check_zip(data: bytes, where: str) -> None:
 
 
 def _unreadable(error: Exception, where: str) -> str:
-    return f"{where} cannot be read as a checkpoint ({type(error).__name__}: {one_line(error)}); save it again"
+    return (
+        f"{where} is no whole checkpoint: expected a file of safetensors or torch.save, got one that cannot be read as such "
+        f"({type(error).__name__}: {one_line(error)}); it may be cut off or another kind of file: save it again"
+    )
 
 
 def _unnest(tree: Any, where: str) -> dict[str, Tensor]:

@@ -124,12 +124,12 @@ def _no_images(folder: Path, split: str | None) -> ManifestError:
             known = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
         except OSError as error:
             return ManifestError(f"{str(folder)!r}: the folder cannot be read ({error.strerror})")
-        if split not in known:
+        if split not in known and known:
             return ManifestError(
                 f"{str(folder)!r}: there is no folder of the split {split!r}; {nearest(split, known)}; expected "
                 f"{split}/label/source/*.jpg, or give a manifest"
             )
-        folder = folder / split
+        folder = folder / split if known else folder
     return ManifestError(
         f"{str(folder)!r}: expected images as label/source/*.jpg, label/*.jpg or *.jpg, got none "
         f"({walk_folder(folder).num_ignored} other files); the suffixes read are {', '.join(sorted(SUFFIXES))}"

@@ -31,6 +31,7 @@ from explain2me.run.schema import SCHEMA_VERSION, maps_schema
 from explain2me.salience.compiling import compile_before
 from explain2me.salience.gradcam import predicted_classes
 from explain2me.salience.methods import METHODS, Explainer
+from explain2me.salience.target import classes_to_explain
 
 
 class Batch(NamedTuple):
@@ -140,7 +141,7 @@ def explain_rows(
     conditions = conditions_for(run.config.measures, detector.input_size)
     refused: list[dict[str, object]] = []
     results: dict[Condition, list[tuple[Batch, Explained]]] = {condition: [] for condition in conditions}
-    choose = functools.partial(_classes_to_explain, run.config.salience.target, run.classes)
+    choose = functools.partial(classes_to_explain, run.config.salience.target, run.classes)
     explain: Explain = functools.partial(_explain, detector, explainer, choose, precision)
     if run.config.compute.compile:
         explain = functools.partial(_padded, explain, largest_batch(run.config.compute))
@@ -175,31 +176,6 @@ def _explain(
     with _precise(images, precision):
         maps, logits = explainer.explain(detector.preprocess(images), remember)
     return Explained(maps[:, 0], maps[:, 1], classes, logits, torch.ones(len(images), dtype=torch.bool))
-
-
-def _classes_to_explain(
-    target: str,
-    names: Sequence[str],
-    logits: Float[Tensor, "N num_logits"],
-    labels: Int[Tensor, " N"],
-    clean_classes: Int[Tensor, " N"] | None,
-) -> Int[Tensor, "N 2"]:
-    """Classes that the two maps of each image explain.
-
-    The first is the class that ``salience.target`` names: the predicted class of this very image, its label, or one
-    class. The second is held fixed: for a perturbed image the class that its clean map explains, ``clean_classes``; for
-    a clean image (``clean_classes`` None) its label, or the first class where it has none.
-    """
-    predicted = predicted_classes(logits)
-    labels = labels.to(predicted)
-    if target == "predicted":
-        explained = predicted
-    elif target == "true":
-        explained = labels
-    else:
-        explained = torch.full_like(predicted, names.index(target))
-    fixed = clean_classes if clean_classes is not None else torch.where(labels < 0, explained, labels)
-    return torch.stack([explained, fixed], dim=1)
 
 
 def _padded(explain: Explain, size: int, images: Tensor, labels: Tensor, clean_classes: Tensor | None) -> Explained:

@@ -58,6 +58,18 @@ def safe(text: str, most: int = MOST_NAME) -> str:
     return text.replace("$", "\\$")
 
 
+def distinct(names: Sequence[str], most: int) -> list[str]:
+    """Names cut to ``most`` characters that still differ: without the start that they share.
+
+    >>> distinct(["resnet50-seed1", "resnet50-seed2"], 8), distinct(["a", "b"], 8)
+    (['…1', '…2'], ['a', 'b'])
+    """
+    if len(names) < 2 or max(map(len, names)) <= most:
+        return [safe(name, most) for name in names]
+    shared = next((i for i, signs in enumerate(zip(*names, strict=False)) if len(set(signs)) > 1), min(map(len, names)))
+    return [safe(f"…{name[shared:]}" if shared else name, most) for name in names]
+
+
 def wrapped(name: str, width: int = 16, lines: int = 3) -> str:
     """A name on a few short lines, cut at hyphens and underscores where it has them."""
     words = re.split(r"(?<=[-_ ./])", printable_line(name))

@@ -11,7 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
 from explain2me.measures import TRANSFORMS
-from explain2me.report.figures.drawing import Drawn, enlarged, hide_axes, panel_grid, safe, show_overlay, wrapped
+from explain2me.report.figures.drawing import (
+    Drawn,
+    distinct,
+    enlarged,
+    hide_axes,
+    panel_grid,
+    show_overlay,
+    wrapped,
+)
 from explain2me.report.material import Material
 from explain2me.report.summary import condition_words, score_of
 from explain2me.run.conditions import Condition, perturb
@@ -156,11 +164,12 @@ def runs(material: Material, colormap: Colormap, *, measure: Measure, row: Figur
         for ax in line:
             hide_axes(ax)
             ax.set_frame_on(False)
-        for number, (model, ax) in enumerate(zip(material.run.models_of(detector), line, strict=False)):
+        names = distinct([model.run for model in material.run.models_of(detector)], 12)
+        for number, (name, ax) in enumerate(zip(names, line, strict=False)):
             salience = _clean_map(material, detector, image, run=number)
             if salience is not None:
                 show_overlay(ax, pixels, salience, colormap)
-            ax.set_title(safe(model.run, 12), fontsize=7)
+            ax.set_title(name, fontsize=7)
         line[0].set_ylabel(wrapped(detector), fontsize=8)
     text = f"Maps of every training run for image {material.image_name(image)}: the more alike a row, the more stable."
     return Drawn(row.file, row.title, text, figure)

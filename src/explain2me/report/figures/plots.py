@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from explain2me.report.figures.drawing import Drawn, add_legend, colour_of, look_of, panel_grid, safe
+from explain2me.report.figures.drawing import Drawn, add_legend, colour_of, distinct, look_of, panel_grid, safe
 from explain2me.report.material import Material
 from explain2me.report.summary import Row, RunScore, level_of, over_all, records
 from explain2me.statistics.scores import VARIANTS, FigureRow, Measure
@@ -157,7 +157,7 @@ def matrices(material: Material, colormap: Colormap, *, measure: Measure, row: F
         matrix, runs = _clustered(rows[rows.detector == name], [model.run for model in material.run.models_of(name)])
         shown = ax.imshow(matrix, cmap=colormap, vmin=lowest, vmax=1)
         ax.set_title(safe(name))
-        named = [safe(run, 8) for run in runs] if len(runs) <= MOST_NAMED_RUNS else []
+        named = distinct(runs, 8) if len(runs) <= MOST_NAMED_RUNS else []
         ax.set_xticks(range(len(named)), named, rotation=90, fontsize=7)
         ax.set_yticks(range(len(named)), named, fontsize=7)
         off = matrix[~np.eye(len(runs), dtype=bool)]

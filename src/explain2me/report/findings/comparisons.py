@@ -68,7 +68,7 @@ def _difference(score: RunScore, rows: Rows, row: Row, fixed: Row | None) -> Fin
         "differs",
         f"{better} is better than {worse} in {score.name} ({score.better} is better): {number(rows[better]['mean'])} against "
         f"{number(rows[worse]['mean'])}, a difference of {_signed(row, better)}.{_single_runs(score, row)}"
-        f"{_changes(score, row, fixed, better)}{_dead_shares(better, worse, rows)}",
+        f"{_changes(score, row, fixed, better)}{_dead_shares(score, better, worse, rows)}",
         (better, worse),
     )
 
@@ -96,7 +96,8 @@ def _single_runs(score: RunScore, row: Row) -> str:
     """A warning where the difference says nothing about other training runs."""
     names = single_run_detectors(row)
     number_of_runs = f"{'have' if len(names) > 1 else 'has'} {'one pair of runs' if score.of_pairs else 'one run'}"
-    return f" It does not generalise to other training runs: {' and '.join(names)} {number_of_runs}." if names else ""
+    reason = f"{' and '.join(names)} {number_of_runs}"
+    return f" This difference does not generalise to other training runs, because {reason}." if names else ""
 
 
 def _changes(score: RunScore, row: Row, fixed: Row | None, better: str) -> str:
@@ -134,12 +135,16 @@ def _only_above_chance(score: RunScore, row: Row) -> Iterator[Finding]:
         )
 
 
-def _dead_shares(better: str, worse: str, rows: Rows) -> str:
+def _dead_shares(score: RunScore, better: str, worse: str, rows: Rows) -> str:
     """A warning where the two values are means over different images."""
     shares = [rows[name].get("dead_share") or 0.0 for name in (better, worse)]
     if max(shares) < LARGE_DEAD_SHARE:
         return ""
-    return f" Caution: {share(shares[0])} and {share(shares[1])} of their maps are dead and in no mean, so the two values are over different images."
+    dead = "pairs of maps hold a dead one" if score.compares else "maps are dead"
+    return (
+        f" Caution: {share(shares[0])} and {share(shares[1])} of their {dead} and are in no mean, so the two values are over "
+        f"different images."
+    )
 
 
 def _names(pairs: Sequence[Pair]) -> tuple[str, ...]:

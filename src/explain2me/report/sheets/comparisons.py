@@ -28,7 +28,7 @@ DIFFERENCES_NOTE = (
     "above chance: difference of (mean - chance) / (1 - chance)."
 )
 AUROC_NOTE = (
-    "Mean over runs, with its 95 % interval. images of a run: from the run with the fewest to the run with the most. Images whose clean map "
+    "Mean over runs, with its 95 % interval. images of a run: the fewest and the most of any run. Images whose clean map "
     "is dead cannot be perturbed by it and are left out: then the cell gives n, the number of images used, and the AUROC of the clean images "
     "over the same images (before)."
 )
