@@ -15,9 +15,11 @@ from shown import shown
 from sklearn.metrics import roc_auc_score
 
 from explain2me import open_run
+from explain2me.report.findings.chance import aurocs
+from explain2me.report.summary import Tables
 from explain2me.run.folder import Run
 from explain2me.stages.summarise import summarise_run
-from explain2me.statistics.performance import performance_rows, predictions_of
+from explain2me.statistics.performance import performance_rows, predictions_of, ranking_score
 
 NUM_IMAGES = 26
 
@@ -100,3 +102,38 @@ def test_logits_that_are_not_finite_are_counted_and_in_no_number(
     assert clean.accuracy.item() == pytest.approx((maps.predicted.to_numpy() == truth.to_numpy()).mean())
     assert clean.auroc.item() == pytest.approx(clean_auroc(copy, 1, [0, 25]))
     assert (rows[rows.condition == "clean"].kept_share == 1).all()
+
+
+def test_auroc_does_not_change_when_the_logits_are_scaled() -> None:
+    rng = np.random.default_rng(0)
+    logits, positive = rng.normal(size=(200, 2)).astype(np.float32), rng.random(200) < 0.5
+    aurocs = [roc_auc_score(positive, ranking_score(logits * scale, 1, "softmax")) for scale in (1, 10, 1000)]
+    probability = torch.tensor(logits).double().softmax(1)[:, 1]
+    assert aurocs == pytest.approx([roc_auc_score(positive, probability)] * 3, abs=0)
+
+
+def test_confident_images_do_not_tie() -> None:
+    logits = np.array([[-50.0, 50.0], [-60.0, 60.0]], np.float32)
+    assert ranking_score(logits, 1, "softmax").tolist() == [100, 120]
+
+
+def test_tied_pairs_are_counted_and_told(run: Run, tmp_path: Path) -> None:
+    copy = with_logits(run, tmp_path / "run", "clean", [0, 1, 2, 25], (0.25, 0.5))
+    summarise_run(copy, copy.config)
+    labels = copy.image_table["label"].to_pylist()
+    tied = [labels[image] == "fake" for image in (0, 1, 2, 25)]
+    want = sum(tied) * (4 - sum(tied))
+    assert want
+    table = copy.summary("performance").to_pandas()
+    clean = table[(table.condition == "clean") & (table.positives == "all") & (table.negatives == "all")].set_index(
+        "run"
+    )
+    assert clean.loc[copy.models[0].run, "num_tied_pairs"].tolist() == [0, 0]
+    assert clean.loc[copy.models[1].run, "num_tied_pairs"].tolist() == [want, want]
+    assert clean.loc["all", "num_tied_pairs"].tolist() == [want, want]
+    share = want / (clean.num_positive * clean.num_negative).iloc[0]
+    sentences = {
+        name: " ".join(found.text for found in aurocs(Tables(each))) for name, each in (("copy", copy), ("run", run))
+    }
+    assert f"In {share:.1%} of the pairs".replace("%", " %") in sentences["copy"]
+    assert "same score" not in sentences["run"]

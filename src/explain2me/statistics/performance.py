@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-from scipy.special import log_softmax
+from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from explain2me.run.conditions import conditions_of
@@ -25,12 +25,12 @@ from explain2me.statistics.estimates import Estimate, auroc_estimate
 from explain2me.statistics.scores import ALL, CLEAN
 
 SCORES = ("softmax", "released")
-"""softmax: log probability of the positive class. released: the logit of the positive class, as in the authors' scripts."""
+"""softmax: log-odds of the positive class. released: the logit of the positive class, as in the authors' scripts."""
 AurocKey = tuple[str, str, str]
 """Score, label and source."""
 PERFORMANCE_COLUMNS = (
     "detector", "run", "condition", "score", "positives", "negatives", "n", "num_positive", "num_negative", "auroc", "std",
-    "ci_low", "ci_high", "auroc_clean", "accuracy", "kept_share", "num_invalid",
+    "ci_low", "ci_high", "auroc_clean", "accuracy", "kept_share", "num_invalid", "num_tied_pairs",
 )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def performance_rows(run: Run, detector: str, predictions: Predictions, resample
 
     The row ``all`` holds the mean over the runs with an AUROC. Its interval resamples images within source and runs;
     the interval of a run resamples images. Counts are of images; ``all`` has the counts of the run with the fewest
-    images. There are no rows without labels or predictions.
+    images, and the ties of the run with the most. There are no rows without labels or predictions.
     """
     positive = _positive(run)
     if positive is None:
@@ -81,6 +81,7 @@ def performance_rows(run: Run, detector: str, predictions: Predictions, resample
             numbers = [
                 _counts(predictions, m, c, contrast, positive, truth)
                 | {"auroc": _auroc(scores[m], contrast, positive), "auroc_clean": _auroc(clean[m], contrast, positive)}
+                | {"num_tied_pairs": _tied_pairs(scores[m], contrast, positive)}
                 for m in range(len(runs))
             ]
             resampled = _resampled(scores, contrast, positive, stretches, seed=seed, resamples=resamples)
@@ -139,16 +140,21 @@ def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray) -> np.nda
 
 
 def ranking_score(logits: np.ndarray, positive: int, score: str) -> np.ndarray:
-    """The score that ranks images for the ROC curve: logits (..., K) -> (...), higher means more positive.
+    """The score that ranks images for the ROC curve: logits (..., K) -> float64 (...), higher means more positive.
 
-    A model with a single logit ranks by this logit, whatever the score.
+    ``softmax`` takes the log-odds: they rank images as the probability does, which is exactly 1 for every difference of
+    logits above 37, so that confident images would tie. A model with a single logit ranks by this logit, whatever the
+    score.
 
-    >>> ranking_score(np.array([[2.0, 1.0], [5.0, 4.5]]), 1, "softmax").round(3)
-    array([-1.313, -0.974])
+    >>> ranking_score(np.array([[2.0, 1.0], [5.0, 4.5], [0.0, 100.0]]), 1, "softmax")
+    array([ -1. ,  -0.5, 100. ])
     """
+    logits = logits.astype(np.float64)
     if logits.shape[-1] == 1:
         return logits[..., 0] if positive == 1 else -logits[..., 0]
-    return logits[..., positive] if score == "released" else log_softmax(logits, axis=-1)[..., positive]
+    if score == "released":
+        return logits[..., positive]
+    return logits[..., positive] - logsumexp(np.delete(logits, positive, axis=-1), axis=-1)
 
 
 def _scores(predictions: Predictions, c: int, positive: int, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +256,16 @@ def _rows(
     means = {column: float(np.mean([number[column] for number in chosen])) for column in columns}
     aurocs = np.array([number["auroc"] for number in chosen])
     std = float(aurocs.std(ddof=1)) if len(aurocs) > 1 else float("nan")
+    means["num_tied_pairs"] = max(number["num_tied_pairs"] for number in chosen)
     yield fewest | means | {"run": ALL, "std": std, "ci_low": low, "ci_high": high}
+
+
+def _tied_pairs(score: np.ndarray, contrast: Contrast, positive: np.ndarray) -> int:
+    """Number of pairs of a positive and a negative image with the same score; each counts one half in AUROC."""
+    use = contrast.inside & ~np.isnan(score)
+    _, codes = np.unique(score[use], return_inverse=True)
+    positives, negatives = (np.bincount(codes[side[use]], minlength=use.sum()) for side in (positive, ~positive))
+    return int(positives @ negatives)
 
 
 def _auroc(score: np.ndarray, contrast: Contrast, positive: np.ndarray) -> float:

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 from explain2me.report.findings.comparisons import compare
 from explain2me.report.findings.kinds import Finding, Rows
-from explain2me.report.formats import is_known, number, value_interval
+from explain2me.report.formats import is_known, number, share, value_interval
 from explain2me.report.material import Material
 from explain2me.report.summary import AUROC, RunScore, Tables
 
 ROUNDING = 1e-6
 """A chance level this close to 1 counts as 1: single maps are float32."""
+MANY_TIED = 0.001
+"""Share of tied pairs from which on they can change the third digit of AUROC."""
 STUCK_CHANCE = 0.5
 """From this chance level on, the maps of different images are much alike."""
 
@@ -35,6 +37,14 @@ def aurocs(tables: Tables) -> Iterator[Finding]:
             yield Finding("chance", text, (name,))
         elif is_known(row["ci_low"]) and row["ci_low"] <= 0.5:
             yield Finding("chance", f"The AUROC of {name} is no better than chance, 0.5 ({value}).", (name,))
+        tied = (row.get("num_tied_pairs") or 0) / (row["num_positive"] * row["num_negative"])  # None: an older table
+        if tied >= MANY_TIED:
+            yield Finding(
+                "note",
+                f"In {share(tied)} of the pairs of a positive and a negative image, {name} gives both the same score. Each such pair "
+                f"counts one half in its AUROC, which could be {number(tied / 2)} higher or lower.",
+                (name,),
+            )
 
 
 def against_chance(score: RunScore, rows: Rows) -> Iterator[Finding]:
