@@ -8,6 +8,7 @@ Explain2MeError            wrong config or file; the command line prints one lin
 ├── CheckpointError        a weights file that does not fit its architecture, or that must not be loaded
 ├── LayerError             a layer that the model does not have, or that carries no spatial map
 ├── RunFolderError         a run folder that is missing, damaged, or of another config
+│   └── BusyError          another process is writing into it
 └── ImageError             one image that cannot be used; a run puts it into the quarantine and continues
 ```
 A tensor of the wrong shape or type raises ``ValueError`` instead.
@@ -40,6 +41,10 @@ class LayerError(Explain2MeError):
 
 class RunFolderError(Explain2MeError):
     """A run folder is missing, damaged, or belongs to another config."""
+
+
+class BusyError(RunFolderError):
+    """Another process is writing into the same folder."""
 
 
 class ImageError(Explain2MeError):

@@ -1,9 +1,11 @@
-"""Write files atomically: a file is complete, or it does not exist."""
+"""Write files and folders atomically: complete, or not there. One process at a time writes tables into a run."""
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
+from explain2me.errors import BusyError
 from explain2me.run.leftovers import temporary_prefix
 
+LOCK = ".lock"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Arguments of Linux's renameat2."""
 FORMAT: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 
 
@@ -56,6 +63,64 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """An empty folder with a temporary name, put in the place of ``target`` at the end; removed after an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), suffix=".tmp", dir=target.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        put_in_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(folder: Path, target: Path) -> None:
+    """Rename a folder to ``target`` and delete what was there: a reader finds all old files or all new ones.
+
+    A ``target`` that is a link is replaced, not followed.
+    """
+    _sync(folder)
+    if target.is_symlink():
+        target.unlink()
+    if not target.exists():
+        folder.rename(target)
+    else:
+        _exchange(folder, target)
+        shutil.rmtree(folder)
+    _sync(target.parent)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap the names of two folders in one step; in three where the system or the file system cannot."""
+    with contextlib.suppress(AttributeError):
+        swap = ctypes.CDLL(None).renameat2
+        if swap(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0:
+            return
+    before = Path(tempfile.mkdtemp(prefix=temporary_prefix(), suffix=".tmp", dir=b.parent))
+    b.rename(before)  # an empty folder may be replaced
+    a.rename(b)
+    before.rename(a)
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; the system releases it when the process ends.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    try:
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise BusyError(
+            f"another process is writing into {str(folder)!r}; wait for it or stop it, then call the same command again"
+        ) from None
+    with lock:
+        yield
 
 
 def encoded(table: pa.Table) -> bytes:

@@ -11,6 +11,7 @@ import contextlib
 import fnmatch
 import functools
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -26,13 +27,16 @@ LEFTOVER_SECONDS = 3600
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Delete the temporary files that killed processes left below a folder, and return how many.
+    """Delete the temporary files and folders that killed processes left below a folder, and return how many.
 
-    A file of another machine, whose lock cannot be seen here, goes when nobody has written to it for an hour.
+    One of another machine, whose lock cannot be seen here, goes when nobody has written to it for an hour.
     """
     leftovers = [path for path in _temporary_in(folder) if _is_leftover(path)]
     for path in leftovers:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     for lock in _our_files("explain2me-*.lock"):
         _has_ended(lock)
     for ended in _our_files("explain2me-*.ended"):
@@ -47,9 +51,11 @@ def temporary_prefix() -> str:
 
 
 def _temporary_in(folder: Path) -> list[Path]:
-    """All temporary files below a folder. ``rglob`` would fail when another process removes a folder meanwhile."""
+    """All temporary files and folders below a folder. ``rglob`` would fail when another process removes one meanwhile."""
     return [
-        Path(place, name) for place, _, names in os.walk(folder) for name in fnmatch.filter(names, f"{TEMPORARY}*.tmp")
+        Path(place, name)
+        for place, folders, files in os.walk(folder)
+        for name in fnmatch.filter([*folders, *files], f"{TEMPORARY}*.tmp")
     ]
 
 
