@@ -86,7 +86,7 @@ def test_a_warning_names_tables_older_than_the_scores(call: Call) -> None:
     said = call("measure", "runs/tiny", "--set", 'measures.similarity="pearson"')[1]
     assert "call `explain2me summarise" in said
     _, output, errors = call("show", "runs/tiny", "--brief")
-    assert "the scores are newer than these tables" in errors
+    assert "these tables are of earlier scores" in errors
     assert "By source" not in output
 
 

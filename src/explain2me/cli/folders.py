@@ -32,10 +32,7 @@ def verify(
 
 
 def compact(run: RunFolder) -> None:
-    """Put the many small files of RUN into few large ones; nothing is lost and every command reads them.
-
-    Not while another command works on RUN.
-    """
+    """Put the many small files of RUN into few large ones; nothing is lost and every command reads them."""
     from explain2me.run.folder import open_run
     from explain2me.stages.compact import compact_run
 

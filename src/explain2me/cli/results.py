@@ -59,10 +59,8 @@ def show(
     from explain2me.run.folder import open_run
 
     shown = open_run(run)
-    summary = shown.folder / "summary" / "measures.parquet"
-    newest = max((path.stat().st_mtime_ns for path in (shown.folder / "scores").glob("*.parquet")), default=0)
-    if summary.exists() and newest > summary.stat().st_mtime_ns:
-        print("explain2me: the scores are newer than these tables; call `explain2me summarise` first", file=sys.stderr)
+    if shown.summary_is_old():
+        print("explain2me: these tables are of earlier scores; call `explain2me summarise` first", file=sys.stderr)
     show_run(shown, make_console(), brief=brief)
 
 

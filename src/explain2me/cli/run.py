@@ -12,10 +12,11 @@ from explain2me.cli.check import class_order_text
 from explain2me.cli.console import duration_text, make_console, print_line, print_start, progress_bars
 from explain2me.cli.options import ConfigFile, Out, Sets, ShardOf, VerifyHashes, load_settings, parse_shard, select
 from explain2me.cli.results import measure_scores, summarise_scores, write_page
+from explain2me.errors import BusyError
 from explain2me.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
     from rich.progress import Progress
@@ -62,17 +63,31 @@ def run_all_stages(
     if not _is_whole(explained, console):
         return
     ends.append(("explain", time.monotonic()))
-    measure_scores(explained, explained.config, console)
+    _when_free(explained, console, lambda: measure_scores(explained, explained.config, console))
     ends.append(("measure", time.monotonic()))
-    summarise_scores(explained, explained.config, console)
+    _when_free(explained, console, lambda: summarise_scores(explained, explained.config, console))
     ends.append(("summarise", time.monotonic()))
     show_run(explained, console)
     if config.report.after_run:
-        write_page(explained, config, console)
+        _when_free(explained, console, lambda: write_page(explained, config, console))
     ends.append(("show and report", time.monotonic()))
     times = [f"{stage} {duration_text(end - begin)}" for (_, begin), (stage, end) in itertools.pairwise(ends)]
     console.print(f"time: {', '.join(times)}", markup=False)
     _finish(explained, console)
+
+
+def _when_free(run: "Run", console: "Console", stage: "Callable[[], None]") -> None:
+    """Run a stage when no other process writes into the run: machines that share a run may finish its maps together."""
+    waits = False
+    while True:
+        try:
+            stage()
+            break
+        except BusyError:
+            if not waits:
+                console.print(printable(f"waiting for another process that writes into {run.folder}"), markup=False)
+            waits = True
+            time.sleep(1)
 
 
 def _is_whole(run: "Run", console: "Console") -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from explain2me.errors import RunFolderError
 from explain2me.run.folder import Run, Stretch, stretches_of
 from explain2me.statistics.scores import ALL, CLEAN, MEASURES, Measure, Score, scores
 
@@ -56,7 +57,7 @@ AUROC = RunScore("auroc", "AUROC", "auroc", SOFTMAX, CLEAN, True)
 
 
 def _summary(name: str) -> functools.cached_property[pd.DataFrame]:
-    return functools.cached_property(lambda tables: tables.run.summary(name).to_pandas())
+    return functools.cached_property(lambda tables: tables._read(name))
 
 
 class Tables:
@@ -70,10 +71,11 @@ class Tables:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self._made_from: bytes | None = None
 
     def matrix(self, measure: Measure) -> pd.DataFrame:
         """Mean agreement of each pair of training runs, in one measure of pairs."""
-        return self.run.summary(f"{measure.name}_matrix").to_pandas()
+        return self._read(f"{measure.name}_matrix")
 
     @functools.cached_property
     def columns(self) -> list[RunScore]:
@@ -154,6 +156,16 @@ class Tables:
     def main_similarity(self, rows: pd.DataFrame) -> "pd.Series[bool]":
         """Which rows are of the similarity that text and figures use: SSIM, or else the first that was taken."""
         return rows.similarity.isna() | (rows.similarity == main_similarity(rows.similarity))
+
+    def _read(self, name: str) -> pd.DataFrame:
+        table = self.run.summary(name)
+        made_from = (table.schema.metadata or {}).get(b"scores")
+        if self._made_from is not None and made_from != self._made_from:
+            raise RunFolderError(
+                f"another process replaced the tables of {str(self.run.folder)!r} while they were read; call the same command again"
+            )
+        self._made_from = made_from
+        return table.to_pandas()
 
     def _run_score(self, measure: Measure, score: Score) -> RunScore:
         condition = score.condition

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from explain2me.config.schema import Config
+from explain2me.errors import RunFolderError
 from explain2me.report.cards import findings_list, model_card
 from explain2me.report.export import to_csv, to_latex
 from explain2me.report.figures import all_figures, draws
@@ -30,14 +32,14 @@ from explain2me.report.sheets import sheets
 from explain2me.report.sheets.sheet import Sheet
 from explain2me.report.summary import Tables
 from explain2me.run.events import log_event
-from explain2me.run.files import atomic_path
+from explain2me.run.files import atomic_path, only_writer, replaced_folder
 from explain2me.run.folder import Run
 
 MOST_SVG_BYTES = 150_000
 """A picture that is larger as SVG (it holds photographs or many points) stands in the page as WebP."""
 DOTS_PER_INCH = 130
 WRITTEN = ".written"
-"""Names of the files of a report beside its page."""
+"""Names of the files of a report."""
 
 
 def write_report(
@@ -60,25 +62,40 @@ def write_report(
         ``report/index.html``.
 
     Raises:
-        RunFolderError: there is no summary, or a file is damaged.
+        RunFolderError: there is no summary, it was made from other scores, or a file is damaged.
+        BusyError: another process writes into the run.
     """
     started = time.monotonic()
-    folder = run.folder / "report"
+    with only_writer(run.folder):
+        if run.summary_is_old():
+            raise RunFolderError(
+                f"the tables in {str(run.folder / 'summary')!r} were made from other scores than those in scores/; call "
+                f"`explain2me summarise {run.folder}` first"
+            )
+        with replaced_folder(run.folder / "report") as folder:
+            sentences = _write_into(folder, run, config, on_done)
+            _keep_own_files(run.folder / "report", folder)
+    log_event(run.folder, (0, 1), "report", "done", seconds=round(time.monotonic() - started, 3))
+    if on_findings:
+        on_findings(sentences)
+    return run.folder / "report" / "index.html"
+
+
+def _write_into(
+    folder: Path, run: Run, config: Config, on_done: Callable[[int, int], None] | None
+) -> Sequence[Finding]:
+    """Write every file of a report, and return the findings."""
     material = gather(run, images_per_measure=config.report.images)
     colormap = matplotlib.colormaps[config.report.colormap]
     tables, sentences = list(sheets(material.tables)), findings(material)
     figures = _draw_all(material, colormap, folder / "figures", on_done)
     texts = _texts(material.tables, tables, sentences)
+    texts["index.html"] = render(material, figures, tables, sentences, colormap)
     for name, text in texts.items():
         _write(folder / name, text)
-    names = [drawn.name for of_section in figures.values() for drawn, _ in of_section]
-    _remove_others(folder, {*texts, *(f"figures/{name}.{kind}" for name in names for kind in KINDS)})
-    page = folder / "index.html"
-    _write(page, render(material, figures, tables, sentences, colormap))
-    log_event(run.folder, (0, 1), "report", "done", seconds=round(time.monotonic() - started, 3))
-    if on_findings:
-        on_findings(sentences)
-    return page
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    _write(folder / WRITTEN, "\n".join(names) + "\n")
+    return sentences
 
 
 def _texts(tables: Tables, shown: Sequence[Sheet], sentences: Sequence[Finding]) -> dict[str, str]:
@@ -139,13 +156,15 @@ class Plots:
         return list(draws())
 
 
-def _remove_others(folder: Path, written: set[str]) -> None:
-    """Remove files of an earlier report that this one does not have, such as those of a measure that is now off."""
+def _keep_own_files(old: Path, new: Path) -> None:
+    """Copy the files that a person put beside the report of before; its own are in its list."""
     with contextlib.suppress(FileNotFoundError):
-        for name in (folder / WRITTEN).read_text(encoding="utf-8").splitlines():
-            if name not in written and ".." not in Path(name).parts and not Path(name).is_absolute():
-                (folder / name).unlink(missing_ok=True)
-    _write(folder / WRITTEN, "\n".join(sorted(written)) + "\n")
+        written = {WRITTEN, "index.html", *(old / WRITTEN).read_text(encoding="utf-8").splitlines()}
+        for path in old.rglob("*"):
+            target = new / path.relative_to(old)
+            if path.is_file() and path.relative_to(old).as_posix() not in written and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target, follow_symlinks=False)
 
 
 def _save(drawn: Drawn, folder: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from explain2me.config.compare import digest
 from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
@@ -111,6 +112,18 @@ class Run:
                 f"call `explain2me summarise {self.folder}`"
             )
         return read_parquet(path)
+
+    def scores_key(self) -> str:
+        """Short name of the set of scores in ``scores/``: it follows from the contents of the part files, and the measures.
+
+        The metadata of each summary table holds the key of the scores that it was made from.
+        """
+        return digest(sorted(path.name for path in table_files(self.folder / "scores")))
+
+    def summary_is_old(self) -> bool:
+        """Whether the summary tables were made from other scores than those in ``scores/``; False if nobody can tell."""
+        made_from = (self.summary().schema.metadata or {}).get(b"scores")
+        return made_from is not None and made_from.decode() != self.scores_key()
 
     def quarantine(self) -> pa.Table:
         """Every image that could not be used, with its kind and message."""

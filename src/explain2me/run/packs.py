@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -106,6 +107,21 @@ def files_on_disk(folder: Path) -> list[Path]:
     """The Parquet files of a folder that together hold every row once: packs, and loose files that are in no pack."""
     packed = packed_in(folder)
     return sorted(path for path in folder.glob("*.parquet") if path.name not in packed)
+
+
+def link_files(source: Path, target: Path, names: set[str]) -> None:
+    """Give files of a folder a second place in another one: those with these names, and packs that hold no other file."""
+    members: dict[Path, set[str]] = {}
+    for name, member in packed_in(source).items():
+        members.setdefault(member.pack, set()).add(name)
+    packs = [pack for pack, packed in members.items() if packed <= names]
+    packed = set().union(*(members[pack] for pack in packs))
+    loose = [path for path in source.glob("*.parquet") if path.name in names - packed]
+    for path in (path for path in packs + loose if not (target / path.name).exists()):
+        try:
+            (target / path.name).hardlink_to(path)
+        except OSError:  # a file system without links
+            shutil.copy2(path, target)
 
 
 def pack_folder(folder: Path) -> int:

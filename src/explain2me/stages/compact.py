@@ -1,5 +1,6 @@
 """Pack many small files of a run into few large ones, for file systems that limit files. No row and no number changes."""
 
+from explain2me.run.files import only_writer
 from explain2me.run.folder import Run
 from explain2me.run.packs import pack_folder
 
@@ -7,11 +8,19 @@ from explain2me.run.packs import pack_folder
 def compact_run(run: Run) -> dict[str, tuple[int, int]]:
     """Pack the part files of each model, and the scores.
 
-    May be stopped, repeated, and called while shards are missing; not while another process uses the run.
+    May be stopped, repeated, and called while shards are missing or explained.
 
     Returns:
         Number of files before and after, by folder; only of folders that changed.
+
+    Raises:
+        BusyError: another process writes into the run.
     """
+    with only_writer(run.folder):
+        return _pack_folders(run)
+
+
+def _pack_folders(run: Run) -> dict[str, tuple[int, int]]:
     done: dict[str, tuple[int, int]] = {}
     for folder in [*(run.folder / "maps" / f"model={model.name}" for model in run.models), run.folder / "scores"]:
         before = len(list(folder.glob("*.parquet")))

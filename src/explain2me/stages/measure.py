@@ -6,6 +6,7 @@ The rows of ``statistics/scores.py`` decide the work: :func:`score_part` scores 
 
 import functools
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,9 +25,10 @@ from explain2me.errors import RunFolderError
 from explain2me.measures import SIMILARITIES, is_dead
 from explain2me.run.conditions import CLEAN, Condition, conditions_of
 from explain2me.run.events import log_event
-from explain2me.run.files import write_parquet
+from explain2me.run.files import only_writer, put_in_place, write_parquet
 from explain2me.run.folder import Run, open_run
-from explain2me.run.packs import committed_in, packed_in, read_parquet, table_files
+from explain2me.run.leftovers import remove_leftovers
+from explain2me.run.packs import committed_in, link_files, read_parquet
 from explain2me.run.parts import Part, read_part
 from explain2me.run.plan import Shard, missing_of, plan
 from explain2me.run.record import Model
@@ -38,6 +40,8 @@ from explain2me.workers.device import engine_of
 
 FILES_FOR_WORKERS = 16
 """Fewest missing score files for each worker that make starting workers worthwhile."""
+UNFINISHED = ".scores-"
+"""Start of the name of a folder of score files that is not complete."""
 Labels = dict[str, str | None]
 """Columns that are the same for many rows: detector, run, other_run, measure, variant, similarity, condition."""
 
@@ -59,7 +63,7 @@ Compare = Callable[[Tensor, Tensor], Tensor]
 
 
 def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> None:
-    """Score every committed map of a run. Keeps existing score files and deletes those of other settings.
+    """Score every committed map of a run; ``scores/`` is replaced as a whole, and keeps files that stay the same.
 
     Args:
         run: with its maps.
@@ -68,6 +72,7 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
 
     Raises:
         RunFolderError: a part file of maps is missing or damaged.
+        BusyError: another process writes into the run.
     """
     started = time.monotonic()
     shards = plan(run)
@@ -77,19 +82,40 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
         raise RunFolderError(
             f"{len(missing)} of {len(shards)} part files of maps are missing, the first is {first}; call `explain2me explain` with the same config first"
         )
-    names = score_names(run, config.measures)
-    folder = run.folder / "scores"
-    _remove_others(folder, set(names))
-    committed = committed_in(folder)
+    with only_writer(run.folder):
+        num_made = _make_scores(run, config, on_done)
+    log_event(run.folder, (0, 1), "measure", "done", files=num_made, seconds=round(time.monotonic() - started, 3))
+
+
+def _make_scores(run: Run, config: Config, on_done: Callable[[int, int], None] | None) -> int:
+    """Make the set of score files that a run should have, and put it in the place of ``scores/`` when it is complete.
+
+    A call that is stopped leaves ``scores/`` as it was; the next one with the same settings continues.
+
+    Returns:
+        Number of files made; the others were there.
+    """
+    names, scores = score_names(run, config.measures), run.folder / "scores"
+    if committed_in(scores) == set(names):
+        return 0
+    unfinished = run.folder / f"{UNFINISHED}{digest(names)}"
+    for other in set(run.folder.glob(f"{UNFINISHED}*")) - {unfinished}:
+        shutil.rmtree(other)
+    unfinished.mkdir(exist_ok=True)
+    remove_leftovers(unfinished)
+    link_files(scores, unfinished, set(names))
+    committed = committed_in(unfinished)
     todo = [name for name in names if name not in committed]
-    work = functools.partial(_commit_scores, run.folder.resolve(), config.measures)
+    work = functools.partial(_commit_scores, run.folder.resolve(), unfinished.name, config.measures)
     engine = engine_of(config.compute)
     if len(todo) < FILES_FOR_WORKERS * engine.workers:  # this process ends before workers have started
         engine = Engine(threads=engine.threads)
     for i, _ in enumerate(run_tasks(work, todo, engine)):
         if on_done:
             on_done(i + 1, len(todo))
-    log_event(run.folder, (0, 1), "measure", "done", files=len(todo), seconds=round(time.monotonic() - started, 3))
+    remove_leftovers(unfinished)  # dead workers may have left files
+    put_in_place(unfinished, scores)
+    return len(todo)
 
 
 def score_names(run: Run, measures: MeasuresConfig) -> list[str]:
@@ -97,22 +123,13 @@ def score_names(run: Run, measures: MeasuresConfig) -> list[str]:
     return list(_jobs(run, measures))
 
 
-def _remove_others(folder: Path, names: set[str]) -> None:
-    """Delete score files with other names; a pack that holds one of them is deleted whole, since scores are cheap."""
-    for member in {member.pack for name, member in packed_in(folder).items() if name not in names}:
-        member.unlink(missing_ok=True)
-    for path in table_files(folder):
-        if path.name not in names:
-            path.unlink(missing_ok=True)
-
-
-def _commit_scores(folder: Path, measures: MeasuresConfig, name: str) -> None:
-    jobs, reader = _open_jobs(folder, (folder / "run.json").stat().st_mtime_ns, measures)
-    write_parquet(jobs[name](reader), folder / "scores" / name)
+def _commit_scores(folder: Path, unfinished: str, measures: MeasuresConfig, name: str) -> None:
+    jobs, reader = _open_jobs(folder, unfinished, measures)
+    write_parquet(jobs[name](reader), folder / unfinished / name)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_jobs(folder: Path, _: int, measures: MeasuresConfig) -> "tuple[dict[str, Job], MapReader]":
+def _open_jobs(folder: Path, _: str, measures: MeasuresConfig) -> "tuple[dict[str, Job], MapReader]":
     """The jobs and the reader of one run, cached for the next file of this process."""
     run = open_run(folder)
     return _jobs(run, measures), MapReader(run)
@@ -274,11 +291,11 @@ Job = Callable[[MapReader], pa.Table]
 def _jobs(run: Run, measures: MeasuresConfig) -> dict[str, Job]:
     """The function that makes the table of each score file that the run should have, by the name of the file."""
     shards = plan(run)
-    shard_keys = {(shard.model, shard.part): shard.key for shard in shards}
+    content_keys = _content_keys(run, shards)
     settings = [RESULTS_VERSION, measures.model_dump(mode="json"), run.config.seed]
     jobs: dict[str, Job] = {}
     for shard in shards:
-        key = digest([settings, shard.key])
+        key = digest([settings, content_keys[shard.model, shard.part]])
         jobs[f"{shard.model.name}-part-{shard.part:05d}-{key}.parquet"] = functools.partial(
             _score_shard, measures, shard
         )
@@ -287,10 +304,27 @@ def _jobs(run: Run, measures: MeasuresConfig) -> dict[str, Job]:
         models = run.models_of(detector.name)
         kinds = list(itertools.product(measures.similarity, variants_of_pairs(measure, run)))
         for part in [shard.part for shard in shards if shard.model == models[0]]:
-            key = digest([settings, [shard_keys[model, part] for model in models]])
+            key = digest([settings, [content_keys[model, part] for model in models]])
             score = functools.partial(_score_pairs, measure, kinds, models, part)
             jobs[f"{detector.name}__{measure.name}-part-{part:05d}-{key}.parquet"] = score
     return jobs
+
+
+def _content_keys(run: Run, shards: Sequence[Shard]) -> dict[tuple[Model, int], str]:
+    """What decides the rows of each part, by model and part: its key, and the images of the model that could not be read.
+
+    Those of other parts count as well: they are nobody's partner for the chance level.
+    """
+    refused: dict[str, list[int]] = {}
+    for row in run.quarantine().to_pylist():
+        if row["stage"] == "explain":
+            refused.setdefault(row["model"], []).append(row["image"])
+    return {
+        (shard.model, shard.part): digest([shard.key, sorted(refused[shard.model.name])])
+        if shard.model.name in refused
+        else shard.key
+        for shard in shards
+    }
 
 
 def _score_shard(measures: MeasuresConfig, shard: Shard, reader: MapReader) -> pa.Table:

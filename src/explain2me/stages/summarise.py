@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
 from explain2me.run.events import log_event
-from explain2me.run.files import atomic_path, write_parquet
+from explain2me.run.files import atomic_path, only_writer, replaced_folder, write_parquet
 from explain2me.run.folder import Run, Stretch, stretches_of
 from explain2me.stages.precision import PRECISION_COLUMNS, precision_rows
 from explain2me.statistics.bootstrap import image_weights, interval, pair_weights, run_weights
@@ -67,7 +68,7 @@ Intervals = Callable[[int, Selection], dict[str, float]]
 
 
 def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], None] | None = None) -> None:
-    """Write summary/*.parquet and *.csv from the scores and logits of a run.
+    """Write summary/*.parquet and *.csv from the scores and logits of a run, all at once.
 
     Args:
         run: with its scores.
@@ -76,14 +77,26 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
 
     Raises:
         RunFolderError: there are no scores.
+        BusyError: another process writes into the run.
     """
     started = time.monotonic()
-    if not any((run.folder / "scores").glob("*.parquet")):
-        raise RunFolderError(f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first")
-    names = [detector.name for detector in run.config.detectors]
-    quantities = {name: list(quantities_of(run, name)) for name in names}
+    with only_writer(run.folder):
+        if not any((run.folder / "scores").glob("*.parquet")):
+            raise RunFolderError(f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first")
+        tables = _tables(run, config, on_done)
+        with replaced_folder(run.folder / "summary") as folder:
+            for name, (columns, rows) in tables.items():
+                _write(folder, name, rows, columns, made_from=run.scores_key())
+    log_event(run.folder, (0, 1), "summarise", "done", seconds=round(time.monotonic() - started, 3))
+
+
+def _tables(
+    run: Run, config: Config, on_done: Callable[[int, int], None] | None
+) -> dict[str, tuple[Sequence[str], Rows]]:
+    """Columns and rows of each summary table, by its name."""
+    quantities = {detector.name: list(quantities_of(run, detector.name)) for detector in run.config.detectors}
     steps = itertools.count(1)
-    num_steps = len(dict.fromkeys(itertools.chain(*quantities.values()))) + len(names)
+    num_steps = len(dict.fromkeys(itertools.chain(*quantities.values()))) + len(quantities)
 
     def step() -> None:
         if on_done:
@@ -92,14 +105,14 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
     resamples = config.summary.bootstrap
     measures, matrices, differences = _summarise_scores(run, quantities, resamples, step)
     performance, auroc_differences = _summarise_predictions(run, resamples, step)
-    _write(run, "measures", measures, MEASURE_COLUMNS)
-    _write(run, "differences", differences + auroc_differences, DIFFERENCE_COLUMNS)
-    _write(run, "performance", performance, PERFORMANCE_COLUMNS)
-    for measure, rows in matrices.items():
-        _write(run, f"{measure}_matrix", rows, MATRIX_COLUMNS)
-    _write(run, "precision", list(precision_rows(run, config.measures)), PRECISION_COLUMNS)
-    _write(run, "quarantine", _quarantine_rows(run), ("stage", "kind", "num_images"))
-    log_event(run.folder, (0, 1), "summarise", "done", seconds=round(time.monotonic() - started, 3))
+    return {
+        "measures": (MEASURE_COLUMNS, measures),
+        "differences": (DIFFERENCE_COLUMNS, differences + auroc_differences),
+        "performance": (PERFORMANCE_COLUMNS, performance),
+        **{f"{measure}_matrix": (MATRIX_COLUMNS, rows) for measure, rows in matrices.items()},
+        "precision": (PRECISION_COLUMNS, list(precision_rows(run, config.measures))),
+        "quarantine": (("stage", "kind", "num_images"), _quarantine_rows(run)),
+    }
 
 
 def _summarise_scores(
@@ -237,19 +250,18 @@ def _quarantine_rows(run: Run) -> Rows:
     return counts.sort_by([("stage", "ascending"), ("kind", "ascending")]).to_pylist()
 
 
-def _write(run: Run, name: str, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write summary/<name>.parquet and .csv from the same rows."""
-    frame = pd.DataFrame(list(rows), columns=list(columns))
+def _write(folder: Path, name: str, rows: Rows, columns: Sequence[str], *, made_from: str) -> None:
+    """Write <name>.parquet and .csv from the same rows; ``made_from`` is the key of the scores."""
+    frame = pd.DataFrame(rows, columns=list(columns))
     schema = pa.schema([(column, _type_of(column)) for column in columns])
     for field in schema:
         if field.type == pa.int64():
             frame[field.name] = frame[field.name].astype("Int64")  # else a null turns the other counts into floats
-    path = run.folder / "summary" / name
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
-    write_parquet(table.replace_schema_metadata(None), path.with_suffix(".parquet"))
+    write_parquet(table.replace_schema_metadata({"scores": made_from}), folder / f"{name}.parquet")
     texts = [field.name for field in schema if field.type == pa.string()]
     frame[texts] = frame[texts].map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)
-    with atomic_path(path.with_suffix(".csv")) as temporary:
+    with atomic_path(folder / f"{name}.csv") as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
