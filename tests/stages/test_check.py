@@ -1,5 +1,7 @@
 """What `check` refuses before anything is explained."""
 
+import shutil
+
 import pyarrow as pa
 import pytest
 
@@ -22,3 +24,22 @@ def test_the_true_class_as_target_needs_labels(write_config):
     selection = Selection(pa.table({"label": pa.nulls(2, pa.string())}), (), Listing({}))
     with pytest.raises(Explain2MeError, match=r"salience\.target = 'true' needs labels"):
         check(config, selection)
+
+
+@pytest.mark.parametrize(
+    ("detectors", "files"), [(("a_", "a"), ("b", "_b")), (("a", "A"), ("b", "b"))], ids=["separator", "case"]
+)
+def test_two_runs_that_would_share_a_folder_are_refused(
+    write_config, weights, detector_table, tmp_path, detectors, files
+):
+    table = ""
+    for number, (detector, file) in enumerate(zip(detectors, files, strict=True)):
+        path = tmp_path / str(number) / f"{file}.safetensors"
+        path.parent.mkdir()
+        shutil.copy(weights / f"seed{number}.safetensors", path)
+        table += detector_table(detector, str(path))
+    config = load_config(write_config(detectors=table, measures="stability = false"))
+    with pytest.raises(
+        Explain2MeError, match=r"would share the folder maps/model=.*; rename a detector or a checkpoint"
+    ):
+        check(config)

@@ -138,10 +138,12 @@ class _ExplainProgress:
 
     def on_start(self, run: "Run", total: int, left: "Mapping[Model, int]") -> None:
         from explain2me.detectors.cards import reading_warnings
+        from explain2me.images.examine import copies_warning
         from explain2me.workers.progress import TimeLeft
 
         num_left = sum(left.values())
-        for warning in reading_warnings(run.models, run.classes):
+        copied = copies_warning(run.image_table)
+        for warning in [*reading_warnings(run.models, run.classes), *([copied] if copied else [])]:
             self._bars.console.print(printable(f"warning: {warning}"), markup=False)
         print_start(self._bars.console, f"explain: {num_left} of {total} images x models to be done", run.folder)
         self._time_left = TimeLeft(left, workers=run.config.compute.workers)

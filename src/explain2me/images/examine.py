@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from explain2me.errors import ImageError
+from explain2me.errors import ImageError, ManifestError
 from explain2me.images.decode import MAX_PIXELS, examine_file
 from explain2me.images.listing import resolve
 from explain2me.images.reading import check_hash
@@ -64,6 +64,45 @@ def index_images(
     for column, (name, kind) in enumerate((("width", pa.int32()), ("height", pa.int32()), ("sha256", pa.string()))):
         kept = kept.append_column(name, pa.array([values[column] for values in usable.values()], kind))
     return Indexed(kept, _refused(table, results))
+
+
+def refuse_contradictions(images: pa.Table, where: str) -> None:
+    """Raise ManifestError where images with the same bytes have different labels.
+
+    Args:
+        images: with the columns path, label and sha256.
+        where: they are listed, for the message.
+    """
+    labels, paths = images["label"].to_pylist(), images["path"].to_pylist()
+    for rows in copies(images):
+        other = next((row for row in rows if labels[row] != labels[rows[0]]), None)
+        if other is not None:
+            raise ManifestError(
+                f"{where}: {paths[rows[0]]!r} and {paths[other]!r} are the same picture with the labels {labels[rows[0]]!r} and "
+                f"{labels[other]!r}; keep the right one"
+            )
+
+
+def copies_warning(images: pa.Table) -> str | None:
+    """One line about images with the same bytes; None where there are none. ``images`` as of :func:`copies`, with path."""
+    groups = copies(images)
+    if not groups:
+        return None
+    first, second = (images["path"][row].as_py() for row in groups[0][:2])
+    count = sum(len(rows) - 1 for rows in groups)
+    which = "image is a copy" if count == 1 else "images are copies"
+    return (
+        f"{count} {which} of another one, byte for byte, first {second!r} of {first!r}: each counts as an image of its own, "
+        f"and intervals are too narrow"
+    )
+
+
+def copies(images: pa.Table) -> list[list[int]]:
+    """The rows of images with the same bytes, in groups of two and more; by the column sha256."""
+    groups: dict[str, list[int]] = {}
+    for row, sha256 in enumerate(images["sha256"].to_pylist()):
+        groups.setdefault(sha256, []).append(row)
+    return [rows for rows in groups.values() if len(rows) > 1]
 
 
 def verify_hashes(

@@ -6,6 +6,7 @@ pyarrow is imported when the list becomes a table: a mistake in a manifest or fo
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -114,6 +115,7 @@ def _list_images_below(folder: Path, split: str | None, extra: Sequence[str]) ->
     paths = ["/".join(parts if split is None else (split, *parts)) for parts in files.images]
     labels, sources = folder_labels(files.images, repr(str(top)))
     columns = _columns(paths, labels, sources) | {name: [None] * len(paths) for name in extra}
+    _refuse_look_alikes(columns, repr(str(top)))
     return Listing(_sorted_by_id(columns), {}, files.num_ignored, files.containers if split is None else ())
 
 
@@ -158,10 +160,34 @@ def _listing_of_rows(rows: Sequence[Row], where: str, *, split: str | None, extr
     rows = _rows_of_split(rows, split, where)
     paths = [row.cells["path"] for row in rows]
     columns = _columns(paths, *(_filled(rows, name, where) for name in ("label", "source", "image_id")))
+    _refuse_look_alikes(columns, where)
     if any(row.cells.get("sha256", "").strip() for row in rows):
         columns["expected_sha256"] = [_expected_sha256(row, where) for row in rows]
     columns |= {name: [row.cells.get(name, "").strip() or None for row in rows] for name in extra}
     return Listing(_sorted_by_id(columns), splits)
+
+
+def _refuse_look_alikes(columns: Columns, where: str) -> None:
+    """Refuse labels or sources that look the same and would count as two."""
+    for column in ("label", "source"):
+        seen: dict[str, str] = {}
+        for name in sorted({name for name in columns[column] if name is not None}):
+            first = seen.setdefault(_visible(name), name)
+            if first != name:
+                raise ManifestError(
+                    f"{where}: the {column}s {first!a} and {name!a} look the same but count as two; write one of "
+                    f"them throughout"
+                )
+
+
+def _visible(name: str) -> str:
+    """What can be seen of a name.
+
+    >>> _visible("real\N{ZERO WIDTH SPACE} \N{NO-BREAK SPACE}"), _visible("re\N{COMBINING ACUTE ACCENT}al")
+    ('real', 'réal')
+    """
+    composed = unicodedata.normalize("NFC", name)
+    return " ".join("".join(sign for sign in composed if unicodedata.category(sign) != "Cf").split())
 
 
 def _sorted_by_id(columns: Columns) -> Columns:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from explain2me.config.schema import Config
 from explain2me.detectors.cards import trained
 from explain2me.errors import CheckpointError, ManifestError, RunFolderError
-from explain2me.images.examine import Indexed
+from explain2me.images.examine import Indexed, refuse_contradictions
 from explain2me.images.select import Selection
 from explain2me.run.files import sha256_of, write_json, write_parquet
 from explain2me.run.folder import Run, open_run
@@ -102,6 +102,7 @@ def _write_new_run(folder: Path, indexed: Indexed, record: dict[str, Any]) -> bo
             f"none of the {num_listed} images of {record['config']['data']['manifest']!r} can be used; "
             f"the first: {refused['path'][0].as_py()!r}: {refused['message'][0].as_py()}"
         )
+    refuse_contradictions(usable, repr(record["config"]["data"]["manifest"]))
     _write_tables(usable, refused, folder)
     complete = record | _trainings(record["models"]) | provenance()
     complete |= {"num_listed": num_listed, "images_sha256": sha256_of(folder / "images.parquet")}

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,7 @@ def _check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[
         )
         _refuse_copies(settings.name, list(sizes_of_runs))
         sizes |= sizes_of_runs
+    _refuse_shared_folders(sizes)
     heads = {model.num_classes for model in sizes}
     if len(heads) > 1:
         raise ConfigError(
@@ -172,6 +174,21 @@ def _refuse_copies(detector: str, models: Sequence[Model]) -> None:
             raise CheckpointError(
                 f"detector {detector!r}: {first.checkpoint or first.run!r} and {model.checkpoint or model.run!r} hold the "
                 f"same weights, so they are not two training runs; list one of them"
+            )
+
+
+def _refuse_shared_folders(models: Iterable[Model]) -> None:
+    """Refuse two runs whose maps would lie in one folder, as ``a_`` + ``__`` + ``b`` and ``a`` + ``__`` + ``_b``.
+
+    Some file systems ignore case or Unicode form.
+    """
+    seen: dict[str, Model] = {}
+    for model in models:
+        first = seen.setdefault(unicodedata.normalize("NFC", model.name).casefold(), model)
+        if first is not model:
+            raise ConfigError(
+                f"detectors: run {first.run!r} of {first.detector!r} and run {model.run!r} of {model.detector!r} would share "
+                f"the folder maps/model={model.name}; rename a detector or a checkpoint"
             )
 
 

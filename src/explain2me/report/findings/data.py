@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from explain2me.images.examine import copies_warning
 from explain2me.report.findings.kinds import Finding
 from explain2me.report.formats import is_known, share
 from explain2me.report.material import Material
@@ -126,6 +127,8 @@ def absent(tables: Tables) -> Iterator[Finding]:
         yield Finding("absent", "There is one detector, so nothing is compared.")
     if len(tables.stretches) == 1:
         yield Finding("absent", "All images come from one source, so the numbers say nothing about other sources.")
+    if copied := copies_warning(tables.run.image_table):
+        yield Finding("note", f"{printable_line(copied)}.")
     if len(tables.quarantine):
         count = int(tables.quarantine.num_images.sum())
         first = printable_line(tables.run.quarantine()["message"][0].as_py())
