@@ -237,9 +237,26 @@ def test_the_index_of_a_study_is_that_of_its_images(tmp_path, images):
     assert "00.png" not in counts
     assert (again.sha256, again.sizes, again.files) == (before.sha256, before.sizes, before.files)
     assert torch.equal(again.labels, before.labels)
-    shutil.copy(images / "01.png", images / "00.png")
+    shutil.copy(images / "02.png", images / "00.png")
     after = all_splits(config, tmp_path / "index").training
-    assert after.sha256 == [before.sha256[1], *before.sha256[1:]] == all_splits(config).training.sha256
+    assert after.sha256 == [before.sha256[2], *before.sha256[1:]] == all_splits(config).training.sha256
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("01.png", "00.png", r"the same picture with the labels 'real' and 'fake'; keep the right one"),
+        ("00.png", "24.png", r"the same picture, one to train on, one to validate with; remove one"),
+        ("00.png", "32.png", r"00\.png' and '.*32\.png', which is tested, are the same picture; remove one"),
+        ("24.png", "32.png", r"24\.png' and '.*32\.png', which is tested, are the same picture; remove one"),
+    ],
+    ids=["labels", "validation", "test", "validation and test"],
+)
+def test_the_same_picture_under_another_name_is_refused(tmp_path, images, source, target, message):
+    shutil.copy(images / source, images / target)
+    with pytest.raises(Explain2MeError, match=message):
+        train_missing(plan_study(make_config(images / "manifest.csv", epochs=1), tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("training/*/run00/training.json"))
 
 
 @pytest.mark.parametrize("loaders", [0, pytest.param(1, marks=pytest.mark.slow)])

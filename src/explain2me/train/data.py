@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,7 +213,22 @@ def read_splits(listed: ListedSplits, max_pixels: int, index: Path | None = None
             "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(counts.items())},
             "sha256": digest([rows.sha256, rows.labels.tolist()]),
         }
+    _refuse_same_pictures(splits, listed.classes)
     return Splits(listed.classes, splits["training"], splits.get("validation"), record)
+
+
+def _refuse_same_pictures(splits: dict[str, Rows], classes: Sequence[str]) -> None:
+    """Refuse a picture with two labels, and one that is both trained on and validated with; by its bytes."""
+    seen: dict[str, tuple[Path, int, str]] = {}
+    for name, rows in splits.items():
+        for file, label, sha256 in zip(rows.files, rows.labels.tolist(), rows.sha256, strict=True):
+            first_file, first_label, first_name = seen.setdefault(sha256, (file, label, name))
+            same = f"training: {str(first_file)!r} and {str(file)!r} are the same picture"
+            if label != first_label:
+                labels = f"{classes[first_label]!r} and {classes[label]!r}"
+                raise ManifestError(f"{same} with the labels {labels}; keep the right one")
+            if name != first_name:
+                raise ManifestError(f"{same}, one to {USES[first_name]}, one to {USES[name]}; remove one")
 
 
 def _read_rows(part: pa.Table, listed: ListedSplits, use: str, max_pixels: int, index: Path | None) -> Rows:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import functools
+import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +14,15 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from explain2me.config.schema import ComputeConfig, Config, DetectorConfig
+from explain2me.config.schema import ComputeConfig, Config, DataConfig, DetectorConfig
 from explain2me.config.training import TrainingConfig
 from explain2me.detectors.architectures import settings_of_weights
-from explain2me.errors import ConfigError, DivergedError, RunFolderError
+from explain2me.errors import ConfigError, DivergedError, ImageError, RunFolderError
+from explain2me.images.listing import image_root, list_images, resolve
+from explain2me.images.reading import read_file
 from explain2me.stages.check import check, refuse_single_runs
 from explain2me.stages.refusals import other_than_run
-from explain2me.train.data import ListedSplits, Splits, list_splits, read_splits
+from explain2me.train.data import ListedSplits, Splits, cached_table, list_splits, read_splits, size_and_time
 from explain2me.train.devices import training_device
 from explain2me.train.human_maps import listed_digest, read_all_human_maps
 from explain2me.train.loop import train_if_possible
@@ -152,7 +155,36 @@ def _read_data(trainings: Sequence[Training], listed: ListedSplits) -> None:
         listed_digest(listed, strategy)  # raises before a file is written
     first = trainings[0]
     splits = read_splits(listed, first.data.max_pixels, first.index)
+    if Path(first.data.manifest).exists():
+        _refuse_tested_pictures(first.data, splits, first.index)
     read_all_human_maps(trainings, splits.training, sizes)
+
+
+def _refuse_tested_pictures(data: DataConfig, splits: Splits, index: Path) -> None:
+    """Refuse to test on a picture that was trained on or validated with, under whatever path; by its bytes.
+
+    Files that cannot be read are left to the run that tests. ``index`` keeps the hashes, see :func:`cached_table`.
+    """
+    root = image_root(Path(data.manifest))
+    tested = [resolve(root, path) for path in list_images(Path(data.manifest), split=data.split)["path"].to_pylist()]
+    key = [[str(file), *size_and_time(file)] for file in tested]
+    hashes = cached_table(
+        index, "tested", key, lambda: pa.table({"sha256": pa.array(map(_sha256, tested), pa.string())})
+    )
+    files = dict(zip(hashes["sha256"].to_pylist(), tested, strict=True))
+    for rows in [splits.training, *([splits.validation] if splits.validation else [])]:
+        for file, sha256 in zip(rows.files, rows.sha256, strict=True):
+            if sha256 in files:
+                raise ConfigError(
+                    f"training: {str(file)!r} and {str(files[sha256])!r}, which is tested, are the same picture; remove one"
+                )
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        return hashlib.sha256(read_file(file)).hexdigest()
+    except ImageError:
+        return None
 
 
 def _train(missing: Sequence[Training], engine: Engine, on_step: OnStep | None) -> Iterator[Training]:
