@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from image_rows import GROUPS, image_rows
 
@@ -57,7 +58,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     else:
         data[100] ^= 0xFF
         path.write_bytes(data)
-    with pytest.raises(RunFolderError, match=r"part\.parquet is (missing|damaged)"):
+    with pytest.raises(RunFolderError, match=r"part\.parquet (is missing|cannot be read)"):
         read_parquet(path)
 
 
@@ -195,3 +196,28 @@ def test_a_pack_with_members_elsewhere_is_refused_and_deletes_nothing(name: str,
         pack_folder(folder)
     assert (tmp_path / "outside.parquet").exists()
     assert (folder / "loose.parquet").exists()
+
+
+def test_a_column_that_the_maps_do_not_have_is_named(finished_run: Run) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected some of image, condition, .*, got 'logit'; did you mean 'logits'\?"
+    ):
+        finished_run.maps(columns=["image", "logit"])
+    assert finished_run.maps(columns=["image", "run"]).column_names == ["image", "detector", "run"]
+
+
+def test_a_file_that_is_packed_while_it_is_read_is_read_from_its_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(2):
+        write_parquet(pa.table({"x": [i]}), tmp_path / f"{i}.parquet")
+    read = pq.read_table
+
+    def read_after_packing(path: Path, **options: object) -> pa.Table:
+        monkeypatch.setattr(pq, "read_table", read)
+        pack_folder(tmp_path)
+        return read(path, **options)
+
+    monkeypatch.setattr(pq, "read_table", read_after_packing)
+    assert read_parquet(tmp_path / "1.parquet").to_pydict() == {"x": [1]}
+    assert not (tmp_path / "1.parquet").exists()

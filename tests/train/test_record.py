@@ -60,7 +60,7 @@ def test_what_a_training_continues_from_must_be_its_own(tmp_path, manifest):
     ):
         train_detector(second)
     (second.folder / "training.json").write_text("{")
-    with pytest.raises(Explain2MeError, match=r"training\.json is damaged"):
+    with pytest.raises(Explain2MeError, match=r"training\.json cannot be read"):
         train_detector(second)
 
 

@@ -79,7 +79,7 @@ def _message(error: Exception) -> str | None:
             "compute.batch_size, in a new folder), and call the same command again"
         )
     if type(error).__module__.startswith("pyarrow"):
-        return f"a file of the run is damaged ({text}); `explain2me verify RUN` names it: delete it and call the same command again"
+        return f"a file cannot be read as a table ({text}); `explain2me verify RUN` looks at every file of a run"
     return None
 
 

@@ -25,7 +25,7 @@ def verify(
         print_line(console, problem)
     if problems:
         console.print(
-            "Call `explain2me run` with the same config and folder to make what is missing; delete what is damaged first."
+            "Call `explain2me run` with the same config and folder to make what is missing; move away what is damaged first."
         )
         raise typer.Exit(2)
     console.print("whole")

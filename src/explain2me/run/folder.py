@@ -22,6 +22,7 @@ from explain2me.errors import RunFolderError
 from explain2me.run.packs import files_on_disk, read_parquet, table_files
 from explain2me.run.record import Model
 from explain2me.run.schema import QUARANTINE, SCHEMA_VERSION, SCORES, maps_schema
+from explain2me.text import nearest
 
 
 class Stretch(NamedTuple):
@@ -79,11 +80,22 @@ class Run:
         return read_parquet(self.folder / "images.parquet")
 
     def maps(self, columns: list[str] | None = None) -> pa.Table:
-        """All maps, one row per model, image and condition, with the columns ``detector`` and ``run``."""
+        """All maps, one row per model, image and condition, with the columns ``detector`` and ``run``.
+
+        Raises:
+            ValueError: a column is unknown.
+            RunFolderError: a file is missing or cannot be read.
+        """
+        own = ("detector", "run")
+        known = [*maps_schema(1).names, *own]
+        for name in columns or ():
+            if name not in known:
+                raise ValueError(f"columns: expected some of {', '.join(known)}, got {name!r}; {nearest(name, known)}")
+        read = None if columns is None else [name for name in columns if name not in own]
         tables = []
         for model in self.models:
             for path in self.part_paths(model):
-                table = read_parquet(path, columns)
+                table = read_parquet(path, read)
                 names = [pa.array([name] * len(table)).dictionary_encode() for name in (model.detector, model.run)]
                 table = table.append_column("detector", names[0]).append_column("run", names[1])
                 tables.append(table.replace_schema_metadata(None))
@@ -129,6 +141,14 @@ class Run:
         """Every image that could not be used, with its kind and message."""
         paths = sorted((self.folder / "quarantine").glob("*.parquet"))
         return pa.concat_tables([read_parquet(path) for path in paths]) if paths else QUARANTINE.empty_table()
+
+    def unexplained(self) -> dict[str, set[int]]:
+        """The images that a model could not explain, by the name of the model: they could not be read any more."""
+        images: dict[str, set[int]] = {}
+        for row in self.quarantine().to_pylist():
+            if row["stage"] == "explain":
+                images.setdefault(row["model"], set()).add(row["image"])
+        return images
 
     def part_paths(self, model: Model) -> list[Path]:
         """Committed part files of one model, in the order of their images."""

@@ -32,20 +32,33 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one file, loose or from a pack beside, and check its checksums.
 
     Raises:
-        RunFolderError: the file is missing or damaged; the message names the file.
+        RunFolderError: the file is missing or cannot be read; the message names the file.
     """
-    member = None if path.exists() else packed_in(path.parent).get(path.name)
+    where = path
     try:
-        if member is not None:
+        try:
+            return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
+        except FileNotFoundError:
+            member = packed_in(path.parent).get(path.name)
+            if member is None:
+                raise
+            where = member.pack
             return _read_member(member, columns)
-        return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing; run the stage that makes it again") from None
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise  # the machine is at fault, not the file
-        where, why = path if member is None else member.pack, str(error).splitlines()[0]
-        raise RunFolderError(f"{where} is damaged ({why}); delete it and call the same command again") from None
+        raise unreadable(where, error) from None
+
+
+def unreadable(path: Path, why: object) -> RunFolderError:
+    """The error for a file of a run that is there and is not what it should be; a reader cannot tell how that came."""
+    reason = str(why).partition("\n")[0]
+    return RunFolderError(
+        f"{path} cannot be read ({reason}); look at its disk, move the file away and call the same command again, which makes "
+        f"it anew"
+    )
 
 
 class Member(NamedTuple):
@@ -77,7 +90,7 @@ def _members_of(packs: tuple[Path, ...], _: tuple[int, ...]) -> dict[str, Member
             if not all(re.fullmatch(rf"(?!{PACKED})[^/\0]+\.parquet", name) for name, *_ in rows):
                 raise ValueError("the name of a member leads elsewhere")
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise RunFolderError(f"{pack} is damaged ({error}); delete it and call the same command again") from None
+            raise unreadable(pack, error) from None
         members |= {name: Member(pack, group, own) for name, group, own in rows}
     return members
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from explain2me.errors import RunFolderError
-from explain2me.run.packs import read_parquet
+from explain2me.run.packs import read_parquet, unreadable
 
 
 class Part(NamedTuple):
@@ -63,10 +62,7 @@ def _check_blocks(table: pa.Table, order: Sequence[str], images: np.ndarray, pat
         whole = all((codes[i] == codes[i, 0]).all() and names[codes[i, 0]] == name for i, name in enumerate(order))
         whole = whole and bool((table["image"].to_numpy().reshape(len(order), -1) == images).all())
     if not whole:
-        raise RunFolderError(
-            f"{path} does not hold each image once for each of its {len(order)} conditions; delete it and call the same "
-            f"command again"
-        )
+        raise unreadable(path, f"it does not hold each image once for each of its {len(order)} conditions")
 
 
 def _cells(column: pa.ChunkedArray, cells: int) -> np.ndarray:

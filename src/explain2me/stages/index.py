@@ -195,7 +195,9 @@ def _unless_another_machine_began(folder: Path) -> Iterator[None]:
 def _joined(chunks: list[pa.Table]) -> Indexed:
     table = pa.concat_tables(chunks)
     if table.schema.names != CHUNK_SCHEMA.names:
-        raise RunFolderError("the chunks of the index are of another version; delete the folder index and call again")
+        raise RunFolderError(
+            "the files in the folder index of this run are of another version; move that folder away and call the same command again"
+        )
     is_usable = pc.is_null(table["kind"])
     usable = table.filter(is_usable).drop_columns(["kind", "message"])
     refused = table.filter(pc.invert(is_usable))

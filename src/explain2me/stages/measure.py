@@ -315,10 +315,7 @@ def _content_keys(run: Run, shards: Sequence[Shard]) -> dict[tuple[Model, int], 
 
     Those of other parts count as well: they are nobody's partner for the chance level.
     """
-    refused: dict[str, list[int]] = {}
-    for row in run.quarantine().to_pylist():
-        if row["stage"] == "explain":
-            refused.setdefault(row["model"], []).append(row["image"])
+    refused = run.unexplained()
     return {
         (shard.model, shard.part): digest([shard.key, sorted(refused[shard.model.name])])
         if shard.model.name in refused

@@ -36,13 +36,10 @@ def verify_run(run: Run, *, images: bool = False, on_done: Callable[[int, int], 
     if problems:  # the plan follows from these two
         return problems
     shards = plan(run)
-    refused: dict[str, set[int]] = {}
     try:
-        for row in run.quarantine().to_pylist():
-            if row["stage"] == "explain":
-                refused.setdefault(row["model"], set()).add(row["image"])
-    except RunFolderError as error:
-        problems.append(f"damaged: {error}")
+        refused = run.unexplained()
+    except RunFolderError as error:  # the names of the scores follow from the quarantine
+        return [*problems, f"damaged: {error}"]
     for i, shard in enumerate(shards):
         where = shard.path(run.folder).relative_to(run.folder)
         problems += _guarded(where, _check_shard(run, shard, refused.get(shard.model.name, set())))

@@ -148,7 +148,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete {str(folder)!r} to train again") from None
+        raise CheckpointError(f"{path} cannot be read ({error}); move {str(folder)!r} away to train again") from None
     return with_defaults(record)
 
 

@@ -246,10 +246,10 @@ def load_resume(path: Path) -> dict[str, Any] | None:
         return None
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read ({reason}); delete it to start this training again") from None
+        raise CheckpointError(f"{path} cannot be read ({reason}); move it away to start this training again") from None
     if not isinstance(state, dict) or state.get("format") != RESUME_FORMAT:
         raise CheckpointError(
-            f"{path} was written by another version of explain2me; continue with that version, or delete it to start this "
+            f"{path} was written by another version of explain2me; continue with that version, or move it away to start this "
             f"training again"
         )
     return state
