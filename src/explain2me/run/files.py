@@ -90,7 +90,7 @@ def put_in_place(folder: Path, target: Path) -> None:
         folder.rename(target)
     else:
         _exchange(folder, target)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # a reader may hold a file of it
     _sync(target.parent)
 
 
