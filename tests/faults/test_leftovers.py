@@ -17,7 +17,7 @@ from explain2me.stages.verify import verify_run
 def test_files_of_a_stopped_process_are_ignored(copied_run):
     folder, config = copied_run.folder, copied_run.config
     model = copied_run.models[0].name
-    left = [folder / where / ".tmp-x.tmp" for where in ("quarantine", "scores", "summary", f"maps/model={model}", ".")]
+    left = [folder / where / ".tmp-x.tmp" for where in ("quarantine", "scores", f"maps/model={model}", ".")]
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
