@@ -56,8 +56,8 @@ def unreadable(path: Path, why: object) -> RunFolderError:
     """The error for a file of a run that is there and is not what it should be; a reader cannot tell how that came."""
     reason = str(why).partition("\n")[0]
     return RunFolderError(
-        f"{path} cannot be read ({reason}); look at its disk, move the file away and call the same command again, which makes "
-        f"it anew"
+        f"{path} cannot be read ({reason}); look at its disk. A file of maps, scores or summary that is moved away is made "
+        f"again by the command that makes it"
     )
 
 
