@@ -26,14 +26,35 @@ def test_help_needs_no_torch() -> None:
     assert not {"torch", "pandas", "pyarrow", "numpy", "pydantic", "rich"} & set(done.stderr.split())
 
 
-def test_a_mistake_about_labels_needs_no_torch(write_config: Callable[..., Path], images: Path, tmp_path: Path) -> None:
-    manifest = tmp_path / "unlabelled.csv"
-    manifest.write_text(f"path\n{images.parent}/real/camera/000.png\n")
-    config = write_config(data=f'manifest = "{manifest}"', extra='[salience]\ntarget = "true"\n')
-    script = f"import sys; sys.argv = ['explain2me', 'run', {str(config)!r}]\nfrom explain2me.cli import main\n"
+@pytest.mark.parametrize(
+    ("command", "tables", "message"),
+    [
+        (
+            "run",
+            {"extra": '[salience]\ntarget = "true"\n', "data": "manifest = UNLABELLED"},
+            "salience.target = 'true' needs labels",
+        ),
+        ("check", {"data": 'manifest = IMAGES\npositive = "fak"'}, "data.positive"),
+        ("check", {"data": "manifest = IMAGES\nsample = {camra = 2}"}, "there is no source 'camra'"),
+        ("run", {"detectors": 'TABLE checkpoints = "none/*.pt"'}, "no file matches"),
+        ("check", {"detectors": "TABLE random_runs = 1"}, "measures.stability compares training runs"),
+        ("study", {}, "training is missing"),
+        ("train", {}, "training is missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes_in_a_config_need_no_torch(
+    write_config: Callable[..., Path], images: Path, tmp_path: Path, command: str, tables: dict[str, str], message: str
+) -> None:
+    (tmp_path / "unlabelled.csv").write_text(f"path\n{images.parent}/real/camera/000.png\n")
+    table = '[[detectors]]\nname = "a"\narchitecture = "timm:test_resnet"\n'
+    for word, text in (("UNLABELLED", f'"{tmp_path}/unlabelled.csv"'), ("IMAGES", f'"{images}"'), ("TABLE ", table)):
+        tables = {name: value.replace(word, text) for name, value in tables.items()}
+    config = write_config(**tables)
+    script = f"import sys; sys.argv = ['explain2me', {command!r}, {str(config)!r}]\nfrom explain2me.cli import main\n"
     script += "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "salience.target = 'true' needs labels" in done.stderr
+    assert message in done.stderr
     assert done.stdout == "False\n"
 
 

@@ -42,12 +42,16 @@ def check(
     CONFIG, too.
     """
     settings, _ = load_settings(config, out, sets)
+    from explain2me.detectors.runs import check_runs
     from explain2me.images.listing import list_source
-    from explain2me.images.select import list_data
+    from explain2me.images.select import list_data, select_images
 
     listing, training = list_data(settings.data), settings.training  # mistakes are reported before PyTorch is imported
     if training is not None and training.manifest is not None:
         list_source(Path(training.manifest), split=training.split, extra=("salience",), classes=settings.data.classes)
+    if settings.detectors:
+        select_images(settings.data, settings.seed, listing)
+        check_runs(settings.detectors, settings.measures, settings.seed)
     from explain2me.workers.device import with_device
 
     settings = with_device(settings)

@@ -38,7 +38,11 @@ def load_settings(config: Path, out: Path | None, sets: list[str] | None) -> "tu
 
 
 def select(config: "Config", *, verify_hashes: bool) -> "Selection":
-    """The images of a run, which must all have a hash to verify. A mistake in their list is reported before PyTorch is imported."""
+    """The images of a run, which must all have a hash to verify.
+
+    A mistake in their list, or in the files of a detector, is reported before PyTorch is imported.
+    """
+    from explain2me.detectors.runs import check_runs
     from explain2me.images.select import list_data, refuse_unlabelled_target, require_all_hashes, select_images
 
     listing = list_data(config.data)
@@ -46,6 +50,7 @@ def select(config: "Config", *, verify_hashes: bool) -> "Selection":
         require_all_hashes(config.data, config.training, config.seed, listing)
     selection = select_images(config.data, config.seed, listing)
     refuse_unlabelled_target(config.salience.target, selection.images)
+    check_runs(config.detectors, config.measures, config.seed)
     return selection
 
 

@@ -23,7 +23,7 @@ def measure(
 
     opened = open_run(run)
     config = _override(opened, "measure", sets or [])
-    from explain2me.stages.check import refuse_single_runs  # imports PyTorch, for which a wrong --set need not wait
+    from explain2me.detectors.runs import refuse_single_runs
 
     for detector in config.detectors:  # measures of pairs that --set has turned on
         num_runs = len(opened.models_of(detector.name))

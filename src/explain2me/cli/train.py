@@ -43,8 +43,11 @@ def demo(
 
 def train(config: StudyFile, out: Out = None, shard: ShardOf = None, sets: Sets = None) -> None:
     """Train every detector of CONFIG that is not trained yet; a second call continues where the first stopped."""
+    from explain2me.config.load import training_of
+
     settings, folder = load_settings(config, out, sets)
     share = parse_shard(shard)
+    training_of(settings)  # a mistake in it is reported before PyTorch is imported
     from explain2me.train.study import plan_study
 
     _train(plan_study(settings, folder), share, make_console())
@@ -58,11 +61,13 @@ def study(
     verify_hashes: VerifyHashes = False,
 ) -> None:
     """Train, run and compare; with --shard train a share, and compare where every share is there."""
+    from explain2me.config.load import training_of
     from explain2me.images.select import list_data, require_all_hashes
 
     settings, folder = load_settings(config, out, sets)
     share = parse_shard(shard)
-    listing = list_data(settings.data)  # a mistake in it is reported before PyTorch is imported
+    listing = list_data(settings.data)  # a mistake in these two is reported before PyTorch is imported
+    training_of(settings)
     if verify_hashes:
         require_all_hashes(settings.data, settings.training, settings.seed, listing)
     from explain2me.train.study import plan_study

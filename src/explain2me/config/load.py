@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from explain2me.config.mistakes import explain
 from explain2me.config.schema import Config
+from explain2me.config.training import TrainingConfig
 from explain2me.errors import ConfigError
 from explain2me.text import shorten
 
@@ -84,6 +85,15 @@ def _refuse_unprintable(node: Any, where: str) -> None:
     elif isinstance(node, list | tuple):
         for i, value in enumerate(node):
             _refuse_unprintable(value, f"{where}.{i}")
+
+
+def training_of(config: Config) -> TrainingConfig:
+    """The table [training] of a config; a ConfigError where it has none."""
+    if config.training is None:
+        raise ConfigError(
+            "training is missing: this config has nothing to train; add a table [training], or call `explain2me run`"
+        )
+    return config.training
 
 
 def override(config: Config, sets: Sequence[str]) -> Config:

@@ -1,13 +1,17 @@
-"""List the training runs of a configured detector, and load their models."""
+"""List the training runs of a configured detector, and load their models. Imports PyTorch only to load one."""
 
 import os
+from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from explain2me.config.schema import DetectorConfig
-from explain2me.detectors.load import Detector, load_detector
-from explain2me.errors import CheckpointError, Explain2MeError
+from explain2me.config.schema import DetectorConfig, MeasuresConfig
+from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
 from explain2me.statistics.scores import ALL
+
+if TYPE_CHECKING:
+    from explain2me.detectors.load import Detector
 
 
 def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | None, int]]:
@@ -33,6 +37,33 @@ def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | Non
     return [(stem, path, seed) for stem, path in zip(stems, paths, strict=True)]
 
 
+def check_runs(detectors: Iterable[DetectorConfig], measures: MeasuresConfig, seed: int) -> None:
+    """Check that the checkpoints of each detector are there, and enough for the measures of pairs; loads none.
+
+    Raises:
+        CheckpointError: a pattern matches no file.
+        ConfigError: too few runs, see :func:`refuse_single_runs`.
+    """
+    for detector in detectors:
+        num_runs = len(weights_of(detector, seed))
+        refuse_single_runs(measures, num_runs, count=f"{detector.name!r} has {num_runs}", remedy="add checkpoints")
+
+
+def refuse_single_runs(measures: MeasuresConfig, num_runs: int, *, count: str, remedy: str) -> None:
+    """Refuse measures of pairs of training runs where a detector has a single run.
+
+    Raises:
+        ConfigError: such a measure is on, and there are fewer than two runs. The message says ``count``, the number of
+            runs in words, and ``remedy``, a way to get more.
+    """
+    for measure in measures.chosen:
+        if num_runs < measure.runs_per_value:
+            raise ConfigError(
+                f"measures.{measure.name} compares training runs and needs at least {measure.runs_per_value} of each "
+                f"detector, {count}; {remedy}, or set measures.{measure.name} = false"
+            )
+
+
 def _matches(pattern: str, detector: str) -> list[str]:
     """The file of this name, or the sorted files that match the pattern."""
     exists = os.path.exists(pattern)  # noqa: PTH110 - False, without an error, for a name that no file can have
@@ -45,8 +76,10 @@ def _matches(pattern: str, detector: str) -> list[str]:
     return paths
 
 
-def load_model(detector: DetectorConfig, checkpoint: str | None, seed: int, num_classes: int | None) -> Detector:
+def load_model(detector: DetectorConfig, checkpoint: str | None, seed: int, num_classes: int | None) -> "Detector":
     """Load one run of a detector; errors as of :func:`load_detector`, beginning with the name of the detector."""
+    from explain2me.detectors.load import load_detector
+
     names = ("architecture", "pretrained", "input_size", "mean", "std", "interpolation")
     settings = {name: getattr(detector, name) for name in names}
     try:

@@ -16,7 +16,7 @@ from explain2me.config.compare import digest
 from explain2me.config.schema import Config, DataConfig, DetectorConfig, MeasuresConfig
 from explain2me.detectors.cards import reading_warnings
 from explain2me.detectors.load import Detector
-from explain2me.detectors.runs import load_model, weights_of
+from explain2me.detectors.runs import check_runs, load_model, weights_of
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
 from explain2me.images.listing import Listing, missing_files
 from explain2me.images.select import Selection, refuse_unlabelled_target, select_images
@@ -129,15 +129,13 @@ def _check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[
             "detectors: this config has none but trains its own ([training]); call `explain2me study` with it, which "
             "trains and then runs"
         )
+    check_runs(config.detectors, config.measures, config.seed)
     make_explainer = METHODS[config.salience.method].load()
     sizes: dict[Model, tuple[int, int]] = {}
     for settings in config.detectors:
-        runs = weights_of(settings, config.seed)
-        count = f"{settings.name!r} has {len(runs)}"
-        refuse_single_runs(config.measures, len(runs), count=count, remedy="add checkpoints")
         sizes_of_runs = dict(
             _check_model(settings, *weights, num_classes, measures=config.measures, make_explainer=make_explainer)
-            for weights in runs
+            for weights in weights_of(settings, config.seed)
         )
         _refuse_copies(settings.name, list(sizes_of_runs))
         sizes |= sizes_of_runs
@@ -148,21 +146,6 @@ def _check_models(config: Config, num_classes: int | None) -> dict[Model, tuple[
             f"detectors: expected the same number of classes in all, got {sorted(heads)}; compare like with like"
         )
     return sizes
-
-
-def refuse_single_runs(measures: MeasuresConfig, num_runs: int, *, count: str, remedy: str) -> None:
-    """Refuse measures of pairs of training runs where a detector has a single run.
-
-    Raises:
-        ConfigError: such a measure is on, and there are fewer than two runs. The message says ``count``, the number of
-            runs in words, and ``remedy``, a way to get more.
-    """
-    for measure in measures.chosen:
-        if num_runs < measure.runs_per_value:
-            raise ConfigError(
-                f"measures.{measure.name} compares training runs and needs at least {measure.runs_per_value} of each "
-                f"detector, {count}; {remedy}, or set measures.{measure.name} = false"
-            )
 
 
 def _refuse_copies(detector: str, models: Sequence[Model]) -> None:

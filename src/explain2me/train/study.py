@@ -14,13 +14,15 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from explain2me.config.load import training_of
 from explain2me.config.schema import ComputeConfig, Config, DataConfig, DetectorConfig
 from explain2me.config.training import TrainingConfig
 from explain2me.detectors.architectures import settings_of_weights
+from explain2me.detectors.runs import refuse_single_runs
 from explain2me.errors import ConfigError, DivergedError, ImageError, RunFolderError
 from explain2me.images.listing import image_root, list_images, resolve
 from explain2me.images.reading import read_file
-from explain2me.stages.check import check, refuse_single_runs
+from explain2me.stages.check import check
 from explain2me.stages.refusals import other_than_run
 from explain2me.train.data import ListedSplits, Splits, cached_table, list_splits, read_splits, size_and_time
 from explain2me.train.devices import training_device
@@ -86,11 +88,7 @@ def plan_study(config: Config, folder: Path) -> Study:
     Raises:
         ConfigError: the config trains nothing, or a detector to train has the name of one in ``detectors``.
     """
-    settings = config.training
-    if settings is None:
-        raise ConfigError(
-            "training is missing: this config has nothing to train; add a table [training], or call `explain2me run`"
-        )
+    settings = training_of(config)
     in_study = functools.partial(Training, settings, config.data, config.name, config.seed, folder.resolve())
     trainings = tuple(
         in_study(architecture, strategy, run)
