@@ -85,7 +85,7 @@ def _when_free(run: "Run", console: "Console", stage: "Callable[[], None]") -> N
             break
         except BusyError:
             if not waits:
-                console.print(printable(f"waiting for another process that writes into {run.folder}"), markup=False)
+                print_line(console, f"waiting for another process that writes into {run.folder}")
             waits = True
             time.sleep(1)
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from explain2me.errors import ConfigError, ImageError, ManifestError
 from explain2me.images.augment import draw_move, move_image, move_map
 from explain2me.images.containers import container_of
 from explain2me.images.decode import MAX_PIXELS, load_array
-from explain2me.images.examine import index_images
+from explain2me.images.examine import index_images, refuse_contradictions
 from explain2me.images.listing import check_labels, image_root, list_images, resolve, sample_images
 from explain2me.images.select import class_names
 from explain2me.run.files import write_parquet
@@ -213,22 +213,26 @@ def read_splits(listed: ListedSplits, max_pixels: int, index: Path | None = None
             "by_label_and_source": {f"{label}/{where}": count for (label, where), count in sorted(counts.items())},
             "sha256": digest([rows.sha256, rows.labels.tolist()]),
         }
-    _refuse_same_pictures(splits, listed.classes)
+    _refuse_same_pictures(listed, splits)
     return Splits(listed.classes, splits["training"], splits.get("validation"), record)
 
 
-def _refuse_same_pictures(splits: dict[str, Rows], classes: Sequence[str]) -> None:
+def _refuse_same_pictures(listed: ListedSplits, splits: dict[str, Rows]) -> None:
     """Refuse a picture with two labels, and one that is both trained on and validated with; by its bytes."""
-    seen: dict[str, tuple[Path, int, str]] = {}
-    for name, rows in splits.items():
-        for file, label, sha256 in zip(rows.files, rows.labels.tolist(), rows.sha256, strict=True):
-            first_file, first_label, first_name = seen.setdefault(sha256, (file, label, name))
-            same = f"training: {str(first_file)!r} and {str(file)!r} are the same picture"
-            if label != first_label:
-                labels = f"{classes[first_label]!r} and {classes[label]!r}"
-                raise ManifestError(f"{same} with the labels {labels}; keep the right one")
-            if name != first_name:
-                raise ManifestError(f"{same}, one to {USES[first_name]}, one to {USES[name]}; remove one")
+    parts = [
+        part.select(["path", "label"]).append_column("sha256", pa.array(splits[name].sha256))
+        for name, part in listed.parts.items()
+    ]
+    refuse_contradictions(pa.concat_tables(parts), repr(str(listed.source)))
+    training, *validation = splits.values()
+    files = dict(zip(training.sha256, training.files, strict=True))
+    for rows in validation:
+        for file, sha256 in zip(rows.files, rows.sha256, strict=True):
+            if sha256 in files:
+                raise ManifestError(
+                    f"training: {str(files[sha256])!r} and {str(file)!r} are the same picture, one to {USES['training']}, one to "
+                    f"{USES['validation']}; remove one"
+                )
 
 
 def _read_rows(part: pa.Table, listed: ListedSplits, use: str, max_pixels: int, index: Path | None) -> Rows:
