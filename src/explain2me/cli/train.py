@@ -66,10 +66,10 @@ def study(
 
     settings, folder = load_settings(config, out, sets)
     share = parse_shard(shard)
-    listing = list_data(settings.data)  # a mistake in these two is reported before PyTorch is imported
-    training_of(settings)
+    listing = list_data(settings.data)  # mistakes in the data and in [training] are reported before PyTorch is imported
     if verify_hashes:
         require_all_hashes(settings.data, settings.training, settings.seed, listing)
+    training_of(settings)
     from explain2me.train.study import plan_study
 
     _study(plan_study(settings, folder), share, make_console())

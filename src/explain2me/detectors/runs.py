@@ -45,8 +45,9 @@ def check_runs(detectors: Iterable[DetectorConfig], measures: MeasuresConfig, se
         ConfigError: too few runs, see :func:`refuse_single_runs`.
     """
     for detector in detectors:
-        num_runs = len(weights_of(detector, seed))
-        refuse_single_runs(measures, num_runs, count=f"{detector.name!r} has {num_runs}", remedy="add checkpoints")
+        names = [name for name, _, _ in weights_of(detector, seed)]
+        count = f"{detector.name!r} has {len(names)} ({', '.join(names)})"
+        refuse_single_runs(measures, len(names), count=count, remedy="add checkpoints")
 
 
 def refuse_single_runs(measures: MeasuresConfig, num_runs: int, *, count: str, remedy: str) -> None:
