@@ -23,7 +23,7 @@ from explain2me.run.folder import open_run
 from explain2me.run.plan import plan
 from explain2me.stages.begin import begin_run
 from explain2me.stages.measure import measure_run
-from explain2me.stages.shard import Batch, Explained, _table
+from explain2me.stages.shards.rows import Batch, Explained, _table
 from explain2me.stages.summarise import summarise_run
 
 LIMIT_SECONDS, LIMIT_BYTES = 60, 5_000_000

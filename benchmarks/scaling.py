@@ -18,7 +18,8 @@ from PIL import Image
 from explain2me.config.load import load_config
 from explain2me.config.schema import Config
 from explain2me.run.plan import plan
-from explain2me.stages.explain import commit_shard, explain_run
+from explain2me.stages.explain import explain_run
+from explain2me.stages.shards.commit import commit_shard
 from explain2me.workers import Engine, run_tasks
 
 

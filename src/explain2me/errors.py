@@ -9,6 +9,7 @@ Explain2MeError            wrong config or file; the command line prints one lin
 ├── LayerError             a layer that the model does not have, or that carries no spatial map
 ├── RunFolderError         a run folder that is missing, damaged, or of another config
 │   └── BusyError          another process is writing into it
+├── Stopped                Ctrl-C or SIGTERM; the command line exits with 130
 └── ImageError             one image that cannot be used; a run puts it into the quarantine and continues
 ```
 A tensor of the wrong shape or type raises ``ValueError`` instead.
@@ -45,6 +46,10 @@ class RunFolderError(Explain2MeError):
 
 class BusyError(RunFolderError):
     """Another process is writing into the same folder."""
+
+
+class Stopped(Explain2MeError):
+    """The user stopped a command; the message says what is kept."""
 
 
 class ImageError(Explain2MeError):

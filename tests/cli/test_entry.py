@@ -81,7 +81,7 @@ def test_a_stop_by_the_user_says_what_to_do(call: Call, write_config, monkeypatc
     code, _, errors = call("explain", write_config())
     assert code == 130
     assert signal.getsignal(number) == before
-    assert "what is committed stays, call the same command to continue" in errors
+    assert "stopped; 0 images are read and kept, call the same command to continue" in errors
 
 
 @pytest.mark.parametrize("evil", ["\x1b[2J\x1b]0;evil\x07", "\x9b31m"], ids=["escape", "C1"])

@@ -15,8 +15,9 @@ from explain2me.run.folder import Run
 from explain2me.run.plan import plan
 from explain2me.run.record import Model
 from explain2me.stages.begin import begin_run
-from explain2me.stages.explain import commit_shard, explain_run
+from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
+from explain2me.stages.shards.commit import commit_shard
 from explain2me.stages.summarise import summarise_run
 from explain2me.stages.verify import verify_run
 

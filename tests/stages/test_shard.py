@@ -7,8 +7,8 @@ from explain2me import GradCAM
 from explain2me.errors import Explain2MeError
 from explain2me.run.plan import plan
 from explain2me.stages.begin import begin_run
-from explain2me.stages.explain import commit_shard
-from explain2me.stages.shard import exact_convolutions
+from explain2me.stages.shards.commit import commit_shard
+from explain2me.stages.shards.rows import exact_convolutions
 
 
 def test_a_gpu_without_memory_left_is_one_line(finished_run, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from explain2me.cli.folders import compact, verify
 from explain2me.cli.results import measure, report, show, summarise
 from explain2me.cli.run import explain, run
 from explain2me.cli.train import demo, study, train
-from explain2me.errors import Explain2MeError
+from explain2me.errors import Explain2MeError, Stopped
 from explain2me.text import printable
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def _print_version(asked: bool) -> None:
@@ -54,15 +57,22 @@ def main() -> None:
         with _stopped_by_sigterm():
             app(standalone_mode=True)
     except SystemExit as stop:
-        if stop.code == 130:
-            print("\nexplain2me: stopped; what is committed stays, call the same command to continue", file=sys.stderr)
+        if stop.code == STOPPED:
+            _say_stopped("what is committed stays")
         raise
+    except Stopped as stop:
+        _say_stopped(str(stop))
+        sys.exit(STOPPED)
     except Exception as error:
         message = _message(error)
         if message is None:
             raise
         print(f"explain2me: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def _say_stopped(kept: str) -> None:
+    print(f"\nexplain2me: stopped; {kept}, call the same command to continue", file=sys.stderr)
 
 
 def _message(error: Exception) -> str | None:

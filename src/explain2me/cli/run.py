@@ -12,7 +12,7 @@ from explain2me.cli.check import class_order_text
 from explain2me.cli.console import duration_text, make_console, print_line, print_start, progress_bars
 from explain2me.cli.options import ConfigFile, Out, Sets, ShardOf, VerifyHashes, load_settings, parse_shard, select
 from explain2me.cli.results import measure_scores, summarise_scores, write_page
-from explain2me.errors import BusyError
+from explain2me.errors import BusyError, Stopped
 from explain2me.text import printable
 
 if TYPE_CHECKING:
@@ -109,19 +109,22 @@ def _explain(
 ) -> "Run":
     """Run stage 1 under progress bars."""
     _start_fork_server(config)
-    from explain2me.stages.explain import explain_run
+    from explain2me.stages.explain import explain_run, kept_text
 
-    with progress_bars(console) as bars:
-        progress = _ExplainProgress(bars)
-        return explain_run(
-            config,
-            folder,
-            selection=selection,
-            share=share,
-            on_indexed=progress.on_indexed,
-            on_start=progress.on_start,
-            on_done=progress.on_done,
-        )
+    try:
+        with progress_bars(console) as bars:
+            progress = _ExplainProgress(bars)
+            return explain_run(
+                config,
+                folder,
+                selection=selection,
+                share=share,
+                on_indexed=progress.on_indexed,
+                on_start=progress.on_start,
+                on_done=progress.on_done,
+            )
+    except KeyboardInterrupt:
+        raise Stopped(kept_text(folder)) from None
 
 
 class _ExplainProgress:
@@ -162,7 +165,7 @@ def _start_fork_server(config: "Config") -> None:
         import multiprocessing
         from multiprocessing import forkserver
 
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["explain2me.stages.explain"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["explain2me.stages.shards.commit"])
         forkserver.ensure_running()
 
 

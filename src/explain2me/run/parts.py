@@ -1,4 +1,4 @@
-"""Read a part file of maps as arrays. ``stages/explain.py`` commits it; ``stages/shard.py`` makes its rows."""
+"""Read a part file of maps as arrays. ``stages/shards/`` makes it."""
 
 import json
 from collections.abc import Sequence

@@ -1,36 +1,25 @@
-"""Stage 1: images and detectors to maps. The loop over batches is :func:`explain2me.stages.shard.explain_batches`."""
+"""Stage 1: images and detectors to maps. The loop over batches is :func:`explain2me.stages.shards.rows.explain_batches`."""
 
-import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import torch
-
 from explain2me.config.schema import Config
-from explain2me.errors import Explain2MeError
 from explain2me.images.select import Selection
 from explain2me.run.events import log_event
-from explain2me.run.files import write_parquet
 from explain2me.run.folder import Run
 from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.plan import Shard, missing_of, plan, refuse_unplanned, share_of
 from explain2me.run.record import Model
-from explain2me.run.schema import QUARANTINE
 from explain2me.stages.begin import begin_run
-from explain2me.stages.shard import explain_rows, open_warm
-from explain2me.workers import Engine, report_progress, run_tasks
+from explain2me.stages.index import num_indexed
+from explain2me.stages.refusals import open_existing
+from explain2me.stages.shards.commit import commit_shard
+from explain2me.stages.shards.pieces import PIECES, explained_until, forget_pieces
+from explain2me.workers import Engine, run_tasks
 from explain2me.workers.device import engine_of, with_device
-
-LOST = ("missing", "dangling_link", "permission", "unreadable")
-"""Kinds of errors that concern the place of an image, not its bytes."""
-MANY_LOST = 8
-"""Images of a shard; if fewer are missing, somebody may have deleted them."""
-PRECISION_IMAGES = 32
-"""Images of each model that are explained in float32 as well, if the run has another precision."""
 
 
 def explain_run(
@@ -69,13 +58,16 @@ def explain_run(
     mine = share_of(shards, share)
     missing = missing_of(mine, folder)
     if on_start:
-        on_start(run, _num_images_by_model(mine).total(), _num_images_by_model(missing))
+        left = _num_images_by_model(missing, folder)
+        on_start(run, sum(shard.stop - shard.start for shard in mine), left)
     log("explain", "start", shards=len(mine), missing=len(missing))
     remove_leftovers(folder)
     try:
         _explain_shards(missing, folder, engine_of(with_device(config, run.config).compute), log, on_done)
     finally:
         remove_leftovers(folder)  # dead workers may have left files
+    if (folder / PIECES).exists():  # a process was killed just after it had committed a part file
+        forget_pieces(folder, set(shards) - set(missing_of(shards, folder)))
     log("explain", "done", shards=len(missing), seconds=_seconds_since(started))
     return run
 
@@ -88,15 +80,16 @@ def _explain_shards(
     on_done: Callable[[Model, int, float], None] | None,
 ) -> None:
     """Let workers commit every shard. A shard is tried at most three times; then :func:`explain2me.workers.repeating` raises."""
-    num_done: Counter[Shard] = Counter()
+    explained = {shard: explained_until(folder, shard) for shard in shards}
 
     def on_start(shard: Shard) -> None:
-        if num_done[shard]:  # its first worker died in the middle
-            on_progress(shard, -num_done[shard], 0.0)
+        again = explained[shard] - explained_until(folder, shard)
+        if again:  # its first worker died in the middle
+            on_progress(shard, -again, 0.0)
         log("explain", "begin", shard=shard.title, images=[shard.start, shard.stop])
 
     def on_progress(shard: Shard, count: int, seconds: float) -> None:
-        num_done[shard] += count
+        explained[shard] += count
         if on_done:
             on_done(shard.model, count, seconds)
 
@@ -105,11 +98,29 @@ def _explain_shards(
         log("explain", "end", shard=shard.title, images=[shard.start, shard.stop])
 
 
-def _num_images_by_model(shards: Sequence[Shard]) -> Counter[Model]:
+def _num_images_by_model(missing: Sequence[Shard], folder: Path) -> Counter[Model]:
+    """Images without maps of each model."""
     counts: Counter[Model] = Counter()
-    for shard in shards:
-        counts[shard.model] += shard.stop - shard.start
+    for shard in missing:
+        counts[shard.model] += shard.stop - explained_until(folder, shard)
     return counts
+
+
+def num_explained(run: Run) -> tuple[int, int]:
+    """Number of image x model pairs with committed maps, also those of unfinished shards; and of all."""
+    shards = plan(run)
+    left = _num_images_by_model(missing_of(shards, run.folder), run.folder).total()
+    total = len(run.image_table) * len(run.models)
+    return total - left, total
+
+
+def kept_text(folder: Path) -> str:
+    """How many images of a stopped run are kept, for people."""
+    run = open_existing(folder)
+    if run is None:
+        return f"{num_indexed(folder)} images are read and kept"
+    explained, total = num_explained(run)
+    return f"the maps of {explained} of {total} images x models are kept"
 
 
 def _seconds_since(started: float) -> float:
@@ -119,56 +130,3 @@ def _seconds_since(started: float) -> float:
 def num_missing(run: Run) -> int:
     """Number of shards of all models that are not committed yet."""
     return len(missing_of(plan(run), run.folder))
-
-
-def commit_shard(folder: Path, shard: Shard) -> None:
-    """Explain one shard and commit its part file; before that, write images that cannot be read into the quarantine."""
-    run = open_warm(folder)
-    precision = run.config.compute.precision
-    with _out_of_memory_in_one_line():
-        table, refused = explain_rows(
-            run, shard.model, range(shard.start, shard.stop), precision=precision, on_batch=report_progress
-        )
-        _refuse_lost(shard, refused)
-        if precision != "float32" and shard.part == 0:
-            _commit_precision(run, shard)
-    quarantine = folder / "quarantine" / f"explain-{shard.title}"
-    if refused:
-        write_parquet(pa.Table.from_pylist(refused, schema=QUARANTINE), quarantine)
-    else:
-        quarantine.unlink(missing_ok=True)  # of an earlier attempt
-    write_parquet(table, shard.path(folder))
-
-
-@contextlib.contextmanager
-def _out_of_memory_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        why = str(error).split("\n", maxsplit=1)[0]
-        raise Explain2MeError(
-            f"{why}; what is committed stays. Lower compute.workers where they share a GPU, or compute.batch_size (in a new "
-            f"folder; 'auto' finds one that fits)"
-        ) from None
-
-
-def _refuse_lost(shard: Shard, refused: Sequence[Mapping[str, object]]) -> None:
-    """Raise if so many images are missing that their disk is probably gone: the index could read all of them.
-
-    The quarantine would keep them for ever, because a committed shard is not made again.
-    """
-    lost = [row for row in refused if row["kind"] in LOST]
-    if len(lost) >= MANY_LOST and 2 * len(lost) > shard.stop - shard.start:
-        raise Explain2MeError(
-            f"{len(lost)} of the {shard.stop - shard.start} images of a shard were there when the run began and cannot be read "
-            f"now, first {lost[0]['path']!r} ({lost[0]['message']}); is their disk there? Nothing of this shard is committed: call "
-            f"the same command again, or start a new run without these images"
-        )
-
-
-def _commit_precision(run: Run, shard: Shard) -> None:
-    """Explain a sample of all images in float32 with the same model."""
-    count = len(run.image_table)
-    sample = sorted({i * count // PRECISION_IMAGES for i in range(PRECISION_IMAGES)})
-    exact, _ = explain_rows(run, shard.model, sample, precision="float32")
-    write_parquet(exact, run.folder / "precision" / f"model={shard.model.name}" / shard.file_name)

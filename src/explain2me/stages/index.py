@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from explain2me.config.compare import digest
 from explain2me.errors import RunFolderError
@@ -19,8 +20,8 @@ from explain2me.run.packs import read_parquet
 from explain2me.workers import Engine, report_progress
 from explain2me.workers.crash_search import Attempt, Task, run_despite_crashes
 
-CHUNK = 4096
-"""Images in a chunk."""
+CHUNK = 512
+"""Images in a chunk: seconds of work, which a stop loses."""
 PARTS = "index"
 """Folder of the finished chunks; removed when images.parquet holds their rows."""
 CHUNK_SCHEMA = pa.schema(
@@ -126,6 +127,11 @@ def _read_missing(
 
     record = functools.partial(_record_crash, folder)
     run_despite_crashes(read_chunk, missing, engine, marks=marks, record=record, on_progress=add)
+
+
+def num_indexed(folder: Path) -> int:
+    """Number of images that an unfinished index of a run has read and kept."""
+    return sum(pq.read_metadata(path).num_rows for path in (folder / PARTS).glob("part-*.parquet"))
 
 
 def forget_chunks(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One shard: decode, perturb and explain its images; the results are the rows of a part file.
+"""Decode, perturb and explain images of one model; the results are the rows of a part file.
 
 Read :func:`explain_batches` first: it is the loop of stage 1.
 """
@@ -6,6 +6,7 @@ Read :func:`explain_batches` first: it is the loop of stage 1.
 import contextlib
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -116,6 +117,20 @@ def largest_batch(compute: ComputeConfig) -> int:
     return min(int(compute.batch_size), compute.shard_size)
 
 
+class Piece(NamedTuple):
+    """Rows of a part file: some images under every condition.
+
+    Attributes:
+        table: the rows.
+        refused: the images that failed, as rows of the quarantine.
+        stop: the row of images.parquet after the last image.
+    """
+
+    table: pa.Table
+    refused: list[dict[str, object]]
+    stop: int
+
+
 def explain_rows(
     run: Run,
     model: Model,
@@ -123,20 +138,22 @@ def explain_rows(
     *,
     precision: str,
     on_batch: Callable[[int, float], None] | None = None,
-) -> tuple[pa.Table, list[dict[str, object]]]:
+    piece_seconds: float = math.inf,
+) -> Iterator[Piece]:
     """Explain some images of one model under every condition.
 
     Args:
         run: with the images.
         model: of the run.
-        rows: of images.parquet.
+        rows: of images.parquet, ascending.
         precision: ``float32`` or ``bfloat16``.
         on_batch: called with the number of images of each batch and its seconds.
+        piece_seconds: a piece ends at the first batch that ends after so many seconds.
 
-    Returns:
-        The rows of a part file, and the images that failed, as rows of the quarantine.
+    Yields:
+        Pieces of whole batches that together hold every row, at least one.
     """
-    started = time.monotonic()
+    piece_started = batch_started = time.monotonic()
     detector, explainer = load_explainer(run, model)
     conditions = conditions_for(run.config.measures, detector.input_size)
     refused: list[dict[str, object]] = []
@@ -148,13 +165,20 @@ def explain_rows(
     clean_batches = _read(run, model, detector, rows, refused)
     for condition, batch, result in explain_batches(clean_batches, explain, conditions, seed=run.config.seed):
         kept = result._replace(valid=result.valid.cpu() & batch.usable)
-        if condition == conditions[-1] and on_batch:
-            now = time.monotonic()
-            on_batch(len(batch.rows), now - started)
-            started = now
         # an empty slice would keep all pixels in memory
         results[condition].append((batch._replace(pixels=batch.pixels.new_empty(0)), kept))
-    return _table(model, results), refused
+        if condition != conditions[-1]:
+            continue
+        now = time.monotonic()
+        if on_batch:
+            on_batch(len(batch.rows), now - batch_started)
+        batch_started = now
+        last = int(batch.rows[-1])
+        if last == rows[-1] or now - piece_started > piece_seconds:
+            yield Piece(_table(model, results), refused.copy(), last + 1)
+            refused.clear()
+            results = {condition: [] for condition in conditions}
+            piece_started = now
 
 
 def _explain(

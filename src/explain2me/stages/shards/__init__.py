@@ -1,0 +1,1 @@
+"""One shard of a run: explain its images and commit its part file. Read ``rows.py`` first."""

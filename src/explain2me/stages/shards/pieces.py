@@ -1,0 +1,63 @@
+"""Pieces of a shard that is not finished: the rows of its first images, so that a stop loses seconds, not minutes."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from explain2me.run.files import write_parquet
+from explain2me.run.packs import read_parquet
+from explain2me.run.plan import Shard
+from explain2me.run.schema import maps_schema
+
+PIECES = "pieces"
+"""Folder of a run with a folder for each unfinished shard."""
+
+
+def read_pieces(folder: Path, shard: Shard) -> list[pa.Table]:
+    """The tables of the pieces of a shard, in order."""
+    return [read_parquet(path) for path in _paths(folder, shard)]
+
+
+def write_piece(folder: Path, shard: Shard, table: pa.Table, start: int, stop: int) -> None:
+    """Commit the rows of images ``start`` to ``stop`` of a shard, which follow those of the piece before."""
+    write_parquet(table, _place(folder, shard) / f"{start:09d}-{stop:09d}.parquet")
+
+
+def explained_until(folder: Path, shard: Shard) -> int:
+    """The first image of an unfinished shard that is in no piece."""
+    paths = _paths(folder, shard)
+    return int(paths[-1].stem.partition("-")[2]) if paths else shard.start
+
+
+def forget_pieces(folder: Path, shards: Iterable[Shard]) -> None:
+    """Remove the pieces of shards whose part files are committed."""
+    for shard in shards:
+        shutil.rmtree(_place(folder, shard), ignore_errors=True)
+    with contextlib.suppress(OSError):  # of other shards
+        (folder / PIECES).rmdir()
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of several tables with the same conditions as one, ordered by condition, then image."""
+    if len(tables) == 1:
+        return tables[0]
+    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    rank = {name: i for i, name in enumerate(json.loads(whole.schema.metadata[b"conditions"]))}
+    conditions = [rank[name] for name in whole["condition"].to_pylist()]
+    ordered = whole.take(np.lexsort((whole["image"].to_numpy(), conditions)))
+    # the schema of a table that was read differs from the one that was written in bytes, though it is equal
+    schema = maps_schema(whole.schema.field("map").type.list_size).with_metadata(whole.schema.metadata)
+    return pa.Table.from_arrays(ordered.combine_chunks().columns, schema=schema)
+
+
+def _paths(folder: Path, shard: Shard) -> list[Path]:
+    return sorted(_place(folder, shard).glob("*.parquet"))
+
+
+def _place(folder: Path, shard: Shard) -> Path:
+    return folder / PIECES / shard.title
