@@ -1,5 +1,5 @@
 """``python -m explain2me``."""
 
-from explain2me.cli.entry import main
+from explain2me.cli import main
 
 main()

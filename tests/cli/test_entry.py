@@ -84,6 +84,36 @@ def test_a_stop_by_the_user_says_what_to_do(call: Call, write_config, monkeypatc
     assert "stopped; 0 images are read and kept, call the same command to continue" in errors
 
 
+def test_a_stop_that_an_import_turns_into_another_error_is_one_line(call: Call, write_config, monkeypatch) -> None:
+    def half_imported(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise SyntaxError("can't load a module") from None
+
+    monkeypatch.setattr("explain2me.stages.explain.explain_run", half_imported)
+    code, _, errors = call("explain", write_config())
+    assert code == 130
+    assert errors == "\nexplain2me: stopped; what is committed stays, call the same command to continue\n"
+
+
+def test_a_stop_while_the_command_line_is_imported_is_one_line() -> None:
+    script = """
+import os, signal, sys
+class Stop:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Stop)
+from explain2me.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\nexplain2me: stopped before it began\n")
+
+
 @pytest.mark.parametrize("evil", ["\x1b[2J\x1b]0;evil\x07", "\x9b31m"], ids=["escape", "C1"])
 def test_no_command_prints_control_characters(
     call: Call, write_config: Callable[..., Path], rewrite_manifest: Callable[..., Path], evil: str

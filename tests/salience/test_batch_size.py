@@ -50,6 +50,13 @@ def test_the_smallest_size_that_is_about_as_fast_as_any(seconds, memory: int, ex
     assert fastest(explain, SIZES, clock=clock) == expected
 
 
+def test_a_batch_that_takes_too_long_is_not_chosen_unless_it_is_the_smallest() -> None:
+    explain, clock = machine(lambda size: 1 + size / 100)  # the larger, the faster
+    assert fastest(explain, SIZES, most_seconds=1.2, clock=clock) == 16
+    explain, clock = machine(lambda size: 100)
+    assert fastest(explain, SIZES, most_seconds=1.2, clock=clock) == 4
+
+
 def test_a_run_keeps_the_size_that_it_found(write_config: Callable[..., Path], tmp_path: Path, monkeypatch) -> None:
     config = write_config(compute='device = "cpu"\nbatch_size = "auto"\nshard_size = 10', measures=ENTROPY)
     sizes = iter([7, 5])

@@ -53,22 +53,22 @@ for command in (demo, check, run, explain, measure, summarise, report, train, st
 
 def main() -> None:
     """Run a command: wrong input gives one line and exit code 2, our own bugs a traceback and 1."""
-    try:
-        with _stopped_by_sigterm():
+    with _stoppable() as signals:
+        try:
             app(standalone_mode=True)
-    except SystemExit as stop:
-        if stop.code == STOPPED:
-            _say_stopped("what is committed stays")
-        raise
-    except Stopped as stop:
-        _say_stopped(str(stop))
-        sys.exit(STOPPED)
-    except Exception as error:
-        message = _message(error)
-        if message is None:
+        except SystemExit as stop:
+            if stop.code == STOPPED:
+                _say_stopped("what is committed stays")
             raise
-        print(f"explain2me: {message}", file=sys.stderr)
-        sys.exit(2)
+        except Exception as error:
+            if signals:  # an import that is stopped may raise anything
+                _say_stopped(str(error) if isinstance(error, Stopped) else "what is committed stays")
+                sys.exit(STOPPED)
+            message = _message(error)
+            if message is None:
+                raise
+            print(f"explain2me: {message}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _say_stopped(kept: str) -> None:
@@ -94,14 +94,22 @@ def _message(error: Exception) -> str | None:
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> "Iterator[None]":
-    """Let SIGTERM, which a scheduler sends before it kills, stop a command as Ctrl-C does."""
+def _stoppable() -> "Iterator[list[int]]":
+    """Let SIGTERM, which a scheduler sends before it kills, stop a command as Ctrl-C does; gives the signals that came."""
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.getsignal(number)
+            if before[number] is not signal.SIG_IGN:  # as in a job of nohup
+                signal.signal(number, stop)
     try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 The run keeps this size, so its results do not depend on the machine that resumes it.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,12 +13,15 @@ from explain2me.config.schema import ComputeConfig, Config
 from explain2me.detectors.load import Detector
 from explain2me.detectors.runs import load_model, weights_of
 from explain2me.errors import ConfigError
+from explain2me.run.conditions import conditions_for
 from explain2me.salience.gradcam import choose_predicted
 from explain2me.salience.methods import METHODS, Explainer
 
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
 GAIN = 1.05
 """The search ends after two sizes in a row that are not faster than the best smaller size by this factor."""
+MOST_SECONDS = 30.0
+"""Of a batch under all conditions: so much work a stop may lose."""
 
 
 def find_batch_size(config: Config, num_classes: int) -> int:
@@ -39,7 +43,8 @@ def find_batch_size(config: Config, num_classes: int) -> int:
         detector = load_model(settings, checkpoint, seed, num_classes)
         detector.model.to(config.compute.device).to(memory_format=torch.channels_last)
         with make_explainer(detector.model, settings.layer) as explainer:
-            sizes[key] = _size_for(detector, explainer, config.compute)
+            num_passes = len(conditions_for(config.measures, detector.input_size))
+            sizes[key] = _size_for(detector, explainer, config.compute, most_seconds=MOST_SECONDS / num_passes)
     too_large = [architecture for (architecture, _), size in sizes.items() if not size]
     if too_large:
         raise ConfigError(
@@ -49,7 +54,7 @@ def find_batch_size(config: Config, num_classes: int) -> int:
     return min(sizes.values())
 
 
-def _size_for(detector: Detector, explainer: Explainer, compute: ComputeConfig) -> int:
+def _size_for(detector: Detector, explainer: Explainer, compute: ComputeConfig, *, most_seconds: float) -> int:
     blank = torch.zeros(1, 3, *detector.input_size, dtype=torch.uint8, device=compute.device)
 
     def explain(count: int) -> None:
@@ -58,17 +63,23 @@ def _size_for(detector: Detector, explainer: Explainer, compute: ComputeConfig) 
             torch.cuda.synchronize()
 
     with torch.autocast(blank.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
-        return fastest(explain, [size for size in SIZES if size <= compute.shard_size] or [1])
+        sizes = [size for size in SIZES if size <= compute.shard_size] or [1]
+        return fastest(explain, sizes, most_seconds=most_seconds)
 
 
 def fastest(
-    explain: Callable[[int], None], sizes: Sequence[int], *, clock: Callable[[], float] = time.perf_counter
+    explain: Callable[[int], None],
+    sizes: Sequence[int],
+    *,
+    most_seconds: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> int:
     """Find the smallest batch size whose rate, in images per second, is within 5 % of the best; 0 where none fits.
 
     Args:
         explain: explains a batch of the given size; called twice for each size, the second call is timed.
         sizes: to try, in ascending order.
+        most_seconds: that a batch may take, if a smaller one fits.
         clock: returns the time in seconds.
     """
     rates: dict[int, float] = {}
@@ -81,8 +92,11 @@ def fastest(
         except (torch.cuda.OutOfMemoryError, MemoryError):
             full = True
             break
+        seconds = max(clock() - started, 1e-9)
+        if seconds > most_seconds and rates:
+            break
         best = max(rates.values(), default=0.0)
-        rates[size] = size / max(clock() - started, 1e-9)
+        rates[size] = size / seconds
         idle = idle + 1 if rates[size] < GAIN * best else 0
         if idle == 2:
             break
