@@ -17,7 +17,7 @@ from explain2me.run.folder import open_run
 from explain2me.stages.verify import verify_run
 
 IMAGES, MODELS, SHARDS = 26, 2, 26
-RUN_JSON = ("run.json",)  # it says how many workers there were
+RUN_JSON = ("run.json", "finished.json")  # they say how many workers there were
 
 
 def events(folder: Path) -> list[dict]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from shown import shown
 
 from explain2me import open_run
-from explain2me.report.findings.kinds import TAGS, Finding
+from explain2me.report.findings.kinds import TAGS
 from explain2me.report.terminal import MOST_FINDINGS, show_findings
 from explain2me.run.folder import Run
 from explain2me.text import printable
@@ -97,14 +97,14 @@ def test_no_control_character_reaches_the_terminal(copied_run: Run) -> None:
 def test_findings_are_printed_most_decisive_first_and_not_without_end():
     def shown(found):
         console = Console(file=io.StringIO(), width=80)
-        show_findings(found, console)
+        show_findings([(TAGS[kind], text) for kind, text in found], console)
         return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
     assert shown([]) == ["What the numbers say", "  Nothing stands out."]
     kinds = list(TAGS)
-    found = [Finding(kinds[i % len(kinds)], f"number {i} of [red]x[/red] \x1b[2J") for i in range(MOST_FINDINGS)]
+    found = [(kinds[i % len(kinds)], f"number {i} of [red]x[/red] \x1b[2J") for i in range(MOST_FINDINGS)]
     lines = shown(found)
     assert lines[1] == r"  no reason to choose: number 0 of [red]x[/red] \x1b[2J"
     assert len(lines) == MOST_FINDINGS + 1
     assert shown([*found, *found[:3]]) == [*lines, "  and 3 more, in the report"]
-    assert {line[:2] for line in shown([Finding("note", "word " * 40)])[1:]} == {"  "}
+    assert {line[:2] for line in shown([("note", "word " * 40)])[1:]} == {"  "}

@@ -9,9 +9,13 @@ from explain2me.cli.console import make_console, print_line, progress_bar
 from explain2me.cli.options import RunFolder, set_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from rich.console import Console
 
     from explain2me.config.schema import Config
+    from explain2me.report.findings.kinds import Finding
     from explain2me.run.folder import Run
 
 
@@ -107,14 +111,25 @@ def summarise_scores(run: "Run", config: "Config", console: "Console") -> None:
         summarise_run(run, config, on_done=on_done)
 
 
-def write_page(run: "Run", config: "Config", console: "Console") -> None:
-    """Run stage 4 under a progress bar, then print the findings."""
-    from explain2me.report.findings.kinds import Finding
-    from explain2me.report.terminal import show_findings
+def write_page(run: "Run", config: "Config", console: "Console") -> "Sequence[tuple[str, str]]":
+    """Run stage 4 under a progress bar, then print the findings; returns kind and text of each."""
+    from explain2me.report.findings.kinds import TAGS
     from explain2me.report.write import write_report
 
-    findings: list[Finding] = []
+    findings: list[tuple[str, str]] = []
+
+    def keep(found: "Sequence[Finding]") -> None:
+        findings.extend((TAGS[finding.kind], finding.text) for finding in found)
+
     with progress_bar(console, "report") as on_done:
-        page = write_report(run, config, on_done=on_done, on_findings=findings.extend)
+        page = write_report(run, config, on_done=on_done, on_findings=keep)
+    show_page(page, findings, console)
+    return findings
+
+
+def show_page(page: "Path", findings: "Sequence[tuple[str, str]]", console: "Console") -> None:
+    """Print the findings, and where the page is."""
+    from explain2me.report.terminal import show_findings
+
     show_findings(findings, console)
     print_line(console, f"report: {page}")

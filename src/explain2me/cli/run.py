@@ -4,19 +4,19 @@ import itertools
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 from explain2me.cli.check import class_order_text
 from explain2me.cli.console import duration_text, make_console, print_line, print_start, progress_bars
 from explain2me.cli.options import ConfigFile, Out, Sets, ShardOf, VerifyHashes, load_settings, parse_shard, select
-from explain2me.cli.results import measure_scores, summarise_scores, write_page
+from explain2me.cli.results import measure_scores, show_page, summarise_scores, write_page
 from explain2me.errors import BusyError, Stopped
 from explain2me.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from explain2me.run.folder import Run
     from explain2me.run.record import Model
     from explain2me.workers.progress import TimeLeft
+
+Result = TypeVar("Result")
 
 
 def run(
@@ -55,8 +57,18 @@ def run_all_stages(
     config: "Config", folder: Path, share: tuple[int, int], console: "Console", selection: "Selection | None" = None
 ) -> None:
     """Run every stage for a share (i, N) of the maps, print the tables and the times; select the images if nobody did."""
+    from explain2me.images.select import select_images
     from explain2me.report.terminal import show_run
+    from explain2me.stages.finished import find_finished, remember_finished
 
+    selection = selection or select_images(config.data, config.seed)
+    if finished := find_finished(config, folder, selection):
+        print_line(console, "nothing to do: this run is finished, and what it was made from has not changed")
+        show_run(finished.run, console)
+        if config.report.after_run:
+            show_page(finished.run.folder / "report" / "index.html", finished.findings, console)
+        _finish(finished.run, console)
+        return
     ends = [("", time.monotonic())]
     explained = _explain(config, folder, share, console, selection)
     print_line(console, class_order_text(explained.classes, config.data.positive))
@@ -68,21 +80,22 @@ def run_all_stages(
     _when_free(explained, console, lambda: summarise_scores(explained, explained.config, console))
     ends.append(("summarise", time.monotonic()))
     show_run(explained, console)
+    findings: Sequence[tuple[str, str]] = ()
     if config.report.after_run:
-        _when_free(explained, console, lambda: write_page(explained, config, console))
+        findings = _when_free(explained, console, lambda: write_page(explained, config, console))
     ends.append(("show and report", time.monotonic()))
     times = [f"{stage} {duration_text(end - begin)}" for (_, begin), (stage, end) in itertools.pairwise(ends)]
     console.print(f"time: {', '.join(times)}", markup=False)
+    remember_finished(explained, config, selection, findings)
     _finish(explained, console)
 
 
-def _when_free(run: "Run", console: "Console", stage: "Callable[[], None]") -> None:
+def _when_free(run: "Run", console: "Console", stage: "Callable[[], Result]") -> "Result":
     """Run a stage when no other process writes into the run: machines that share a run may finish its maps together."""
     waits = False
     while True:
         try:
-            stage()
-            break
+            return stage()
         except BusyError:
             if not waits:
                 print_line(console, f"waiting for another process that writes into {run.folder}")

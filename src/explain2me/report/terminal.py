@@ -21,7 +21,6 @@ from explain2me.statistics.scores import CLEAN, MEASURES
 from explain2me.text import printable
 
 if TYPE_CHECKING:
-    from explain2me.report.findings.kinds import Finding
     from explain2me.run.folder import Run
 
 MOST_REFUSED = 5
@@ -50,14 +49,11 @@ def show_run(run: "Run", console: Console, *, brief: bool = False) -> None:
         console.print(printable(line), markup=False)
 
 
-def show_findings(findings: "Sequence[Finding]", console: Console) -> None:
-    """Print what the numbers say, the most decisive first; the report has the rest."""
-    from explain2me.report.findings.kinds import TAGS  # imports PyTorch, which `explain2me show` needs not wait for
-
+def show_findings(findings: Sequence[tuple[str, str]], console: Console) -> None:
+    """Print what the numbers say, kind and text of each finding, the most decisive first; the report has the rest."""
     console.print(Text("What the numbers say", style="bold"))
-    for finding in findings[:MOST_FINDINGS]:
-        tag = Text(f"{TAGS[finding.kind]}: ", style="bold")
-        console.print(Padding(tag + Text(printable(finding.text)), (0, 0, 0, 2)))
+    for kind, text in findings[:MOST_FINDINGS]:
+        console.print(Padding(Text(f"{printable(kind)}: ", style="bold") + Text(printable(text)), (0, 0, 0, 2)))
     if not findings:
         console.print("  Nothing stands out.")
     if len(findings) > MOST_FINDINGS:

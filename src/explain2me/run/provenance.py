@@ -5,18 +5,23 @@ import subprocess
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 import explain2me
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of the main packages and of ``more``."""
+    packages = ("torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", *more)
+    own = {"explain2me": explain2me.__version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in packages}
 
 
 def provenance(*more: str) -> dict[str, Any]:
     """Versions of the main packages and of ``more``, git state, and kind of hardware."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", *more)
+    import torch
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    versions = {"explain2me": explain2me.__version__, "python": platform.python_version()}
     return {
-        "versions": versions | {name: version(name) for name in packages},
+        "versions": versions(*more),
         "git": _git_state(),
         "hardware": {"device": device, "system": platform.system()},
     }

@@ -14,7 +14,7 @@ from explain2me.images.examine import Indexed, refuse_contradictions
 from explain2me.images.select import Selection
 from explain2me.run.files import sha256_of, write_json, write_parquet
 from explain2me.run.folder import Run, open_run
-from explain2me.run.provenance import provenance
+from explain2me.run.provenance import provenance, versions
 from explain2me.run.record import Model, sealed
 from explain2me.run.schema import IMAGES, QUARANTINE
 from explain2me.salience.batch_size import find_batch_size
@@ -137,9 +137,9 @@ def _trainings(models: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _record_versions(old: Run, record: dict[str, Any]) -> None:
     """Record the config and the package versions that resumed this run."""
-    versions = provenance()["versions"]
+    current = versions()
     known = [old.record["versions"], *old.record.get("later_versions", [])]
-    later = {} if versions in known else {"later_versions": [*known[1:], versions]}
+    later = {} if current in known else {"later_versions": [*known[1:], current]}
     updated = sealed(old.record | {"config": record["config"]} | later)
     if updated != old.record:
         write_json(updated, old.folder / "run.json")
