@@ -57,9 +57,9 @@ def run_all_stages(
     config: "Config", folder: Path, share: tuple[int, int], console: "Console", selection: "Selection | None" = None
 ) -> None:
     """Run every stage for a share (i, N) of the maps, print the tables and the times; select the images if nobody did."""
+    from explain2me.cli.finished import find_finished, remember_finished
     from explain2me.images.select import select_images
     from explain2me.report.terminal import show_run
-    from explain2me.stages.finished import find_finished, remember_finished
 
     selection = selection or select_images(config.data, config.seed)
     if finished := find_finished(config, folder, selection):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from explain2me.cli import finished
+from explain2me.cli.finished import FINISHED, find_finished
 from explain2me.config.load import load_config
 from explain2me.images.select import select_images
-from explain2me.stages import finished
-from explain2me.stages.finished import FINISHED, find_finished
 
 SMALL = {
     "measures": "resilience = false\nfocus = false",
