@@ -24,6 +24,10 @@ ShardOf = Annotated[
     typer.Option("--shard", metavar="I/N", help="Do the I-th (from 0) of N shares; N machines work in one folder."),
 ]
 Sets = Annotated[list[str] | None, set_option("compute.batch_size=16")]
+Reuse = Annotated[
+    list[Path] | None,
+    typer.Option("--reuse", metavar="RUN", help="Take equal maps from another run instead of making them; repeatable."),
+]
 VerifyHashes = Annotated[
     bool, typer.Option("--verify-hashes", help="Insist on a sha256 in the manifest for every image, and compare it.")
 ]

@@ -10,7 +10,17 @@ import typer
 
 from explain2me.cli.check import class_order_text
 from explain2me.cli.console import duration_text, make_console, print_line, print_start, progress_bars
-from explain2me.cli.options import ConfigFile, Out, Sets, ShardOf, VerifyHashes, load_settings, parse_shard, select
+from explain2me.cli.options import (
+    ConfigFile,
+    Out,
+    Reuse,
+    Sets,
+    ShardOf,
+    VerifyHashes,
+    load_settings,
+    parse_shard,
+    select,
+)
 from explain2me.cli.results import measure_scores, show_page, summarise_scores, write_page
 from explain2me.errors import BusyError, Stopped
 from explain2me.text import printable
@@ -31,30 +41,49 @@ Result = TypeVar("Result")
 
 
 def run(
-    config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None, verify_hashes: VerifyHashes = False
+    config: ConfigFile,
+    out: Out = None,
+    shard: ShardOf = None,
+    reuse: Reuse = None,
+    sets: Sets = None,
+    verify_hashes: VerifyHashes = False,
 ) -> None:
     """Explain, measure, summarise and show; a second call does only what is missing.
+
+    With more detectors, runs, conditions or images in CONFIG the run grows; what is there is kept.
 
     With --shard make a share of the maps; the machine that finds every map there continues with the tables.
     """
     settings, folder = load_settings(config, out, sets)
     share = parse_shard(shard)
-    run_all_stages(settings, folder, share, make_console(), select(settings, verify_hashes=verify_hashes))
+    selection = select(settings, verify_hashes=verify_hashes)
+    run_all_stages(settings, folder, share, make_console(), selection, reuse or ())
 
 
 def explain(
-    config: ConfigFile, out: Out = None, shard: ShardOf = None, sets: Sets = None, verify_hashes: VerifyHashes = False
+    config: ConfigFile,
+    out: Out = None,
+    shard: ShardOf = None,
+    reuse: Reuse = None,
+    sets: Sets = None,
+    verify_hashes: VerifyHashes = False,
 ) -> None:
     """Stage 1: make every map that is not there yet."""
     settings, folder = load_settings(config, out, sets)
     share, console = parse_shard(shard), make_console()
-    explained = _explain(settings, folder, share, console, select(settings, verify_hashes=verify_hashes))
+    selection = select(settings, verify_hashes=verify_hashes)
+    explained = _explain(settings, folder, share, console, selection, reuse or ())
     if _is_whole(explained, console):
         _finish(explained, console)
 
 
 def run_all_stages(
-    config: "Config", folder: Path, share: tuple[int, int], console: "Console", selection: "Selection | None" = None
+    config: "Config",
+    folder: Path,
+    share: tuple[int, int],
+    console: "Console",
+    selection: "Selection | None" = None,
+    reuse: "Sequence[Path]" = (),
 ) -> None:
     """Run every stage for a share (i, N) of the maps, print the tables and the times; select the images if nobody did."""
     from explain2me.cli.finished import find_finished, remember_finished
@@ -70,7 +99,7 @@ def run_all_stages(
         _finish(finished.run, console)
         return
     ends = [("", time.monotonic())]
-    explained = _explain(config, folder, share, console, selection)
+    explained = _explain(config, folder, share, console, selection, reuse)
     print_line(console, class_order_text(explained.classes, config.data.positive))
     if not _is_whole(explained, console):
         return
@@ -118,7 +147,12 @@ def _is_whole(run: "Run", console: "Console") -> bool:
 
 
 def _explain(
-    config: "Config", folder: Path, share: tuple[int, int], console: "Console", selection: "Selection | None"
+    config: "Config",
+    folder: Path,
+    share: tuple[int, int],
+    console: "Console",
+    selection: "Selection",
+    reuse: "Sequence[Path]",
 ) -> "Run":
     """Run stage 1 under progress bars."""
     _start_fork_server(config)
@@ -132,7 +166,9 @@ def _explain(
                 folder,
                 selection=selection,
                 share=share,
+                reuse=reuse,
                 on_indexed=progress.on_indexed,
+                on_grown=lambda text: print_line(console, f"the run in {folder} grows: {text}"),
                 on_start=progress.on_start,
                 on_done=progress.on_done,
             )

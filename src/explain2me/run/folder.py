@@ -24,6 +24,9 @@ from explain2me.run.record import Model
 from explain2me.run.schema import QUARANTINE, SCHEMA_VERSION, SCORES, maps_schema
 from explain2me.text import nearest
 
+GROWING, EARLIER = "growing", "earlier"
+"""Folders of a run that grows: its next state, as long as its files are put in place; and files of its states before."""
+
 
 class Stretch(NamedTuple):
     """Images ``start`` to ``stop`` of images.parquet, which have one label and one source."""
@@ -45,8 +48,13 @@ def stretches_of(images: pa.Table) -> list[Stretch]:
 class Run:
     """A run folder, opened for reading. ``run.maps()``, ``run.scores()`` and ``run.summary()`` are pyarrow Tables."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, unfinished: bool = False) -> None:
+        """Open a folder; ``unfinished``: also where a command that changes the run was stopped."""
         self.folder = folder
+        if not unfinished and (folder / GROWING / "run.json").exists():
+            raise RunFolderError(
+                f"the run in {str(folder)!r} was being changed when a command ended; call `explain2me run` with its config again"
+            )
         path, inner, todo = folder / "run.json", folder / "run", "give the folder that `explain2me run` made"
         try:
             self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

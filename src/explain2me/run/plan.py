@@ -44,7 +44,7 @@ class Shard(NamedTuple):
         return folder / "maps" / f"model={self.model.name}" / self.file_name
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def plan(run: Run) -> tuple[Shard, ...]:
     """Every shard of a run, model by model, in a fixed order; cached, because every stage needs it."""
     images = run.image_table
@@ -56,6 +56,12 @@ def plan(run: Run) -> tuple[Shard, ...]:
         for model in run.models
         for part, content in enumerate(contents)
     )
+
+
+@functools.lru_cache(maxsize=1)
+def planned(run: Run) -> frozenset[Shard]:
+    """The shards of a run, to look one up."""
+    return frozenset(plan(run))
 
 
 def missing_of(shards: Sequence[Shard], folder: Path) -> list[Shard]:

@@ -1,5 +1,8 @@
 """Columns of the Parquet files of a run."""
 
+import json
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
@@ -41,3 +44,21 @@ def maps_schema(cells: int) -> pa.Schema:
             ("map_fixed", pa.list_(pa.float32(), cells)),
         ]
     )
+
+
+def part_schema(model: str, map_size: str, conditions: Sequence[str]) -> pa.Schema:
+    """The schema of a part file with its metadata.
+
+    Args:
+        model: name of the model.
+        map_size: ``<h>x<w>``.
+        conditions: names, in the order of the rows.
+    """
+    height, _, width = map_size.partition("x")
+    metadata = {
+        "schema": str(SCHEMA_VERSION),
+        "model": model,
+        "map_size": map_size,
+        "conditions": json.dumps(list(conditions)),
+    }
+    return maps_schema(int(height) * int(width)).with_metadata(metadata)

@@ -1,6 +1,7 @@
 """Before stage 1: check the config against the files that it names, index the images, write run.json."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,24 @@ import pyarrow as pa
 
 from explain2me.config.schema import Config
 from explain2me.detectors.cards import trained
-from explain2me.errors import CheckpointError, ManifestError, RunFolderError
+from explain2me.errors import BusyError, CheckpointError, ManifestError, RunFolderError
 from explain2me.images.examine import Indexed, refuse_contradictions
 from explain2me.images.select import Selection
 from explain2me.run.files import sha256_of, write_json, write_parquet
-from explain2me.run.folder import Run, open_run
+from explain2me.run.folder import GROWING, Run, open_run
+from explain2me.run.plan import shard_settings
 from explain2me.run.provenance import provenance, versions
 from explain2me.run.record import Model, sealed
 from explain2me.run.schema import IMAGES, QUARANTINE
 from explain2me.salience.batch_size import find_batch_size
 from explain2me.stages.check import check
+from explain2me.stages.growth import (
+    finish_growth,
+    growth_text,
+    refuse_changed_images,
+    refuse_changed_models,
+    same_images,
+)
 from explain2me.stages.index import forget_chunks, index_run
 from explain2me.stages.refusals import open_existing, refuse_other_config
 from explain2me.workers.device import engine_of, with_device
@@ -31,23 +40,28 @@ def begin_run(
     selection: Selection | None = None,
     share: tuple[int, int] = (0, 1),
     on_indexed: Callable[[int, int], None] | None = None,
+    on_grown: Callable[[str], None] | None = None,
 ) -> Run:
     """Check a config, index its images and write run.json; or open the run that ``folder`` holds already.
+
+    Where the config names more or other detectors, runs, conditions or images, the run grows.
 
     Args:
         folder: of the run; created if missing.
         selection: of :func:`explain2me.images.select.select_images`, if it was called already.
         share: (i, N) of several machines that may do this in one folder at the same time.
         on_indexed: called with the number of images read, and of all images.
+        on_grown: called with what was added and taken out, in words.
 
     Raises:
         Explain2MeError: wrong config, manifest, checkpoint or layer; or ``folder`` holds something else.
     """
+    finish_growth(folder)
     old = open_existing(folder)
     here = with_device(config, old.config if old else None)
     if old is not None:
         refuse_other_config(old.config, here, folder)
-        _refuse_vanished(old)
+        _refuse_vanished(old, here)
     images, record = check(here, selection)
     if old is None:
         if here.compute.batch_size == "auto":
@@ -55,9 +69,7 @@ def begin_run(
             compute = here.compute.model_copy(update={"batch_size": batch_size})
             here = here.model_copy(update={"compute": compute})
             record |= {"config": json.loads(here.model_dump_json())}
-        source, limit = Path(here.data.manifest), here.data.max_pixels
-        engine = engine_of(here.compute)
-        indexed = index_run(images, source, folder, engine, max_pixels=limit, share=share, on_done=on_indexed)
+        indexed = _index(here, images, folder, share, on_indexed)
         is_first = indexed is not None and _write_new_run(folder, indexed, record)
         forget_chunks(folder)
         if is_first:
@@ -66,27 +78,72 @@ def begin_run(
         here = with_device(config, old.config)
         refuse_other_config(old.config, here, folder)
         record |= {"config": json.loads(here.model_dump_json())}
-    _refuse_other_files(old, record)
+    if _has_grown(old, here, record):
+        return _grow(old, here, images, record, share, on_indexed, on_grown)
     _record_versions(old, record)
     return open_run(folder)
 
 
-def _refuse_vanished(old: Run) -> None:
-    """Raise if a checkpoint of the run is missing: without it the pattern would look like another config."""
+def _index(
+    config: Config,
+    images: pa.Table,
+    folder: Path,
+    share: tuple[int, int],
+    on_indexed: Callable[[int, int], None] | None,
+) -> Indexed | None:
+    engine, data = engine_of(config.compute), config.data
+    return index_run(
+        images, Path(data.manifest), folder, engine, max_pixels=data.max_pixels, share=share, on_done=on_indexed
+    )
+
+
+def _has_grown(old: Run, config: Config, record: dict[str, Any]) -> bool:
+    """Whether the models, the images or the conditions of a config are not those of the run."""
+    same = all(old.record[key] == record[key] for key in ("listed", "models", "classes"))
+    return not same or shard_settings(old.config) != shard_settings(config)
+
+
+def _grow(
+    old: Run,
+    config: Config,
+    images: pa.Table,
+    record: dict[str, Any],
+    share: tuple[int, int],
+    on_indexed: Callable[[int, int], None] | None,
+    on_grown: Callable[[str], None] | None,
+) -> Run:
+    """Prepare the next state of a run, and put it in place; see :mod:`explain2me.stages.growth`."""
+    refuse_changed_models(old, record)
+    growing = old.folder / GROWING
+    try:
+        indexed = same_images(old, config, record) or _index(config, images, growing, share, on_indexed)
+        if indexed is not None:
+            refuse_changed_images(old, indexed)
+            _write_new_run(growing, indexed, record)
+    except FileNotFoundError:
+        if growing.exists():
+            raise
+    except RunFolderError:
+        shutil.rmtree(growing, ignore_errors=True)
+        raise
+    finish_growth(old.folder)
+    new = open_run(old.folder)
+    if _has_grown(new, config, record):
+        raise BusyError(f"another command has changed the run in {str(old.folder)!r} meanwhile; call this one again")
+    if on_grown:
+        on_grown(growth_text(old, new))
+    return new
+
+
+def _refuse_vanished(old: Run, config: Config) -> None:
+    """Raise if a checkpoint of the run is missing: without it the pattern would look like one that names fewer."""
+    kept = {(detector.name, detector.checkpoints) for detector in config.detectors}
+    asked = {each.name for each in old.config.detectors if (each.name, each.checkpoints) in kept}
     for model in old.models:
-        if model.checkpoint is not None and not Path(model.checkpoint).exists():
+        if model.detector in asked and model.checkpoint is not None and not Path(model.checkpoint).exists():
             raise CheckpointError(
                 f"{model.checkpoint!r}, with which the run in {str(old.folder)!r} began, is missing; put it back, or give "
                 f"a new folder with --out"
-            )
-
-
-def _refuse_other_files(old: Run, record: dict[str, Any]) -> None:
-    """Raise if the manifest or a checkpoint has changed since the run began."""
-    for key, source in (("listed", "the manifest"), ("models", "a checkpoint")):
-        if old.record[key] != record[key]:
-            raise RunFolderError(
-                f"{source} is not what {str(old.folder)!r} was made from; put it back, or give a new folder with --out"
             )
 
 

@@ -17,7 +17,8 @@ from explain2me.stages.begin import begin_run
 from explain2me.stages.index import num_indexed
 from explain2me.stages.refusals import open_existing
 from explain2me.stages.shards.commit import commit_shard
-from explain2me.stages.shards.pieces import PIECES, explained_until, forget_pieces
+from explain2me.stages.shards.pieces import PIECES, forget_pieces, num_in_pieces
+from explain2me.stages.shards.reuse import refuse_useless
 from explain2me.workers import Engine, run_tasks
 from explain2me.workers.device import engine_of, with_device
 
@@ -28,7 +29,9 @@ def explain_run(
     *,
     selection: Selection | None = None,
     share: tuple[int, int] = (0, 1),
+    reuse: Sequence[Path] = (),
     on_indexed: Callable[[int, int], None] | None = None,
+    on_grown: Callable[[str], None] | None = None,
     on_start: Callable[[Run, int, Mapping[Model, int]], None] | None = None,
     on_done: Callable[[Model, int, float], None] | None = None,
 ) -> Run:
@@ -38,7 +41,9 @@ def explain_run(
         folder: of the run; created if missing.
         selection: of :func:`explain2me.images.select.select_images`, if it was called already.
         share: (i, N): machine i of N in one folder makes its share of the shards.
+        reuse: other runs, whose maps are taken where everything that decides them is the same.
         on_indexed: called with the number of images read, and of all images.
+        on_grown: called with what was added and taken out, in words, if the run in the folder had another state.
         on_start: called once with the run, the number of image x model pairs of this share, and the number of missing
             pairs of each model.
         on_done: called with a model, the number of its images explained since the last call, and the seconds that they
@@ -50,7 +55,8 @@ def explain_run(
     folder = folder.resolve()
     log = functools.partial(log_event, folder, share)
     started = time.monotonic()
-    run = begin_run(config, folder, selection=selection, share=share, on_indexed=on_indexed)
+    run = begin_run(config, folder, selection=selection, share=share, on_indexed=on_indexed, on_grown=on_grown)
+    refuse_useless(run, reuse)
     log("index", "done", images=len(run.image_table), seconds=_seconds_since(started))
     started = time.monotonic()
     shards = plan(run)
@@ -63,7 +69,10 @@ def explain_run(
     log("explain", "start", shards=len(mine), missing=len(missing))
     remove_leftovers(folder)
     try:
-        _explain_shards(missing, folder, engine_of(with_device(config, run.config).compute), log, on_done)
+        engine = engine_of(with_device(config, run.config).compute)
+        _explain_shards(
+            functools.partial(commit_shard, folder, reuse=tuple(reuse)), missing, folder, engine, log, on_done
+        )
     finally:
         remove_leftovers(folder)  # dead workers may have left files
     if (folder / PIECES).exists():  # a process was killed just after it had committed a part file
@@ -73,6 +82,7 @@ def explain_run(
 
 
 def _explain_shards(
+    work: Callable[[Shard], None],
     shards: Sequence[Shard],
     folder: Path,
     engine: Engine,
@@ -80,20 +90,19 @@ def _explain_shards(
     on_done: Callable[[Model, int, float], None] | None,
 ) -> None:
     """Let workers commit every shard. A shard is tried at most three times; then :func:`explain2me.workers.repeating` raises."""
-    explained = {shard: explained_until(folder, shard) for shard in shards}
+    num_explained = {shard: num_in_pieces(folder, shard) for shard in shards}
 
     def on_start(shard: Shard) -> None:
-        again = explained[shard] - explained_until(folder, shard)
+        again = num_explained[shard] - num_in_pieces(folder, shard)
         if again:  # its first worker died in the middle
             on_progress(shard, -again, 0.0)
         log("explain", "begin", shard=shard.title, images=[shard.start, shard.stop])
 
     def on_progress(shard: Shard, count: int, seconds: float) -> None:
-        explained[shard] += count
+        num_explained[shard] += count
         if on_done:
             on_done(shard.model, count, seconds)
 
-    work = functools.partial(commit_shard, folder)
     for shard in run_tasks(work, shards, engine, on_start=on_start, on_progress=on_progress):
         log("explain", "end", shard=shard.title, images=[shard.start, shard.stop])
 
@@ -102,7 +111,7 @@ def _num_images_by_model(missing: Sequence[Shard], folder: Path) -> Counter[Mode
     """Images without maps of each model."""
     counts: Counter[Model] = Counter()
     for shard in missing:
-        counts[shard.model] += shard.stop - explained_until(folder, shard)
+        counts[shard.model] += shard.stop - shard.start - num_in_pieces(folder, shard)
     return counts
 
 

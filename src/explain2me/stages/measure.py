@@ -26,7 +26,7 @@ from explain2me.measures import SIMILARITIES, is_dead
 from explain2me.run.conditions import CLEAN, Condition, conditions_of
 from explain2me.run.events import log_event
 from explain2me.run.files import only_writer, put_in_place, write_parquet
-from explain2me.run.folder import Run, open_run
+from explain2me.run.folder import EARLIER, Run, open_run
 from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.packs import committed_in, link_files, read_parquet
 from explain2me.run.parts import Part, read_part
@@ -103,7 +103,8 @@ def _make_scores(run: Run, config: Config, on_done: Callable[[int, int], None] |
         shutil.rmtree(other)
     unfinished.mkdir(exist_ok=True)
     remove_leftovers(unfinished)
-    link_files(scores, unfinished, set(names))
+    for place in (scores, run.folder / EARLIER / "scores"):
+        link_files(place, unfinished, set(names))
     committed = committed_in(unfinished)
     todo = [name for name in names if name not in committed]
     work = functools.partial(_commit_scores, run.folder.resolve(), unfinished.name, config.measures)

@@ -1,6 +1,7 @@
 """Refuse a folder that holds a run of another config."""
 
 from pathlib import Path
+from typing import Any
 
 from explain2me.config.compare import fingerprint, was_and_is
 from explain2me.config.schema import Config
@@ -9,6 +10,17 @@ from explain2me.run.folder import Run, open_run
 from explain2me.run.leftovers import TEMPORARY
 from explain2me.stages.index import PARTS
 from explain2me.workers.device import with_device
+
+GROWING_FIELDS = (
+    "detectors",
+    "measures",
+    "data.manifest",
+    "data.split",
+    "data.sample",
+    "data.classes",
+    "data.max_pixels",
+)
+"""Fields by which a run may grow; what they lead to is compared instead, see :mod:`explain2me.stages.growth`."""
 
 
 def refuse_other_run(config: Config, folder: Path) -> None:
@@ -48,16 +60,20 @@ def refuse_other_config(old: Config, new: Config, folder: Path) -> None:
     change = _first_change(old, new)
     if change:
         raise RunFolderError(
-            f"the output folder {str(folder)!r} holds a run of another config: {change}; "
-            f"give a new folder with --out, or delete the old one"
+            f"the output folder {str(folder)!r} holds a run of another config: {change}; give a new folder with --out"
         )
 
 
 def _first_change(old: Config, new: Config) -> str | None:
-    """The first field that differs and decides numbers, with its old and its new value."""
-    before, after = fingerprint(old), fingerprint(new)
+    """The first field that differs and decides numbers that are there, with its old and its new value."""
+    before, after = _settled(old), _settled(new)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     if not changed:
         return None
     more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
     return was_and_is(before, after, changed[0]) + more
+
+
+def _settled(config: Config) -> dict[str, Any]:
+    """The fields that decide the maps and cannot change while a run grows."""
+    return {key: value for key, value in fingerprint(config).items() if not key.startswith(GROWING_FIELDS)}

@@ -32,10 +32,13 @@ class TimeLeft(Generic[Kind]):
         self._lock = threading.Lock()
 
     def add(self, kind: Kind, count: int, seconds: float) -> None:
-        """Add images that are done and their seconds; a negative count takes back images that are done again."""
+        """Add images that are done and their seconds; a negative count takes back images that are done again.
+
+        Images that took no time were there already: they say nothing about the others.
+        """
         with self._lock:
             self._left[kind] -= count
-            self._images[kind] += max(count, 0)
+            self._images[kind] += max(count, 0) if seconds else 0
             self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
 
     def seconds(self) -> float | None:

@@ -5,15 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from explain2me.errors import Explain2MeError
+from explain2me.errors import Explain2MeError, RunFolderError
+from explain2me.run.conditions import Condition, conditions_for
 from explain2me.run.files import write_parquet
 from explain2me.run.folder import Run
-from explain2me.run.plan import Shard
+from explain2me.run.plan import Shard, planned
 from explain2me.run.schema import QUARANTINE
-from explain2me.stages.shards.pieces import explained_until, forget_pieces, joined, read_pieces, write_piece
-from explain2me.stages.shards.rows import explain_rows, open_warm
+from explain2me.stages.shards.pieces import forget_pieces, joined, num_in_pieces, read_pieces, write_piece
+from explain2me.stages.shards.reuse import Source, known_rows, sources_of
+from explain2me.stages.shards.rows import Piece, explain_rows, open_warm
 from explain2me.workers import report_progress
 
 PIECE_SECONDS = 30.0
@@ -26,14 +29,21 @@ PRECISION_IMAGES = 32
 """Images of each model that are explained in float32 as well, if the run has another precision."""
 
 
-def commit_shard(folder: Path, shard: Shard) -> None:
-    """Explain one shard and commit its part file; before that, write images that cannot be read into the quarantine."""
+def commit_shard(folder: Path, shard: Shard, reuse: Sequence[Path] = ()) -> None:
+    """Explain one shard and commit its part file; before that, write images that cannot be read into the quarantine.
+
+    Args:
+        folder: of the run.
+        shard: of its plan.
+        reuse: other runs, whose maps are taken where they are the same.
+    """
     run = open_warm(folder)
     with _out_of_memory_in_one_line():
-        table, refused = _explain_in_pieces(run, shard)
+        table, refused = _explain_in_pieces(run, shard, sources_of(folder, reuse))
         _refuse_lost(shard, refused)
         if run.config.compute.precision != "float32" and shard.part == 0:
             _commit_precision(run, shard)
+    _refuse_changed(folder, shard)
     quarantine = folder / "quarantine" / f"explain-{shard.title}"
     if refused:
         write_parquet(pa.Table.from_pylist(refused, schema=QUARANTINE), quarantine)
@@ -43,26 +53,63 @@ def commit_shard(folder: Path, shard: Shard) -> None:
     forget_pieces(folder, [shard])
 
 
-def _explain_in_pieces(run: Run, shard: Shard) -> tuple[pa.Table, list[dict[str, object]]]:
+def _explain_in_pieces(run: Run, shard: Shard, sources: Sequence[Source]) -> tuple[pa.Table, list[dict[str, object]]]:
     """The rows of a shard and its images that failed. Continues after the pieces of an attempt that was stopped.
 
     The borders of the batches follow from the shard alone, so a stop changes no byte. From the first failure on no piece
     is written: a disk that is gone must not get into one.
     """
-    tables = read_pieces(run.folder, shard)
+    every = conditions_for(run.config.measures, shard.model.input_size)
+    known = known_rows(run, shard, sources) if sources else None
+    tables = [*([] if known is None else [known]), *read_pieces(run.folder, shard)]
     refused: list[dict[str, object]] = []
-    start = explained_until(run.folder, shard)
-    rows = range(start, shard.stop)
-    precision = run.config.compute.precision
-    for piece in explain_rows(
-        run, shard.model, rows, precision=precision, on_batch=report_progress, piece_seconds=PIECE_SECONDS
-    ):
-        tables.append(piece.table)
-        refused += piece.refused
-        if piece.stop < shard.stop and not refused:
-            write_piece(run.folder, shard, piece.table, start, piece.stop)
-        start = piece.stop
-    return joined(tables), refused
+    tasks = _to_explain(shard, every, known)
+    start, done, total = 0, num_in_pieces(run.folder, shard), sum(len(images) for _, images in tasks)
+    report_progress(shard.stop - shard.start - total, 0.0)
+    for conditions, images in tasks:
+        rows = images[max(done - start, 0) :]
+        start += len(images)
+        for piece in _explain(run, shard, rows, conditions) if rows else ():
+            tables.append(piece.table)
+            refused += piece.refused
+            done += piece.num_images
+            if done < total and not refused:
+                write_piece(run.folder, shard, piece.table, done - piece.num_images, done)
+    gone = pa.array([row["image"] for row in refused], pa.int32())
+    tables = [table.filter(pc.invert(pc.is_in(table["image"], gone))) for table in tables] if refused else tables
+    return joined(tables, shard.model, [condition.name for condition in every]), refused
+
+
+def _explain(run: Run, shard: Shard, rows: Sequence[int], conditions: Sequence[Condition]) -> Iterator[Piece]:
+    return explain_rows(
+        run,
+        shard.model,
+        rows,
+        precision=run.config.compute.precision,
+        conditions=conditions,
+        on_batch=report_progress,
+        piece_seconds=PIECE_SECONDS,
+    )
+
+
+def _to_explain(
+    shard: Shard, conditions: Sequence[Condition], known: pa.Table | None
+) -> list[tuple[tuple[Condition, ...], Sequence[int]]]:
+    """Images of a shard that lack the same conditions, and these conditions, in the order of the first image."""
+    if known is None:
+        return [(tuple(conditions), range(shard.start, shard.stop))]
+    there = set(zip(known["image"].to_pylist(), known["condition"].to_pylist(), strict=True))
+    lacking: dict[tuple[Condition, ...], list[int]] = {}
+    for image in range(shard.start, shard.stop):
+        missing = tuple(condition for condition in conditions if (image, condition.name) not in there)
+        lacking.setdefault(missing, []).append(image)
+    return [(missing, images) for missing, images in lacking.items() if missing]
+
+
+def _refuse_changed(folder: Path, shard: Shard) -> None:
+    """Raise if another command has changed the run meanwhile: its readers must not find this part file."""
+    if shard not in planned(open_warm(folder)):
+        raise RunFolderError(f"another command has changed the run in {str(folder)!r} meanwhile; call this one again")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Pieces of a shard that is not finished: the rows of its first images, so that a stop loses seconds, not minutes."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import pyarrow as pa
 from explain2me.run.files import write_parquet
 from explain2me.run.packs import read_parquet
 from explain2me.run.plan import Shard
-from explain2me.run.schema import maps_schema
+from explain2me.run.record import Model
+from explain2me.run.schema import part_schema
 
 PIECES = "pieces"
 """Folder of a run with a folder for each unfinished shard."""
@@ -24,14 +24,14 @@ def read_pieces(folder: Path, shard: Shard) -> list[pa.Table]:
 
 
 def write_piece(folder: Path, shard: Shard, table: pa.Table, start: int, stop: int) -> None:
-    """Commit the rows of images ``start`` to ``stop`` of a shard, which follow those of the piece before."""
+    """Commit the rows of images ``start`` to ``stop``, counted in the order in which the shard explains its images."""
     write_parquet(table, _place(folder, shard) / f"{start:09d}-{stop:09d}.parquet")
 
 
-def explained_until(folder: Path, shard: Shard) -> int:
-    """The first image of an unfinished shard that is in no piece."""
+def num_in_pieces(folder: Path, shard: Shard) -> int:
+    """The number of images of an unfinished shard in its pieces."""
     paths = _paths(folder, shard)
-    return int(paths[-1].stem.partition("-")[2]) if paths else shard.start
+    return int(paths[-1].stem.partition("-")[2]) if paths else 0
 
 
 def forget_pieces(folder: Path, shards: Iterable[Shard]) -> None:
@@ -42,17 +42,17 @@ def forget_pieces(folder: Path, shards: Iterable[Shard]) -> None:
         (folder / PIECES).rmdir()
 
 
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Rows of several tables with the same conditions as one, ordered by condition, then image."""
-    if len(tables) == 1:
-        return tables[0]
+def joined(tables: Sequence[pa.Table], model: Model, conditions: Sequence[str]) -> pa.Table:
+    """Rows of several tables as the one of a part file: ordered by condition, then image."""
     whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    rank = {name: i for i, name in enumerate(json.loads(whole.schema.metadata[b"conditions"]))}
-    conditions = [rank[name] for name in whole["condition"].to_pylist()]
-    ordered = whole.take(np.lexsort((whole["image"].to_numpy(), conditions)))
+    rank = {name: i for i, name in enumerate(conditions)}
+    order = np.lexsort((whole["image"].to_numpy(), [rank[name] for name in whole["condition"].to_pylist()]))
+    arrays = dict(zip(whole.column_names, whole.take(order).combine_chunks().columns, strict=True))
+    arrays["condition"] = arrays["condition"].cast(pa.string()).combine_chunks().dictionary_encode()
+    size = whole.schema.metadata[b"map_size"].decode()
     # the schema of a table that was read differs from the one that was written in bytes, though it is equal
-    schema = maps_schema(whole.schema.field("map").type.list_size).with_metadata(whole.schema.metadata)
-    return pa.Table.from_arrays(ordered.combine_chunks().columns, schema=schema)
+    schema = part_schema(model.name, size, conditions)
+    return pa.Table.from_arrays(list(arrays.values()), schema=schema)
 
 
 def _paths(folder: Path, shard: Shard) -> list[Path]:

@@ -5,7 +5,6 @@ Read :func:`explain_batches` first: it is the loop of stage 1.
 
 import contextlib
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ from explain2me.measures import is_dead, is_flat
 from explain2me.run.conditions import CLEAN, PERTURBATIONS, Condition, conditions_for, perturb
 from explain2me.run.folder import Run, open_run
 from explain2me.run.record import Model
-from explain2me.run.schema import SCHEMA_VERSION, maps_schema
+from explain2me.run.schema import part_schema
 from explain2me.salience.compiling import compile_before
 from explain2me.salience.gradcam import predicted_classes
 from explain2me.salience.methods import METHODS, Explainer
@@ -118,17 +117,17 @@ def largest_batch(compute: ComputeConfig) -> int:
 
 
 class Piece(NamedTuple):
-    """Rows of a part file: some images under every condition.
+    """Rows of a part file: some images under some conditions.
 
     Attributes:
         table: the rows.
         refused: the images that failed, as rows of the quarantine.
-        stop: the row of images.parquet after the last image.
+        num_images: those of the piece, failed ones included.
     """
 
     table: pa.Table
     refused: list[dict[str, object]]
-    stop: int
+    num_images: int
 
 
 def explain_rows(
@@ -137,16 +136,18 @@ def explain_rows(
     rows: Sequence[int],
     *,
     precision: str,
+    conditions: Sequence[Condition] | None = None,
     on_batch: Callable[[int, float], None] | None = None,
     piece_seconds: float = math.inf,
 ) -> Iterator[Piece]:
-    """Explain some images of one model under every condition.
+    """Explain some images of one model.
 
     Args:
         run: with the images.
         model: of the run.
         rows: of images.parquet, ascending.
         precision: ``float32`` or ``bfloat16``.
+        conditions: those of the rows; None: every one of the run.
         on_batch: called with the number of images of each batch and its seconds.
         piece_seconds: a piece ends at the first batch that ends after so many seconds.
 
@@ -155,7 +156,7 @@ def explain_rows(
     """
     piece_started = batch_started = time.monotonic()
     detector, explainer = load_explainer(run, model)
-    conditions = conditions_for(run.config.measures, detector.input_size)
+    conditions = conditions or conditions_for(run.config.measures, detector.input_size)
     refused: list[dict[str, object]] = []
     results: dict[Condition, list[tuple[Batch, Explained]]] = {condition: [] for condition in conditions}
     choose = functools.partial(classes_to_explain, run.config.salience.target, run.classes)
@@ -163,22 +164,24 @@ def explain_rows(
     if run.config.compute.compile:
         explain = functools.partial(_padded, explain, largest_batch(run.config.compute))
     clean_batches = _read(run, model, detector, rows, refused)
+    count = 0
     for condition, batch, result in explain_batches(clean_batches, explain, conditions, seed=run.config.seed):
-        kept = result._replace(valid=result.valid.cpu() & batch.usable)
-        # an empty slice would keep all pixels in memory
-        results[condition].append((batch._replace(pixels=batch.pixels.new_empty(0)), kept))
+        if condition in results:  # the clean map is made in any case
+            kept = result._replace(valid=result.valid.cpu() & batch.usable)
+            # an empty slice would keep all pixels in memory
+            results[condition].append((batch._replace(pixels=batch.pixels.new_empty(0)), kept))
         if condition != conditions[-1]:
             continue
         now = time.monotonic()
+        count += len(batch.rows)
         if on_batch:
             on_batch(len(batch.rows), now - batch_started)
         batch_started = now
-        last = int(batch.rows[-1])
-        if last == rows[-1] or now - piece_started > piece_seconds:
-            yield Piece(_table(model, results), refused.copy(), last + 1)
+        if batch.rows[-1] == rows[-1] or now - piece_started > piece_seconds:
+            yield Piece(_table(model, results), refused.copy(), count)
             refused.clear()
             results = {condition: [] for condition in conditions}
-            piece_started = now
+            piece_started, count = now, 0
 
 
 def _explain(
@@ -283,13 +286,8 @@ def _table(model: Model, results: dict[Condition, list[tuple[Batch, Explained]]]
         _lists(explained.fixed.numpy(), invalid | same),
     ]
     height, width = explained.maps.shape[1:]
-    metadata = {
-        "schema": str(SCHEMA_VERSION),
-        "model": model.name,
-        "map_size": f"{height}x{width}",
-        "conditions": json.dumps([condition.name for condition in results]),
-    }
-    return pa.Table.from_arrays(arrays, schema=maps_schema(height * width).with_metadata(metadata))
+    schema = part_schema(model.name, f"{height}x{width}", [condition.name for condition in results])
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _lists(maps: np.ndarray, null: np.ndarray) -> pa.Array:

@@ -1,0 +1,167 @@
+"""A run grows: its config names more or other detectors, runs, conditions or images. No number that is there changes.
+
+The next state is prepared in ``growing/``; its run.json is written last. Then its files are put in place, and what only the
+state before planned is moved to ``earlier/``. A kill in between loses nothing: the next command finishes it.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from explain2me.config.schema import Config
+from explain2me.errors import RunFolderError
+from explain2me.images.examine import Indexed
+from explain2me.run.conditions import conditions_for
+from explain2me.run.files import only_writer, replaced_folder, write_parquet
+from explain2me.run.folder import EARLIER, GROWING, Run
+from explain2me.run.packs import packed_in, read_parquet, table_files
+from explain2me.run.plan import plan
+from explain2me.run.record import record_hash
+
+DECIDING = (
+    "architecture",
+    "weights_sha256",
+    "layer",
+    "input_size",
+    "num_classes",
+    "mean",
+    "std",
+    "interpolation",
+    "seed",
+)
+"""Columns of a model that decide its maps; its file may move."""
+
+
+def refuse_changed_models(old: Run, record: Mapping[str, Any]) -> None:
+    """Raise RunFolderError if the classes, or a detector and run of the same names, are not what they were."""
+    if list(old.classes) != record["classes"]:
+        _refuse(old, f"the classes were {list(old.classes)}, are {record['classes']}")
+    now = {(row["detector"], row["run"]): row for row in record["models"]}
+    for row in old.record["models"]:
+        new = now.get((row["detector"], row["run"]), row)
+        for name in DECIDING:
+            if new[name] != row[name]:
+                _refuse(old, f"{name} of {row['detector']!r} run {row['run']!r} was {row[name]!r}, is {new[name]!r}")
+
+
+def refuse_changed_images(old: Run, indexed: Indexed) -> None:
+    """Raise RunFolderError if an image of the same id is not what it was, or cannot be read any more."""
+    columns = ("image_id", "label", "source", "sha256")
+    now = {row["image_id"]: row for row in indexed.usable.select(columns).to_pylist()}
+    refused = {row["image_id"]: row for row in indexed.quarantine.to_pylist()}
+    for row in old.image_table.select(columns).to_pylist():
+        name = row["image_id"]
+        if name in refused:
+            _refuse(old, f"image {name!r} could be read and cannot now ({refused[name]['message']})")
+        new = now.get(name, row)
+        for column in columns:
+            if new[column] != row[column]:
+                _refuse(old, f"{column} of image {name!r} was {row[column]!r}, is {new[column]!r}")
+
+
+def _refuse(old: Run, difference: str) -> None:
+    raise RunFolderError(
+        f"numbers of the run in {str(old.folder)!r} would change: {difference}; put it back, or give a new folder with --out"
+    )
+
+
+def same_images(old: Run, config: Config, record: Mapping[str, Any]) -> Indexed | None:
+    """The index of a run if a config takes the same images from the same place; None if they must be read again."""
+    before, after = old.config.data, config.data
+    if (
+        old.record["listed"] != record["listed"]
+        or before.manifest != after.manifest
+        or before.max_pixels != after.max_pixels
+    ):
+        return None
+    path = old.folder / "quarantine" / "index.parquet"
+    refused = read_parquet(path) if path.exists() else old.quarantine().slice(0, 0)
+    return Indexed(old.image_table.drop_columns(["image"]), refused.drop_columns(["image", "model"]))
+
+
+def finish_growth(folder: Path) -> None:
+    """Put the prepared state of a run in place, if there is one.
+
+    Raises:
+        BusyError: another process writes into the run.
+    """
+    growing = folder / GROWING
+    if not (growing / "run.json").exists():
+        return
+    with only_writer(folder):
+        if not (growing / "run.json").exists():  # another machine was first
+            return
+        new = Run(growing)
+        _keep_state(folder)
+        _move_files(new, folder)
+        for name in ("images.parquet", "quarantine/index.parquet", "run.json"):
+            if (growing / name).exists():
+                _move(growing / name, folder / name)
+        shutil.rmtree(growing)
+
+
+def _keep_state(folder: Path) -> None:
+    """Copy run.json and images.parquet to ``earlier/``, where they say what the files of this state are."""
+    old = Run(folder, unfinished=True)
+    place = folder / EARLIER / record_hash(old.record)
+    if place.exists():
+        return
+    with replaced_folder(place) as state:
+        for name in ("images.parquet", "run.json"):
+            shutil.copyfile(folder / name, state / name)
+
+
+def _move_files(new: Run, folder: Path) -> None:
+    """Move the files that a state does not plan to ``earlier/``, and those that it plans back from there."""
+    planned = {Path("maps", f"model={shard.model.name}", shard.file_name) for shard in plan(new)}
+    planned |= {Path("precision", *name.parts[1:]) for name in planned}
+    planned |= {Path("quarantine", f"explain-{shard.title}") for shard in plan(new)}
+    for name in ("scores", "summary"):  # their readers would take them for those of the new state
+        if (folder / name).exists():
+            shutil.rmtree(folder / EARLIER / name, ignore_errors=True)
+            _move(folder / name, folder / EARLIER / name)
+    for place in [*(folder / "maps").glob("model=*"), *(folder / "precision").glob("model=*"), folder / "quarantine"]:
+        there = place.relative_to(folder)
+        if any(there / name not in planned for name in packed_in(place)):
+            _unpack(place)
+        for path in table_files(place):
+            if there / path.name not in planned:
+                _move(path, folder / EARLIER / there / path.name)
+    for file in planned:
+        if (folder / EARLIER / file).exists() and not (folder / file).exists():
+            _move(folder / EARLIER / file, folder / file)
+
+
+def _unpack(place: Path) -> None:
+    """Make loose files of the packs of a folder."""
+    members = packed_in(place)
+    for name in members:
+        write_parquet(read_parquet(place / name), place / name)
+    for pack in {member.pack for member in members.values()}:
+        pack.unlink()
+
+
+def _move(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+
+
+def growth_text(old: Run, new: Run) -> str:
+    """What a run has more and less than before, for people."""
+
+    def counts(what: str, before: Iterable[object], after: Iterable[object]) -> Iterator[str]:
+        before, after = set(before), set(after)
+        for word, number in (("added", len(after - before)), ("taken out", len(before - after))):
+            if number:
+                yield f"{number} {what} {word}"
+
+    names = [[(model.detector, model.run) for model in run.models] for run in (old, new)]
+    images = [run.image_table["image_id"].to_pylist() for run in (old, new)]
+    conditions = [_conditions(run) for run in (old, new)]
+    texts = [*counts("models", *names), *counts("images", *images), *counts("conditions", *conditions)]
+    return ", ".join(texts) or "no model, image or condition added or taken out"
+
+
+def _conditions(run: Run) -> set[str]:
+    return {each.name for model in run.models for each in conditions_for(run.config.measures, model.input_size)}
