@@ -147,4 +147,4 @@ def test_changed_weights_are_refused_on_resume(
     config = write_config(detectors=detector_table("d", "?.safetensors"), measures=ENTROPY)
     assert call("explain", config)[0] == 0
     Path("1.safetensors").write_bytes((weights / "seed2.safetensors").read_bytes())
-    refused(call("explain", config), "a checkpoint is not what")
+    refused(call("explain", config), "weights_sha256 of 'd' run '1' was")

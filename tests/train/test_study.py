@@ -112,15 +112,17 @@ def test_trainings_of_several_gpus_do_not_share_them(tmp_path, manifest, monkeyp
         train_missing(plan_study(config, tmp_path))
 
 
-def test_an_extended_study_says_what_to_delete(study):
+def test_a_study_may_have_more_runs_but_not_another_comparison(study):
     from explain2me.stages.begin import begin_run
 
     begin_run(plan_study(study.config, study.out).comparison, study.out / "run")
     check_study(plan_study(study.config, study.out))
     tree = json.loads(study.config.model_dump_json())
     tree["training"]["runs"] = 3
+    check_study(plan_study(parse_config(tree), study.out))
+    tree["compute"]["batch_size"] = 3
     with pytest.raises(
-        Explain2MeError, match=r"run' holds the comparison .*Delete that folder, .*what was trained stays"
+        Explain2MeError, match=r"run' holds the comparison .*Move that folder away, .*what was trained stays"
     ):
         check_study(plan_study(parse_config(tree), study.out))
 

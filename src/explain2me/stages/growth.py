@@ -42,7 +42,7 @@ def refuse_changed_models(old: Run, record: Mapping[str, Any]) -> None:
         new = now.get((row["detector"], row["run"]), row)
         for name in DECIDING:
             if new[name] != row[name]:
-                _refuse(old, f"{name} of {row['detector']!r} run {row['run']!r} was {row[name]!r}, is {new[name]!r}")
+                _refuse(old, f"{name} of {row['detector']!r} run {row['run']!r} {_was_and_is(row[name], new[name])}")
 
 
 def refuse_changed_images(old: Run, indexed: Indexed) -> None:
@@ -57,7 +57,15 @@ def refuse_changed_images(old: Run, indexed: Indexed) -> None:
         new = now.get(name, row)
         for column in columns:
             if new[column] != row[column]:
-                _refuse(old, f"{column} of image {name!r} was {row[column]!r}, is {new[column]!r}")
+                _refuse(old, f"{column} of image {name!r} {_was_and_is(row[column], new[column])}")
+
+
+def _was_and_is(before: object, after: object) -> str:
+    """Two values for people; the first digits of hashes."""
+    was, now = (
+        value[:12] + "..." if isinstance(value, str) and len(value) == 64 else value for value in (before, after)
+    )
+    return f"was {was!r}, is {now!r}"
 
 
 def _refuse(old: Run, difference: str) -> None:

@@ -271,8 +271,8 @@ def refuse_other_study(study: Study, splits: Splits | None = None) -> None:
     change = other_than_run(study.comparison, folder)
     if change is not None:
         raise RunFolderError(
-            f"{str(folder)!r} holds the comparison of this study as it was before: {change}. Delete that folder, and the "
-            f"comparison is made again (what was trained stays), or give a new folder with --out"
+            f"{str(folder)!r} holds the comparison of this study as it was before: {change}. Move that folder away, and "
+            f"the comparison is made again (what was trained stays), or give a new folder with --out"
         )
 
 
