@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from explain2me.errors import ImageError, ManifestError
-from explain2me.images.containers.opened import Recent, file_identity, refusing_damage
+from explain2me.images.containers.opened import Recent, file_identity, num_kept_open, refusing_damage
 from explain2me.images.containers.rows import Container, cell_text, class_name
 from explain2me.images.rows import Row, check_names
 
@@ -112,7 +112,7 @@ class Table:
             return data.as_buffer() if data.is_valid else None, path
 
 
-OPEN_TABLES: Recent[Table] = Recent(64)
+OPEN_TABLES: Recent[Table] = Recent(num_kept_open(64))
 IMAGE_PARTS: Recent[Any] = Recent(512 * 2**20, cost=lambda images: images.nbytes)
 """Row groups and record batches of images, by their bytes."""
 
