@@ -12,6 +12,7 @@ from explain2me.detectors.cards import trained
 from explain2me.errors import CheckpointError, ManifestError, RunFolderError
 from explain2me.images.examine import Indexed, refuse_contradictions
 from explain2me.images.select import Selection
+from explain2me.run.events import logging_errors
 from explain2me.run.files import sha256_of, write_json, write_parquet
 from explain2me.run.folder import Run, open_run
 from explain2me.run.provenance import provenance
@@ -57,7 +58,8 @@ def begin_run(
             record |= {"config": json.loads(here.model_dump_json())}
         source, limit = Path(here.data.manifest), here.data.max_pixels
         engine = engine_of(here.compute)
-        indexed = index_run(images, source, folder, engine, max_pixels=limit, share=share, on_done=on_indexed)
+        with logging_errors(folder, share, "index"):
+            indexed = index_run(images, source, folder, engine, max_pixels=limit, share=share, on_done=on_indexed)
         is_first = indexed is not None and _write_new_run(folder, indexed, record)
         forget_chunks(folder)
         if is_first:

@@ -13,7 +13,7 @@ import torch
 from explain2me.config.schema import Config
 from explain2me.errors import Explain2MeError
 from explain2me.images.select import Selection
-from explain2me.run.events import log_event
+from explain2me.run.events import log_event, logging_errors
 from explain2me.run.files import write_parquet
 from explain2me.run.folder import Run
 from explain2me.run.leftovers import remove_leftovers
@@ -25,7 +25,7 @@ from explain2me.stages.shard import explain_rows, open_warm
 from explain2me.workers import Engine, report_progress, run_tasks
 from explain2me.workers.device import engine_of, with_device
 
-LOST = ("missing", "dangling_link", "permission", "unreadable")
+LOST = ("missing", "dangling_link", "unreadable")
 """Kinds of errors that concern the place of an image, not its bytes."""
 MANY_LOST = 8
 """Images of a shard; if fewer are missing, somebody may have deleted them."""
@@ -73,7 +73,8 @@ def explain_run(
     log("explain", "start", shards=len(mine), missing=len(missing))
     remove_leftovers(folder)
     try:
-        _explain_shards(missing, folder, engine_of(with_device(config, run.config).compute), log, on_done)
+        with logging_errors(folder, share, "explain"):
+            _explain_shards(missing, folder, engine_of(with_device(config, run.config).compute), log, on_done)
     finally:
         remove_leftovers(folder)  # dead workers may have left files
     log("explain", "done", shards=len(missing), seconds=_seconds_since(started))

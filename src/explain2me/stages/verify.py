@@ -235,7 +235,7 @@ def _check_images(run: Run) -> Iterator[str]:
             data = read_file(resolve(root, row["path"]))
         except ImageError as error:
             yield f"image {error.kind}: {row['path']}: {error.message}"
-        except Explain2MeError as error:
+        except (Explain2MeError, OSError) as error:
             yield f"image unreadable: {row['path']}: {error}"
         else:
             if hashlib.sha256(data).hexdigest() != row["sha256"]:
