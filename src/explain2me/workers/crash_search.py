@@ -115,7 +115,7 @@ class CrashSearch:
         if start == stop:
             raise Explain2MeError(
                 f"a worker process dies before it reads any of the images {whole.start} to {whole.stop - 1}: too little "
-                f"memory, or a broken installation. What is committed stays; repair it and call the same command again"
+                f"memory, too few processes allowed, or a broken installation. What is committed stays; repair it and call the same command again"
             )
         if probe and stop - start == 1:
             self._add(whole, start)

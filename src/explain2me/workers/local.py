@@ -137,21 +137,27 @@ def _serve(pipe: Connection, index: int, threads: int) -> None:
     """Main function of the process: do tasks from the pipe until it is closed."""
     # Ctrl-C is for the driver, which ends its workers; processes that a worker starts would inherit SIG_IGN
     signal.signal(signal.SIGINT, lambda *_: None)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(index % torch.cuda.device_count())
     while True:
         try:
             work, task = pipe.recv()
         except (EOFError, ConnectionError):
             return
         try:
+            _prepare(index, threads)
             with listening(lambda *progress: pipe.send(progress)):
                 work(task)
             pipe.send(None)
         except Exception as error:
             pipe.send(_sendable(error))
+
+
+@functools.cache
+def _prepare(index: int, threads: int) -> None:
+    """Set up the process before its first task, where the driver is told if it fails."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
 
 
 def _sendable(error: Exception) -> Exception:

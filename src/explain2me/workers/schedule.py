@@ -47,7 +47,7 @@ def repeating(
         deaths[task] += 1
         if deaths[task] >= MAX_TRIES:
             raise Explain2MeError(
-                f"a worker process died {MAX_TRIES} times at the same task (out of memory?); what is committed stays. Lower "
+                f"a worker process died {MAX_TRIES} times at the same task (too little memory, or too few processes allowed?); what is committed stays. Lower "
                 f"{to_lower} and call the same command again"
             )
         return [task]
