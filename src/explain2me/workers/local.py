@@ -22,7 +22,11 @@ _listener: OnProgress | None = None
 
 
 class WorkerDied(Exception):
-    """A worker process ended in the middle of a task."""
+    """A worker process ended in the middle of a task; ``was_killed``: by SIGKILL, as the memory killer of a machine does."""
+
+    def __init__(self, *, was_killed: bool = False) -> None:
+        super().__init__()
+        self.was_killed = was_killed
 
 
 def report_progress(count: int, seconds: float) -> None:
@@ -67,8 +71,9 @@ class LocalWorker:
             self._pipe.send((work, task))
             error = self._wait(on_progress)
         except (EOFError, ConnectionError):
+            was_killed = self._process is not None and self._was_killed()
             self.close()
-            raise WorkerDied from None
+            raise WorkerDied(was_killed=was_killed) from None
         if error is not None:  # it may be one of these two as well, from a disk
             raise error
 
@@ -82,6 +87,10 @@ class LocalWorker:
             if not isinstance(message, tuple):
                 return message
             on_progress(*message)
+
+    def _was_killed(self) -> bool:
+        self._process.join(1)  # then it has an exit code
+        return bool(self._process.exitcode == -signal.SIGKILL)
 
     def kill(self) -> None:
         """End the process at once, and start no other; may be called from another thread."""
