@@ -173,13 +173,16 @@ def _columns(table: Table, names: Sequence[str], classes: Sequence[str] | None, 
         kind = values.schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        if not (is_text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-            raise ManifestError(f"{where}: expected text or whole numbers in the column {name!r}, got {kind}")
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not (is_text or is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise ManifestError(
+                f"{where}: expected text or numbers in the column {name!r}, got {kind}; write it as text"
+            )
         cells = [cell_text(value, f"{where}, {name}") for value in values[name].to_pylist()]
         feature = table.features.get(name, {})
         if pa.types.is_integer(kind) and feature.get("_type") == "ClassLabel":
             cells = _class_label_names(cells, feature.get("names"), f"{where}: the column {name!r}")
-        elif pa.types.is_integer(kind) and name == "label":
+        elif is_number and name == "label":
             cells = [class_name(cell, classes) for cell in cells]
         columns[name] = cells
     return columns
