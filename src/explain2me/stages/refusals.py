@@ -49,7 +49,7 @@ def refuse_other_config(old: Config, new: Config, folder: Path) -> None:
     if change:
         raise RunFolderError(
             f"the output folder {str(folder)!r} holds a run of another config: {change}; "
-            f"give a new folder with --out, or delete the old one"
+            f"give a new folder with --out, or move the old one away"
         )
 
 

@@ -63,7 +63,7 @@ def container_files(source: Path) -> list[Container]:
         return _files_below(source)
     except OSError as error:
         where = repr(str(error.filename or source))
-        raise ManifestError(f"{where}: cannot be read ({error.strerror}); allow it or leave it out") from error
+        raise ManifestError(f"{where}: cannot be read ({error.strerror}); mend that or leave it out") from error
 
 
 def is_container_name(name: str) -> bool:

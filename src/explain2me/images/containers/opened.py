@@ -65,4 +65,6 @@ def refusing_damage(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             raise
         why = " ".join(str(error).split())[:200].encode("unicode_escape").decode()
-        raise ImageError("unreadable", f"{name!r} is damaged or of another format ({why}); make it again") from error
+        raise ImageError(
+            "unreadable", f"{name!r} cannot be read as a table ({why}); look whether it is whole"
+        ) from error

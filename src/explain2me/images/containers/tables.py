@@ -68,7 +68,7 @@ class Table:
             features = json.loads(text)["info"]["features"]
             return {str(name): value for name, value in features.items() if isinstance(value, dict)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = "the metadata 'huggingface' of its schema is damaged; write the file again"
+            why = "the metadata 'huggingface' of its schema is not as datasets writes it; write the file again"
             raise ImageError("unreadable", f"{self.name!r}: {why}") from error
 
     @functools.cached_property
@@ -191,7 +191,7 @@ def _columns(table: Table, names: Sequence[str], classes: Sequence[str] | None, 
 def _class_label_names(numbers: Sequence[str], names: object, where: str) -> list[str]:
     """Names for the numbers of a ``ClassLabel``; -1 is no label, as in test splits that keep their labels back."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ManifestError(f"{where}: the names of its classes are damaged; write the file again")
+        raise ManifestError(f"{where}: its classes have no list of names, as datasets writes it; write the file again")
     known = {str(i): name for i, name in enumerate(names)} | {"": "", "-1": ""}
     if unknown := sorted({number for number in numbers if number not in known}):
         raise ManifestError(f"{where}: expected numbers below {len(names)}, its classes, got {unknown[0]}")
