@@ -99,16 +99,20 @@ def test_an_image_that_ends_the_index_is_quarantined_at_the_next_call(
     check_whole(open_run(tmp_path / "run"))
 
 
-def test_an_image_that_the_memory_killer_ends_is_not_quarantined(
-    tmp_path: Path, deadly_run: Callable[..., tuple[int, str]]
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGBUS"])
+def test_an_image_whose_process_the_machine_kills_is_not_quarantined(
+    tmp_path: Path, deadly_run: Callable[..., tuple[int, str]], name: str
 ) -> None:
     healthy, patch = tmp_path / "patched" / "healthy.py", tmp_path / "patched" / "sitecustomize.py"
-    patch.write_text(KILLER.replace("SIGSEGV", "SIGKILL"))
-    assert deadly_run()[0] == -signal.SIGKILL
+    patch.write_text(KILLER.replace("SIGSEGV", name))
+    assert deadly_run()[0] == -signal.Signals[name]
     code, error = deadly_run()
     assert code == 2
     assert len(error.splitlines()) == 1
-    assert "image 1 of the list alone is killed (SIGKILL): too little memory? Nothing is quarantined" in error
+    assert (
+        "image 1 of the list alone is killed (SIGKILL or SIGBUS): too little memory, or a lost disk? Nothing is quar"
+        in error
+    )
     patch.rename(healthy)
     assert deadly_run() == (0, "")
     assert not (tmp_path / "run" / "quarantine").exists()

@@ -89,8 +89,8 @@ FAULTS: dict[str, tuple[Callable[[Path], AbstractContextManager[None]], str]] = 
     "EIO": (partial(no_image_opens, errno.EIO), "the file cannot be read (Input/output error). Nothing is quarantined"),
     "threads": (no_thread_starts, "no more threads can be started here; what is committed stays"),
     "memory": (no_memory, "out of memory; what is committed stays"),
-    "a lost disk": (lost_disk, "gan_b': the folder is missing or empty; is its disk there? Nothing is quarantined"),
-    "an unmounted disk": (unmounted_disk, "gan_b': the folder is missing or empty; is its disk there?"),
+    "a lost disk": (lost_disk, "gan_b' is missing or empty; is its disk there? Nothing is quarantined"),
+    "an unmounted disk": (unmounted_disk, "gan_b' is missing or empty; is its disk there?"),
 }
 
 
@@ -127,7 +127,7 @@ def test_a_lost_disk_stops_worker_processes_with_one_line(driver: Any, tmp_path:
     assert driver.call("explain", tmp_path / "run", "--shard", "0/2")[0] == 0
     with lost_disk(tmp_path / "images"):
         code, error = driver.call("explain", tmp_path / "run", "--set", "compute.workers=2")
-    refused((code, "", error), "gan_b': the folder is missing or empty; is its disk there? Nothing is quarantined")
+    refused((code, "", error), "gan_b' is missing or empty; is its disk there? Nothing is quarantined")
     assert driver.call("explain", tmp_path / "run") == (0, "")
     assert not (tmp_path / "run" / "quarantine").exists()
 

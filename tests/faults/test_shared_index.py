@@ -134,7 +134,7 @@ def test_an_index_of_other_images_or_of_a_lost_disk_is_not_taken_up(tmp_path, ma
     )
     (tmp_path / "v1" / "fake").rename(tmp_path / "fake")
     (tmp_path / "v1" / "real").rename(tmp_path / "real")
-    with pytest.raises(MachineError, match="the folder is missing or empty"):
+    with pytest.raises(MachineError, match="fake/a' is missing or empty"):
         begin_run(config, tmp_path / "again")
     (tmp_path / "fake").rename(tmp_path / "v1" / "fake")
     (tmp_path / "real").rename(tmp_path / "v1" / "real")

@@ -42,7 +42,7 @@ def with_file_name(path: Path) -> Iterator[None]:
     except ImageError as error:
         folder = _lost_folder(path) if error.kind in ("missing", "dangling_link") else None
         if folder:
-            why = f"{str(folder)!r}: the folder is missing or empty; is its disk there? {LATER}"
+            why = f"{str(folder)!r} is missing or empty; is its disk there? {LATER}"
             raise MachineError("lost", why) from error
         raise ImageError(error.kind, f"{path.name!r}: {error.message}") from error
 
@@ -112,7 +112,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> ImageError:
 
 
 def _lost_folder(path: Path) -> Path | None:
-    """The folder of a file if it is missing, or empty as one where a disk is not mounted; links are followed."""
+    """The folder or container of a file if it is missing, or empty as one where a disk is not mounted; links are followed."""
     try:
         folder = Path(os.path.realpath(path)).parent
         with os.scandir(folder) as entries:

@@ -104,7 +104,8 @@ class CrashSearch:
     def died(self, task: Attempt, was_killed: bool = False) -> Sequence[Attempt]:
         """Repeat the attempt after its first death; probe its halves after the second.
 
-        An image is not to blame if its worker was killed by SIGKILL: no decoder does that, but the memory killer.
+        An image is not to blame if its worker was killed by SIGKILL or SIGBUS: no decoder does that, but a machine without
+        memory or disk.
 
         Raises:
             Explain2MeError: workers die, but not because of single images.
@@ -122,7 +123,7 @@ class CrashSearch:
         if probe and stop - start == 1:
             if was_killed:
                 raise Explain2MeError(
-                    f"the process that reads image {start} of the list alone is killed (SIGKILL): too little memory? Nothing is "
+                    f"the process that reads image {start} of the list alone is killed (SIGKILL or SIGBUS): too little memory, or a lost disk? Nothing is "
                     f"quarantined; end what else needs memory, or lower data.max_pixels, and call the same command again"
                 )
             self._add(whole, start)

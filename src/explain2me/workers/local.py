@@ -18,11 +18,13 @@ import torch
 Work = Callable[[Any], None]
 OnProgress = Callable[[int, float], None]
 
+KILLS = [-getattr(signal, name) for name in ("SIGKILL", "SIGBUS") if hasattr(signal, name)]
+"""Exit codes of a process that the memory killer ended, or that a disk failed under a file mapped into memory."""
 _listener: OnProgress | None = None
 
 
 class WorkerDied(Exception):
-    """A worker process ended in the middle of a task; ``was_killed``: by SIGKILL, as the memory killer of a machine does."""
+    """A worker process ended in the middle of a task; ``was_killed``: by the machine, with one of :data:`KILLS`."""
 
     def __init__(self, *, was_killed: bool = False) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class LocalWorker:
 
     def _was_killed(self) -> bool:
         self._process.join(1)  # then it has an exit code
-        return bool(self._process.exitcode == -signal.SIGKILL)
+        return self._process.exitcode in KILLS
 
     def kill(self) -> None:
         """End the process at once, and start no other; may be called from another thread."""

@@ -19,7 +19,7 @@ MAX_TRIES = 3
 OnProgress = Callable[[Task, int, float], None]
 NextTasks = Callable[[Task], Sequence[Task]]
 AfterDeath = Callable[[Task, bool], Sequence[Task]]
-"""(task, whether its worker was killed by SIGKILL) -> tasks to do next."""
+"""(task, whether the machine killed its worker) -> tasks to do next."""
 
 
 class Worker(Protocol):

@@ -27,6 +27,7 @@ from container_files import (
 
 from explain2me.cli.entry import main
 from explain2me.config.load import load_config
+from explain2me.errors import MachineError
 from explain2me.images.containers import tables
 from explain2me.images.containers import tar as tar_module
 from explain2me.images.containers.opened import Recent
@@ -229,3 +230,12 @@ def test_too_little_memory_is_not_blamed_on_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", fail)
     with pytest.raises(MemoryError):
         read_file(path / "0")
+
+
+def test_a_lost_container_is_not_blamed_on_its_images(tmp_path):
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", {"1.png": png()})
+    table = list_images(tmp_path)
+    (tmp_path / "b.tar").unlink()
+    with pytest.raises(MachineError, match=r"b\.tar' is missing or empty; is its disk there\?"):
+        index_images(table, tmp_path)
