@@ -11,6 +11,7 @@ Explain2MeError            wrong config or file; the command line prints one lin
 │   └── BusyError          another process is writing into it
 ├── Stopped                Ctrl-C or SIGTERM; the command line exits with 130
 └── ImageError             one image that cannot be used; a run puts it into the quarantine and continues
+    └── MachineError       the machine fails to give an image that may be whole; a run stops, and continues later
 ```
 A tensor of the wrong shape or type raises ``ValueError`` instead.
 """
@@ -66,4 +67,8 @@ class ImageError(Explain2MeError):
         self.message = message
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
-        return ImageError, (self.kind, self.message)
+        return type(self), (self.kind, self.message)
+
+
+class MachineError(ImageError):
+    """The machine fails to give an image that may be whole: descriptors, memory, a lost disk, permissions; a run stops."""

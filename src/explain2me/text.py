@@ -39,6 +39,19 @@ def shorten(text: Any) -> str:
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
+def number_text(value: object) -> str | None:
+    """A number or boolean as a label: whole numbers by their digits, also those stored as floats; None for all else.
+
+    pandas makes floats of whole numbers where a column has gaps.
+
+    >>> number_text(1), number_text(1.0), number_text(True), number_text(0.5), number_text(float("nan"))
+    ('1', '1', 'True', None, None)
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value) if isinstance(value, int) else None
+
+
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 

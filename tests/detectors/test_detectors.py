@@ -138,7 +138,7 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Malicious()}, "w.pth")
     with pytest.raises(
-        CheckpointError, match=r"names the Python object \S+\.open and is refused, .* could run code; .*safetensors"
+        CheckpointError, match=r"names the Python object \S+\.open and is refused: .* could run code; .*safetensors"
     ):
         load_detector(TINY, "w.pth")
     assert not Path("canary").exists()

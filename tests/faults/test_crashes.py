@@ -26,7 +26,7 @@ genuine = PIL.Image.open
 
 def deadly(file, *args, **kwargs):
     if isinstance(file, io.BytesIO) and b"KILLER" in file.getvalue():
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSEGV)
     return genuine(file, *args, **kwargs)
 
 PIL.Image.open = deadly
@@ -93,10 +93,29 @@ def check_whole(run: Run) -> None:
 def test_an_image_that_ends_the_index_is_quarantined_at_the_next_call(
     tmp_path: Path, deadly_run: Callable[..., tuple[int, str]]
 ) -> None:
-    assert deadly_run()[0] == -signal.SIGKILL  # one process does everything
+    assert deadly_run()[0] == -signal.SIGSEGV  # one process does everything
     assert [path.name.partition("-")[0] for path in (tmp_path / "run" / "index").iterdir()] == ["reading"]
     assert deadly_run() == (0, "")
     check_whole(open_run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGBUS"])
+def test_an_image_whose_process_the_machine_kills_is_not_quarantined(
+    tmp_path: Path, deadly_run: Callable[..., tuple[int, str]], name: str
+) -> None:
+    healthy, patch = tmp_path / "patched" / "healthy.py", tmp_path / "patched" / "sitecustomize.py"
+    patch.write_text(KILLER.replace("SIGSEGV", name))
+    assert deadly_run()[0] == -signal.Signals[name]
+    code, error = deadly_run()
+    assert code == 2
+    assert len(error.splitlines()) == 1
+    assert (
+        "image 1 of the list alone is killed (SIGKILL or SIGBUS): too little memory, or a lost disk? Nothing is quar"
+        in error
+    )
+    patch.rename(healthy)
+    assert deadly_run() == (0, "")
+    assert not (tmp_path / "run" / "quarantine").exists()
 
 
 @pytest.mark.slow
@@ -123,7 +142,7 @@ def test_a_worker_that_dies_in_explain_loses_nothing_that_is_committed(
         shard.path(run.folder).unlink()
     code, error = deadly_run(f"compute.workers={workers}")
     if workers == 1:
-        assert code == -signal.SIGKILL
+        assert code == -signal.SIGSEGV
     else:
         assert code == 2
         assert len(error.splitlines()) == 1

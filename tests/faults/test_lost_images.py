@@ -50,7 +50,7 @@ def test_a_shard_without_usable_images_is_a_part_without_rows(tmp_path, make_ima
 
 @pytest.fixture
 def compared_without(tmp_path, make_images, small_config, weights, detector_table):
-    """Two detectors of two training runs; a disk was lost before some models were explained: (is lost) -> run."""
+    """Two detectors of two training runs; their images were lost before some models were explained: (is lost) -> run."""
 
     def make(lost: Callable[[Model], bool]) -> Run:
         manifest = make_images(tmp_path / "images", counts={("fake", "a"): 6, ("real", "b"): 6})
@@ -60,8 +60,8 @@ def compared_without(tmp_path, make_images, small_config, weights, detector_tabl
         for shard in plan(run):
             if not lost(shard.model):
                 commit_shard(run.folder, shard)
-        for name in ("fake", "real"):
-            (manifest.parent / name).rename(tmp_path / name)
+        for path in manifest.parent.rglob("*.png"):
+            path.rename(path.with_suffix(".gone"))
         run = explain_run(config, tmp_path / "run")
         measure_run(run, run.config)
         summarise_run(run, run.config)
@@ -104,18 +104,18 @@ def test_a_run_without_any_usable_image_is_in_no_mean(compared_without):
     assert not differences.difference.isna().any()
 
 
-def test_a_disk_that_is_gone_empties_no_shard(tmp_path, make_images, small_config):
+def test_images_that_are_gone_empty_no_shard(tmp_path, make_images, small_config):
     manifest = make_images(tmp_path / "images", counts={("fake", "a"): 10, ("real", "b"): 10})
     config = small_config(manifest, shard_size=10, measures="resilience = false\nfocus = false")
 
     def lose(*_):
-        for name in ("fake", "real"):
-            (manifest.parent / name).rename(tmp_path / name)
+        for path in manifest.parent.rglob("*.png"):
+            path.rename(path.with_suffix(".gone"))
 
     with pytest.raises(Explain2MeError, match=r"10 of the 10 images of a shard were there .* is their disk there\?"):
         explain_run(config, tmp_path / "run", on_start=lose)
-    for name in ("fake", "real"):
-        (tmp_path / name).rename(manifest.parent / name)
+    for path in manifest.parent.rglob("*.gone"):
+        path.rename(path.with_suffix(".png"))
     run = explain_run(config, tmp_path / "run")
     measure_run(run, run.config)
     summarise_run(run, run.config)

@@ -94,6 +94,7 @@ BAD = {
 
 def make_bad(folder: Path, name: str) -> Path:
     """The bad file, named as a JPEG whatever is in it."""
+    (folder / "beside").touch()  # a folder without files would count as lost
     make = BAD[name][1]
     if name == "name-too-long":
         return folder / ("x" * 300 + ".jpg")

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pictures import encoded, picture, png_of_zeros
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from explain2me.errors import ImageError
-from explain2me.images.decode import MIN_SIDE, decode_image, examine_file
+from explain2me.images.decode import FORMATS, MIN_SIDE, decode_image, examine_file
 from explain2me.images.examine import index_images
 from explain2me.images.reading import read_file
 
@@ -224,7 +224,7 @@ SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from explain2me.images.decode import examine_file
-from explain2me.errors import ImageError
+from explain2me.errors import MachineError
 
 large, small = map(Path, sys.argv[1:])
 pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -234,8 +234,8 @@ resource.setrlimit(resource.RLIMIT_AS, (free, free))
 examine_file(small, max_pixels=10**8)
 try:
     examine_file(large, max_pixels=10**8)
-except Exception as error:
-    print(isinstance(error, ImageError), error)
+except MachineError as error:
+    print(error.kind, error)
 """
 
 
@@ -245,7 +245,7 @@ def test_too_little_memory_is_not_blamed_on_the_image(tmp_path):
         Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
     paths = [str(tmp_path / f"{name}.png") for name in ("large", "small")]
     done = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY, *paths], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("False out of memory: 922 MiB to decode an image"), done
+    assert done.stdout.startswith(f"memory {paths[0]!r}: out of memory, 922 MiB are not to be had"), done
     assert examine_file(Path(paths[0]), max_pixels=10**8)[:2] == (7500, 7500)
 
 
@@ -259,3 +259,29 @@ def test_an_image_that_asks_for_more_memory_than_it_needs_is_refused(monkeypatch
     with pytest.raises(ImageError, match="asks for more memory") as found:
         decode_image(stream.getvalue())
     assert found.value.kind == "corrupt"
+
+
+def test_memory_that_images_beside_it_took_for_a_moment_is_not_blamed_on_the_image(monkeypatch):
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "PNG")
+    genuine, fails = PngImagePlugin.PngImageFile.load, [MemoryError()]
+
+    def load(image):
+        if fails:
+            raise fails.pop()
+        return genuine(image)
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    assert decode_image(stream.getvalue()).shape == (64, 64, 3)
+
+
+def test_a_decoder_that_is_loaded_late_is_not_blamed_on_the_image(monkeypatch):
+    """Where no more files can be opened, Pillow could not load it."""
+    code = "import sys; import explain2me.images.decode; sys.path.clear(); from PIL import Image; print(*Image.OPEN)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(FORMATS) <= set(done.stdout.split())
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda _: open("/dev/null/x"))  # noqa: PTH123, SIM115
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "PNG")
+    with pytest.raises(NotADirectoryError):
+        decode_image(stream.getvalue())

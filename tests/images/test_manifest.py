@@ -53,6 +53,13 @@ def test_label_and_source_may_be_absent(tmp_path, text, label, source):
     assert (row["label"], row["source"]) == (label, source)
 
 
+@pytest.mark.parametrize("labels", ["01", "0.0 1.0", "True False", "nan None", "NA null", "1e3 1_0"])
+def test_labels_stay_as_they_are_written(tmp_path, labels):
+    names = labels.split()
+    table = list_images(write_manifest(tmp_path, "path,label\n" + "".join(f"{name}.jpg,{name}\n" for name in names)))
+    assert sorted(table["label"].to_pylist()) == sorted(names)
+
+
 def test_image_id_of_the_manifest_decides_the_order(tmp_path):
     table = list_images(write_manifest(tmp_path, "path,image_id\na.jpg,2\nb.jpg,1\n"))
     assert table["image_id"].to_pylist() == ["1", "2"]

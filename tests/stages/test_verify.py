@@ -1,10 +1,12 @@
 """verify names each kind of damage; compact changes no row."""
 
+import errno
 import json
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,12 +17,13 @@ from explain2me.report.material import gather
 from explain2me.run.files import write_parquet
 from explain2me.run.folder import Run
 from explain2me.run.packs import PACKED, files_on_disk, pack_folder, read_parquet
+from explain2me.run.plan import plan
 from explain2me.run.record import sealed
 from explain2me.stages.compact import compact_run
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
 from explain2me.stages.summarise import summarise_run
-from explain2me.stages.verify import verify_run
+from explain2me.stages.verify import _check_precision, verify_run
 
 NUM_PARTS, NUM_SCORES = 2 * 3, 3 * 3
 """Files of two models of three shards, and of their pair."""
@@ -236,3 +239,21 @@ def test_a_damaged_pack_is_named(run: Run, where: str) -> None:
 def test_what_is_missing_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="is missing"):
         read_parquet(tmp_path / "part.parquet")
+
+
+def test_a_file_that_the_machine_fails_to_read_is_not_called_damaged(run, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("explain2me.stages.verify._was_changed", fail)
+    found = verify_run(run)
+    assert f"cannot be read: {part_of(run).relative_to(run.folder)}: [Errno 24] Too many open files" in found
+    assert not [line for line in found if line.startswith("damaged")]
+
+
+def test_a_lost_file_of_precision_is_named_without_asking_to_delete(run):
+    compute = run.config.compute.model_copy(update={"precision": "bfloat16"})
+    other = SimpleNamespace(folder=run.folder, config=run.config.model_copy(update={"compute": compute}))
+    found = list(_check_precision(other, plan(run)))
+    assert len(found) == 2
+    assert all(" away and call the same command to have both made" in line for line in found)

@@ -1,5 +1,6 @@
 """What a training was begun with, refusals of another one, and its card."""
 
+import errno
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from explain2me.train.data import Examples, list_splits, read_splits
 from explain2me.train.loop import train_detector
 from explain2me.train.record import refuse_other_trainings
 from explain2me.train.study import check_study, plan_study, train_missing
-from explain2me.train.training import RESUME
+from explain2me.train.training import RESUME, load_resume
 
 
 def test_the_card_tells_what_each_stretch_of_epochs_was_made_with(tmp_path, manifest, monkeypatch):
@@ -56,12 +57,21 @@ def test_what_a_training_continues_from_must_be_its_own(tmp_path, manifest):
     )
     assert second.epochs_committed() == 0
     with pytest.raises(
-        CheckpointError, match=r"^[^\n]*resume\.ckpt was written by another version of explain2me; [^\n]*$"
+        CheckpointError, match=r"^[^\n]*resume\.ckpt is not as this version of explain2me writes it; [^\n]*$"
     ):
         train_detector(second)
     (second.folder / "training.json").write_text("{")
     with pytest.raises(Explain2MeError, match=r"training\.json cannot be read"):
         train_detector(second)
+
+
+def test_a_disk_that_fails_to_read_the_state_of_a_training_says_nothing_about_the_file(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("explain2me.train.training.torch.load", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_resume(tmp_path / RESUME)
 
 
 def test_a_folder_of_another_training_is_refused(study):

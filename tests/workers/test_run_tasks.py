@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from explain2me.errors import ConfigError, Explain2MeError
-from explain2me.workers import Engine, run_tasks
+from explain2me.workers import Engine, local, run_tasks
 from explain2me.workers.ray import open_workers
 
 WORK = """
@@ -200,7 +200,7 @@ def test_closing_ends_the_workers(tmp_path: Path, work: ModuleType) -> None:
 
 DRIVER = """
 import sys
-from explain2me.workers import Engine, run_tasks
+from explain2me.workers import Engine, local, run_tasks
 import worker_functions
 if __name__ == "__main__":
     list(run_tasks(worker_functions.sleep, sys.argv[1:], Engine(workers=2)))
@@ -252,3 +252,31 @@ def test_a_worker_can_be_ended_while_it_starts(tmp_path: Path, work: ModuleType)
                 future.result(60)
         worker.close()
     assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_may_start_no_thread_says_so(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    driver, worker = multiprocessing.Pipe()
+    driver.send((print, "a task"))
+    monkeypatch.setattr(local.threading, "Thread", fail)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    answers = []
+
+    class Pipe:
+        """The worker's end, closed after the first answer."""
+
+        recv = worker.recv
+
+        def send(self, answer):
+            answers.append(answer)
+            driver.close()
+
+    try:
+        local._serve(Pipe(), 0, 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    (error,) = answers
+    assert isinstance(error, RuntimeError)
+    assert str(error) == "can't start new thread"

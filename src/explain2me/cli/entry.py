@@ -88,6 +88,9 @@ def _message(error: Exception) -> str | None:
             "out of memory; what is committed stays. End what else needs memory, or lower compute.workers (or "
             "compute.batch_size, in a new folder), and call the same command again"
         )
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        todo = "raise the limits `ulimit -u` and `-v` or lower compute.workers, and call the same command again"
+        return f"no more threads can be started here; what is committed stays. End other processes, {todo}"
     if type(error).__module__.startswith("pyarrow"):
         return f"a file cannot be read as a table ({text}); `explain2me verify RUN` looks at every file of a run"
     return None

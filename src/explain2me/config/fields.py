@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from explain2me.text import shorten
+from explain2me.text import number_text, shorten
 
 NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f/\\]{1,100}")
 
@@ -39,6 +39,8 @@ def _check_device(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(safe_name)]
+Label = Annotated[str, BeforeValidator(lambda value: number_text(value) or value)]
+"""A class; ``1`` and ``true`` are the labels that such cells of a table become."""
 Device = Annotated[str, AfterValidator(_check_device)]
 Differing = AfterValidator(_without_repeats)
 Level = Annotated[float, Field(ge=0, allow_inf_nan=False)]

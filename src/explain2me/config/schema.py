@@ -14,6 +14,7 @@ from explain2me.config.fields import (
     Device,
     Differing,
     Finite,
+    Label,
     Level,
     Name,
     Positive,
@@ -41,12 +42,12 @@ class DataConfig(Section):
     """
     split: str | None = None
     """Takes the rows of this split, or the subfolder of this name; None takes every row."""
-    positive: str = "fake"
+    positive: Label = "fake"
     """The positive class: AUROC ranks images by its softmax probability."""
     sample: Sample = None
     """Number of images drawn from each source, seeded, without replacement: one number for all sources, or a table from
     source to number. None takes every image, and so does a source that is not in the table."""
-    classes: Annotated[tuple[str, ...] | None, Differing] = None
+    classes: Annotated[tuple[Label, ...] | None, Differing] = None
     """Labels in the order of the model's logits. None: two labels are ordered (other, positive), more are sorted. A
     numeric label of a container file is an index of this list, unless the file names its classes."""
     max_pixels: int = Field(default=64_000_000, ge=1)

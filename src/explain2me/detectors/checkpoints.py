@@ -106,8 +106,8 @@ def _read_pickle(data: bytes, where: str) -> Any:
     except pickle.UnpicklingError as error:
         if refused_object := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
-                f"{where} names the Python object {refused_object[1]} and is refused, because loading it could run code; "
-                f"load it where you trust it and save its state_dict() as safetensors"
+                f"{where} names the Python object {refused_object[1]} and is refused: only tensors are read, because other "
+                f"objects could run code; load it where you trust it and save its state_dict() as safetensors"
             ) from None
         reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
         raise CheckpointError(

@@ -16,8 +16,7 @@ Kinds of :class:`~explain2me.errors.ImageError`:
 ``missing``               no such file, or no such member or row of a container
 ``dangling_link``         a link whose target is missing, or links in a circle
 ``not_regular``           a folder, pipe, socket or device
-``permission``            may not be read
-``unreadable``            the disk or network failed, or the container that holds the image cannot be used
+``unreadable``            the container that holds the image cannot be used
 ``empty``                 0 bytes
 ``too_many_bytes``        larger than :data:`MAX_BYTES`
 ``not_an_image``          text, or bytes of no known format
@@ -30,6 +29,15 @@ Kinds of :class:`~explain2me.errors.ImageError`:
 ``unknown_range``         32-bit integers or floats: which value is white is undefined
 ``hash_mismatch``         not the bytes that the manifest or the index names
 ``crash``                 it killed the process that read it, twice
+========================= ============================================================================================
+
+Kinds of :class:`~explain2me.errors.MachineError`, which stops a run, and quarantines nothing:
+
+========================= ============================================================================================
+``lost``                  the folder of the image is missing or empty
+``permission``            may not be read
+``unreadable``            the disk or network failed, or the process has too many open files
+``memory``                too little to decode an image within ``max_pixels``
 ========================= ============================================================================================
 
 Messages name a file by its last part only, quoted: they are the same on every machine and hold no control character.
@@ -51,7 +59,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from explain2me.errors import Explain2MeError, ImageError
+from explain2me.errors import ImageError, MachineError
 from explain2me.images.reading import check_sha256, read_bytes, with_file_name
 from explain2me.text import nearest, printable_line
 
@@ -159,8 +167,11 @@ _SIGNATURES = (  # of the formats allowed, then of some that are not
 )
 
 
-def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The upright RGB image; every failure is an ImageError, unless the machine is short of memory."""
+Image.init()  # now: where no more files can be opened, a decoder would be missing, and the image to blame
+
+
+def _decode(data: bytes, *, max_pixels: int, is_second_try: bool = False) -> Image.Image:
+    """The upright RGB image; every failure is an ImageError, a MachineError where the machine is short of memory."""
     if not data:
         raise ImageError("empty", "no bytes")
     num_pixels = 0
@@ -176,12 +187,16 @@ def _decode(data: bytes, *, max_pixels: int) -> Image.Image:
         raise
     except MemoryError as error:
         _check_memory(num_pixels)
+        if not is_second_try:  # images beside it may have taken the memory, and given it back since
+            return _decode(data, max_pixels=max_pixels, is_second_try=True)
         raise ImageError("corrupt", "cannot be decoded: it asks for more memory than its pixels need") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", f"more pixels than the allowed {max_pixels}: {error}") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except Exception as error:  # a decoder fed with hostile bytes raises anything
+        if isinstance(error, OSError) and error.errno:  # of a file; the bytes are in memory
+            raise
         text = printable_line(f"{type(error).__name__}: {error}")
         cut_off = isinstance(error, EOFError) or "truncated" in text.lower() or _ends_early(data)
         raise ImageError("truncated" if cut_off else "corrupt", f"cannot be decoded ({text})") from error
@@ -193,10 +208,10 @@ def _check_memory(num_pixels: int) -> None:
     try:
         np.empty(needed, np.uint8)
     except MemoryError:
-        raise Explain2MeError(
-            f"out of memory: {needed >> 20} MiB to decode an image are not to be had; what is committed stays. End what else needs "
-            f"memory, or lower compute.workers, and call the same command again"
-        ) from None
+        why = (
+            f"out of memory, {needed >> 20} MiB are not to be had; end what else needs memory, or lower compute.workers"
+        )
+        raise MachineError("memory", why) from None
 
 
 def _check_header(image: Image.Image, max_pixels: int) -> None:

@@ -41,7 +41,7 @@ def walk_folder(folder: Path) -> FolderFiles:
             entries = list(os.scandir(path))
         except OSError as error:
             raise ManifestError(
-                f"{str(path)!r}: the folder cannot be read ({error.strerror}); allow it or leave it out"
+                f"{str(path)!r}: the folder cannot be read ({error.strerror}); mend that or leave it out"
             ) from error
         for entry in entries:
             name = os.fsencode(entry.name).decode("utf-8", "backslashreplace")

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from explain2me.errors import ImageError
-from explain2me.images.containers import container_of, read_member
+from explain2me.errors import ImageError, MachineError
+from explain2me.images.containers import NOT_THERE, container_of, read_member
 
 MAX_BYTES = 512 * 2**20
+LATER = "Nothing is quarantined: mend it and call the same command again, or leave such images out of a new run"
 
 
 def check_hash(path: Path, expected_sha256: str) -> None:
@@ -24,7 +25,8 @@ def read_file(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a regular file or a member of a container; follows links, and never waits for a pipe or a device.
 
     Raises:
-        ImageError: missing, dangling_link, not_regular, permission, unreadable, empty or too_many_bytes.
+        ImageError: missing, dangling_link, not_regular, unreadable (a container), empty or too_many_bytes.
+        MachineError: lost (the folder is missing or empty), permission or unreadable.
     """
     with with_file_name(path):
         return read_bytes(path, max_bytes=max_bytes)
@@ -32,10 +34,16 @@ def read_file(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
 
 @contextmanager
 def with_file_name(path: Path) -> Iterator[None]:
-    """Put the name of the file in front of an error about it."""
+    """Put the name of the image in front of an error about it; a missing folder is the fault of the machine."""
     try:
         yield
+    except MachineError as error:
+        raise MachineError(error.kind, f"{str(path)!r}: {error.message}. {LATER}") from error
     except ImageError as error:
+        folder = _lost_folder(path) if error.kind in ("missing", "dangling_link") else None
+        if folder:
+            why = f"{str(folder)!r} is missing or empty; is its disk there? {LATER}"
+            raise MachineError("lost", why) from error
         raise ImageError(error.kind, f"{path.name!r}: {error.message}") from error
 
 
@@ -78,7 +86,7 @@ def check_sha256(data: bytes, expected: str | None) -> str:
     """The sha256 of some bytes; raises ImageError if another one was expected."""
     sha256 = hashlib.sha256(data).hexdigest()
     if expected is not None and sha256 != expected:
-        why = f"expected the sha256 {expected[:12]}..., got {sha256[:12]}...: the file changed"
+        why = f"expected the sha256 {expected[:12]}..., got {sha256[:12]}..."
         raise ImageError("hash_mismatch", why)
     return sha256
 
@@ -90,11 +98,28 @@ def _check_regular(mode: int) -> None:
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> ImageError:
+    """What is wrong with a file. Whatever does not come from its name or bytes is the fault of the machine."""
     code = error.errno if isinstance(error, OSError) else errno.ENOENT  # ValueError: a name that no file can have
     if code == errno.ELOOP or (code in (errno.ENOENT, errno.ENOTDIR) and path.is_symlink()):
         return ImageError("dangling_link", "a link to a file that does not exist")
-    if code in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+    if code in NOT_THERE:
         return ImageError("missing", "no such file")
     if code in (errno.EACCES, errno.EPERM):
-        return ImageError("permission", "the file may not be read; change its permissions")
-    return ImageError("unreadable", f"the file cannot be read ({os.strerror(code or errno.EIO)})")
+        return MachineError("permission", "the file may not be read; change its permissions")
+    is_of_bytes = code in (None, errno.EINVAL, errno.EOVERFLOW)  # a container with places that no file has
+    make = ImageError if is_of_bytes else MachineError
+    return make("unreadable", f"the file cannot be read ({os.strerror(code or errno.EIO)})")
+
+
+def _lost_folder(path: Path) -> Path | None:
+    """The folder or container of a file if it is missing, or empty as one where a disk is not mounted; links are followed."""
+    try:
+        folder = Path(os.path.realpath(path)).parent
+        with os.scandir(folder) as entries:
+            return None if next(entries, None) else folder
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno not in (*NOT_THERE, errno.EACCES):
+            raise
+        return folder if error.errno == errno.ENOENT else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from explain2me.errors import ImageError
+from explain2me.errors import ImageError, MachineError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -15,11 +15,17 @@ Result = TypeVar("Result")
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int | None, ahead: int
 ) -> Generator[Result | ImageError, None, None]:
-    """Map in threads; yield the results in the order of the items, with at most ``ahead`` items in progress."""
+    """Map in threads; yield the results in the order of the items, with at most ``ahead`` items in progress.
+
+    Raises:
+        MachineError: of the function; any other error that is not an ImageError, too.
+    """
 
     def attempt(item: Item) -> Result | ImageError:
         try:
             return function(item)
+        except MachineError:
+            raise
         except ImageError as error:
             return error
 

@@ -13,6 +13,7 @@ from explain2me.detectors.cards import trained
 from explain2me.errors import BusyError, CheckpointError, ManifestError, RunFolderError
 from explain2me.images.examine import Indexed, refuse_contradictions
 from explain2me.images.select import Selection
+from explain2me.run.events import logging_errors
 from explain2me.run.files import sha256_of, write_json, write_parquet
 from explain2me.run.folder import GROWING, Run, open_run
 from explain2me.run.plan import shard_settings
@@ -92,9 +93,10 @@ def _index(
     on_indexed: Callable[[int, int], None] | None,
 ) -> Indexed | None:
     engine, data = engine_of(config.compute), config.data
-    return index_run(
-        images, Path(data.manifest), folder, engine, max_pixels=data.max_pixels, share=share, on_done=on_indexed
-    )
+    with logging_errors(folder, share, "index"):
+        return index_run(
+            images, Path(data.manifest), folder, engine, max_pixels=data.max_pixels, share=share, on_done=on_indexed
+        )
 
 
 def _has_grown(old: Run, config: Config, record: dict[str, Any]) -> bool:

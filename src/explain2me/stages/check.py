@@ -223,6 +223,6 @@ def _refuse_size(settings: DetectorConfig, detector: Detector, blank: torch.Tens
         height, width = detector.input_size
         reason = str(error).split("\n", maxsplit=1)[0][:160]
         raise ConfigError(
-            f"detector {settings.name!r}: {settings.architecture} does not take images of {height} x {width} pixels ({reason}); "
-            f"change input_size or leave it out"
+            f"detector {settings.name!r}: {settings.architecture} fails on a blank image of {height} x {width} pixels "
+            f"({reason}); look whether it takes images of that size, which input_size sets"
         ) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from explain2me.config.schema import Config
 from explain2me.images.select import Selection
-from explain2me.run.events import log_event
+from explain2me.run.events import log_event, logging_errors
 from explain2me.run.folder import Run
 from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.plan import Shard, missing_of, plan, refuse_unplanned, share_of
@@ -70,9 +70,9 @@ def explain_run(
     remove_leftovers(folder)
     try:
         engine = engine_of(with_device(config, run.config).compute)
-        _explain_shards(
-            functools.partial(commit_shard, folder, reuse=tuple(reuse)), missing, folder, engine, log, on_done
-        )
+        work = functools.partial(commit_shard, folder, reuse=tuple(reuse))
+        with logging_errors(folder, share, "explain"):
+            _explain_shards(work, missing, folder, engine, log, on_done)
     finally:
         remove_leftovers(folder)  # dead workers may have left files
     if (folder / PIECES).exists():  # a process was killed just after it had committed a part file

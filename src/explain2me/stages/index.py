@@ -202,7 +202,7 @@ def _joined(chunks: list[pa.Table]) -> Indexed:
     table = pa.concat_tables(chunks)
     if table.schema.names != CHUNK_SCHEMA.names:
         raise RunFolderError(
-            "the files in the folder index of this run are of another version; move that folder away and call the same command again"
+            "the files in the folder index of this run are not as this version writes them; move that folder away and call the same command again"
         )
     is_usable = pc.is_null(table["kind"])
     usable = table.filter(is_usable).drop_columns(["kind", "message"])

@@ -60,7 +60,8 @@ def refuse_other_config(old: Config, new: Config, folder: Path) -> None:
     change = _first_change(old, new)
     if change:
         raise RunFolderError(
-            f"the output folder {str(folder)!r} holds a run of another config: {change}; give a new folder with --out"
+            f"the output folder {str(folder)!r} holds a run of another config: {change}; "
+            f"give a new folder with --out, or move the old one away"
         )
 
 

@@ -81,7 +81,8 @@ def _check_precision(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
     for shard in shards if run.config.compute.precision != "float32" else ():
         path = run.folder / "precision" / f"model={shard.model.name}" / shard.file_name
         if shard.part == 0 and not path.exists():
-            yield f"missing: {path.relative_to(run.folder)}; delete {shard.path(run.folder).relative_to(run.folder)} to have both made"
+            part = shard.path(run.folder).relative_to(run.folder)
+            yield f"missing: {path.relative_to(run.folder)}; move {part} away and call the same command to have both made"
 
 
 def _guarded(where: Path, check: Iterator[str]) -> Iterator[str]:
@@ -91,7 +92,8 @@ def _guarded(where: Path, check: Iterator[str]) -> Iterator[str]:
     except RunFolderError as error:
         yield f"damaged: {where}: {error}"
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
-        yield f"damaged: {where}: {' '.join(str(error).split())}"
+        seen = "cannot be read" if isinstance(error, OSError) and error.errno else "damaged"
+        yield f"{seen}: {where}: {' '.join(str(error).split())}"
 
 
 def _check_shard(run: Run, shard: Shard, refused: set[int]) -> Iterator[str]:
@@ -235,7 +237,7 @@ def _check_images(run: Run) -> Iterator[str]:
             data = read_file(resolve(root, row["path"]))
         except ImageError as error:
             yield f"image {error.kind}: {row['path']}: {error.message}"
-        except Explain2MeError as error:
+        except (Explain2MeError, OSError) as error:
             yield f"image unreadable: {row['path']}: {error}"
         else:
             if hashlib.sha256(data).hexdigest() != row["sha256"]:

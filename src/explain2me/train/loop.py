@@ -317,7 +317,7 @@ def _diverged(training: Training, epoch: int, problem: str) -> DivergedError:
     kept = "The last committed epoch is kept" if epoch else "No epoch was finished"
     return DivergedError(
         f"{training.name}: {problem}; lower training.optimizer.learning_rate or set its gradient_clip (in a new folder, or "
-        f"delete {str(training.folder)!r}). {kept}"
+        f"with {str(training.folder)!r} moved away). {kept}"
     )
 
 

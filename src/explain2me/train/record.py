@@ -134,7 +134,7 @@ def refuse_changed(where: Path, before: dict[str, Any], after: dict[str, Any]) -
     if changed:
         raise ConfigError(
             f"{str(where)!r} holds a training begun with another config or other data: {was_and_is(was, now, changed[0])}; "
-            f"give a new folder with --out, or delete the old one"
+            f"give a new folder with --out, or move the old one away"
         )
 
 

@@ -19,7 +19,7 @@ from explain2me.config.schema import ComputeConfig, Config, DataConfig, Detector
 from explain2me.config.training import TrainingConfig
 from explain2me.detectors.architectures import settings_of_weights
 from explain2me.detectors.runs import refuse_single_runs
-from explain2me.errors import ConfigError, DivergedError, ImageError, RunFolderError
+from explain2me.errors import ConfigError, DivergedError, ImageError, MachineError, RunFolderError
 from explain2me.images.listing import image_root, list_images, resolve
 from explain2me.images.reading import read_file
 from explain2me.stages.check import check
@@ -181,6 +181,8 @@ def _refuse_tested_pictures(data: DataConfig, splits: Splits, index: Path) -> No
 def _sha256(file: Path) -> str | None:
     try:
         return hashlib.sha256(read_file(file)).hexdigest()
+    except MachineError:
+        raise
     except ImageError:
         return None
 

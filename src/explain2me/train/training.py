@@ -239,18 +239,21 @@ def load_resume(path: Path) -> dict[str, Any] | None:
 
     Raises:
         CheckpointError: it is damaged, or another version of explain2me wrote it.
+        OSError: the machine fails to read it.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the machine: nothing is known about the file
+            raise
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} cannot be read ({reason}); move it away to start this training again") from None
     if not isinstance(state, dict) or state.get("format") != RESUME_FORMAT:
         raise CheckpointError(
-            f"{path} was written by another version of explain2me; continue with that version, or move it away to start this "
-            f"training again"
+            f"{path} is not as this version of explain2me writes it; continue with the version that wrote it, or move it away "
+            f"to start this training again"
         )
     return state
 

@@ -101,8 +101,11 @@ class CrashSearch:
         self._fruitless: Counter[Task] = Counter()
         self._recorded: defaultdict[Task, set[int]] = defaultdict(set)
 
-    def died(self, task: Attempt) -> Sequence[Attempt]:
+    def died(self, task: Attempt, was_killed: bool = False) -> Sequence[Attempt]:
         """Repeat the attempt after its first death; probe its halves after the second.
+
+        An image is not to blame if its worker was killed by SIGKILL or SIGBUS: no decoder does that, but a machine without
+        memory or disk.
 
         Raises:
             Explain2MeError: workers die, but not because of single images.
@@ -115,9 +118,14 @@ class CrashSearch:
         if start == stop:
             raise Explain2MeError(
                 f"a worker process dies before it reads any of the images {whole.start} to {whole.stop - 1}: too little "
-                f"memory, or a broken installation. What is committed stays; repair it and call the same command again"
+                f"memory, too few processes allowed, or a broken installation. What is committed stays; repair it and call the same command again"
             )
         if probe and stop - start == 1:
+            if was_killed:
+                raise Explain2MeError(
+                    f"the process that reads image {start} of the list alone is killed (SIGKILL or SIGBUS): too little memory, or a lost disk? Nothing is "
+                    f"quarantined; end what else needs memory, or lower data.max_pixels, and call the same command again"
+                )
             self._add(whole, start)
             return self._probe_ended(whole)
         middle = (start + stop) // 2

@@ -18,11 +18,17 @@ import torch
 Work = Callable[[Any], None]
 OnProgress = Callable[[int, float], None]
 
+KILLS = [-getattr(signal, name) for name in ("SIGKILL", "SIGBUS") if hasattr(signal, name)]
+"""Exit codes of a process that the memory killer ended, or that a disk failed under a file mapped into memory."""
 _listener: OnProgress | None = None
 
 
 class WorkerDied(Exception):
-    """A worker process ended in the middle of a task."""
+    """A worker process ended in the middle of a task; ``was_killed``: by the machine, with one of :data:`KILLS`."""
+
+    def __init__(self, *, was_killed: bool = False) -> None:
+        super().__init__()
+        self.was_killed = was_killed
 
 
 def report_progress(count: int, seconds: float) -> None:
@@ -67,8 +73,9 @@ class LocalWorker:
             self._pipe.send((work, task))
             error = self._wait(on_progress)
         except (EOFError, ConnectionError):
+            was_killed = self._process is not None and self._was_killed()
             self.close()
-            raise WorkerDied from None
+            raise WorkerDied(was_killed=was_killed) from None
         if error is not None:  # it may be one of these two as well, from a disk
             raise error
 
@@ -82,6 +89,10 @@ class LocalWorker:
             if not isinstance(message, tuple):
                 return message
             on_progress(*message)
+
+    def _was_killed(self) -> bool:
+        self._process.join(1)  # then it has an exit code
+        return self._process.exitcode in KILLS
 
     def kill(self) -> None:
         """End the process at once, and start no other; may be called from another thread."""
@@ -137,21 +148,27 @@ def _serve(pipe: Connection, index: int, threads: int) -> None:
     """Main function of the process: do tasks from the pipe until it is closed."""
     # Ctrl-C is for the driver, which ends its workers; processes that a worker starts would inherit SIG_IGN
     signal.signal(signal.SIGINT, lambda *_: None)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(index % torch.cuda.device_count())
     while True:
         try:
             work, task = pipe.recv()
         except (EOFError, ConnectionError):
             return
         try:
+            _prepare(index, threads)
             with listening(lambda *progress: pipe.send(progress)):
                 work(task)
             pipe.send(None)
         except Exception as error:
             pipe.send(_sendable(error))
+
+
+@functools.cache
+def _prepare(index: int, threads: int) -> None:
+    """Set up the process before its first task, where the driver is told if it fails."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
 
 
 def _sendable(error: Exception) -> Exception:

@@ -18,6 +18,8 @@ Task = TypeVar("Task", bound=Hashable)
 MAX_TRIES = 3
 OnProgress = Callable[[Task, int, float], None]
 NextTasks = Callable[[Task], Sequence[Task]]
+AfterDeath = Callable[[Task, bool], Sequence[Task]]
+"""(task, whether the machine killed its worker) -> tasks to do next."""
 
 
 class Worker(Protocol):
@@ -35,7 +37,7 @@ class Worker(Protocol):
 
 def repeating(
     to_lower: str = "compute.workers, or give a new folder with a smaller compute.batch_size",
-) -> NextTasks[Task]:
+) -> AfterDeath[Task]:
     """A function for ``after_death`` that repeats a task, and raises when its workers have died MAX_TRIES times.
 
     Args:
@@ -43,11 +45,11 @@ def repeating(
     """
     deaths: Counter[Task] = Counter()
 
-    def repeat(task: Task) -> Sequence[Task]:
+    def repeat(task: Task, was_killed: bool = False) -> Sequence[Task]:
         deaths[task] += 1
         if deaths[task] >= MAX_TRIES:
             raise Explain2MeError(
-                f"a worker process died {MAX_TRIES} times at the same task (out of memory?); what is committed stays. Lower "
+                f"a worker process died {MAX_TRIES} times at the same task (too little memory, or too few processes allowed?); what is committed stays. Lower "
                 f"{to_lower} and call the same command again"
             )
         return [task]
@@ -60,7 +62,7 @@ def run_tasks(
     tasks: Sequence[Task],
     engine: Engine,
     *,
-    after_death: NextTasks[Task] | None = None,
+    after_death: AfterDeath[Task] | None = None,
     after_task: NextTasks[Task] = lambda _: (),
     suspects: Collection[Task] = (),
     on_start: Callable[[Task], None] = lambda _: None,
@@ -117,7 +119,7 @@ def _run_in_workers(
     work: Callable[[Task], None],
     tasks: Sequence[Task],
     engine: Engine,
-    after_death: NextTasks[Task],
+    after_death: AfterDeath[Task],
     after_task: NextTasks[Task],
     on_start: Callable[[Task], None],
     on_progress: OnProgress[Task],
@@ -137,8 +139,8 @@ def _run_in_workers(
                 idle.append(worker)
                 try:
                     future.result()
-                except WorkerDied:
-                    queue.extendleft(reversed(after_death(task)))
+                except WorkerDied as death:
+                    queue.extendleft(reversed(after_death(task, death.was_killed)))
                 else:
                     queue.extendleft(reversed(after_task(task)))
                     yield task

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ from container_files import (
 
 from explain2me.cli.entry import main
 from explain2me.config.load import load_config
+from explain2me.errors import MachineError
 from explain2me.images.containers import tables
 from explain2me.images.containers import tar as tar_module
 from explain2me.images.containers.opened import Recent
@@ -193,3 +196,46 @@ def test_explain_gives_the_part_files_of_the_folder(
     run = open_run(tmp_path / "run")
     material = Material(run, Tables(run), pd.DataFrame())  # the report reads the images through it
     assert all(material.pixels(image) is not None for image in range(len(run.image_table)))
+
+
+KEPT_OPEN = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from pathlib import Path
+from explain2me.images.reading import read_file
+for i in range(70):
+    read_file(Path(f"{i}.tar/a.png"))
+    read_file(Path(f"{i}.parquet/0"))
+names = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+print(sum(name.endswith((".tar", ".parquet")) for name in names))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_containers_kept_open_are_less_than_half_of_the_files_that_may_be(tmp_path):
+    for i in range(70):
+        write_tar(tmp_path / f"{i}.tar", {"a.png": png(i)})
+        write_parquet(tmp_path / f"{i}.parquet", image_table([png(i)]))
+    done = subprocess.run([sys.executable, "-c", KEPT_OPEN], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert 2 <= int(done.stdout) < 32
+
+
+def test_too_little_memory_is_not_blamed_on_a_table(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", image_table([png()]))
+
+    def fail(*_, **__):
+        raise pa.ArrowMemoryError("malloc of size 8 failed")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", fail)
+    with pytest.raises(MemoryError):
+        read_file(path / "0")
+
+
+def test_a_lost_container_is_not_blamed_on_its_images(tmp_path):
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", {"1.png": png()})
+    table = list_images(tmp_path)
+    (tmp_path / "b.tar").unlink()
+    with pytest.raises(MachineError, match=r"b\.tar' is missing or empty; is its disk there\?"):
+        index_images(table, tmp_path)

@@ -3,6 +3,8 @@
 import hashlib
 import os
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -85,24 +87,68 @@ def test_a_row_without_bytes_names_a_file_beside_it(tmp_path):
             "expected bytes in the column 'image', got string",
         ),
         (image_table([b"x"], {"labels": [1]}), "the column 'labels' is not read; did you mean 'label'?"),
-        (image_table([b"x"], {"label": [0.5]}), "expected text or whole numbers in the column 'label', got double"),
+        (
+            image_table([b"x"], {"label": [0.5]}),
+            "a.parquet', label: expected text, a whole number, true or false, got 0.5",
+        ),
+        (
+            image_table([b"x"], {"label": [float("nan")]}),
+            "label: expected text, a whole number, true or false, got nan",
+        ),
+        (image_table([b"x"], {"label": [2.0**53]}), "got 9007199254740992.0; write it as text"),
+        (image_table([b"x"], {"label": [b"a"]}), "expected text or numbers in the column 'label', got binary"),
         (image_table([b"x"], {"label": [2]}, label=CLASS_LABEL), "expected numbers below 2, its classes, got 2"),
-        (image_table([b"x"], {"label": [0]}, label={"_type": "ClassLabel"}), "names of its classes are damaged"),
+        (image_table([b"x"], {"label": [0]}, label={"_type": "ClassLabel"}), "classes have no list of names"),
         (image_table([b"x"], {"sha256": ["xyz"]}), "row 0 of 'a.parquet': expected a sha256"),
         (image_table([b"x", b"y"], {"image_id": ["a", "a"]}), "row 1 of 'a.parquet': the image_id 'a' is on row 0"),
         (image_table([b"x", b"y"], {"label": ["a", None]}), "row 1 of 'a.parquet': the label is empty"),
         (image_table([b"x"]).append_column("image", pa.array([b"y"])), "twice"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_wrong_tables_are_refused(tmp_path, table, words):
     assert words in refusal(write_parquet(tmp_path / "a.parquet", table))
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "texts"),
+    [
+        ([0, 1], None, ["0", "1"]),
+        ([0, 1], ("real", "fake"), ["real", "fake"]),
+        ([0.0, 1.0], None, ["0", "1"]),
+        ([0.0, 1.0], ("real", "fake"), ["real", "fake"]),
+        ([False, True], None, ["False", "True"]),
+        ([False, True], ("real", "fake"), ["False", "True"]),
+        (["nan", "None"], None, ["nan", "None"]),
+        (["1.0", "true"], None, ["1.0", "true"]),
+        (pd.Categorical([0, 1]), None, ["0", "1"]),
+        (pd.array([0, 1], "Int64"), None, ["0", "1"]),
+        ([np.nan, np.nan], None, [None, None]),
+        ([None, None], None, [None, None]),
+    ],
+    ids=str,
+)
+def test_labels_of_a_data_frame_keep_their_meaning(tmp_path, labels, classes, texts):
+    frame = pd.DataFrame({"image": [png(0), png(1)], "label": labels})
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert [row["label"] for row in rows_of(tmp_path / "a.parquet", classes=classes)] == texts
+
+
+@pytest.mark.parametrize("labels", [[0, 1, None], [True, False, None], ["nan", "a", None]], ids=str)
+def test_a_null_among_labels_is_refused_in_every_format(tmp_path, labels):
+    frame = pd.DataFrame({"image": [png(0), png(1), png(2)], "label": labels})
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert "row 2 of 'a.parquet': the label is empty; fill it in every row" in refusal(tmp_path / "a.parquet")
+    frame.assign(path=["a", "b", "c"]).drop(columns="image").to_csv(tmp_path / "a.csv", index=False)
+    assert "line 4: the label is empty; fill it in every row" in refusal(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize("text", [b"{", b"[]", b'{"info": 1}', b'{"info": {"features": []}}', b"\xff", b"[" * 100_000])
 def test_damaged_metadata_is_refused(tmp_path, text):
     table = pa.table({"image": [b"x"]}).replace_schema_metadata({b"huggingface": text})
-    assert "metadata 'huggingface' of its schema is damaged" in refusal(write_parquet(tmp_path / "a.parquet", table))
+    assert "metadata 'huggingface' of its schema is not as datasets writes it" in refusal(
+        write_parquet(tmp_path / "a.parquet", table)
+    )
 
 
 def test_damaged_tables_are_refused(tmp_path):
@@ -113,10 +159,10 @@ def test_damaged_tables_are_refused(tmp_path):
         whole = path.read_bytes()
         for length in (0, 3, 100, len(whole) // 2, len(whole) - 9, len(whole) - 8, len(whole) - 1):
             path.write_bytes(whole[:length])
-            assert "damaged or of another format" in refusal(path)
+            assert "cannot be read as a table" in refusal(path)
             assert kind_of(lambda path=path: read_file(path / "1"))[0] == "unreadable"
         path.write_bytes(os.urandom(5000))
-        assert "damaged or of another format" in refusal(path)
+        assert "cannot be read as a table" in refusal(path)
 
 
 def test_the_column_called_image_is_the_one_that_is_meant(tmp_path):

@@ -9,9 +9,10 @@ A container from outside is refused whole rather than read in part. Names of mem
 """
 
 from explain2me.images.containers.formats import read_member, read_rows
-from explain2me.images.containers.layout import container_files, container_of, is_container_name
+from explain2me.images.containers.layout import NOT_THERE, container_files, container_of, is_container_name
 
 __all__ = [
+    "NOT_THERE",
     "container_files",
     "container_of",
     "is_container_name",

@@ -89,7 +89,7 @@ def _list_files(
             rows_of_file, num_ignored_of_file = import_module(FORMATS[suffixes[0]]).list_images(file, columns, classes)
         except OSError as error:
             raise ManifestError(
-                f"{file.name!r} cannot be read ({error.strerror or error}); give a file that is there"
+                f"{file.name!r} cannot be read ({error.strerror or error}); mend that or leave it out"
             ) from error
         rows += rows_of_file
         num_ignored += num_ignored_of_file

@@ -5,6 +5,7 @@ The split of a container without a column or key ``split`` comes from its name: 
 then from such a word in the name (``faces-test-000.tar``).
 """
 
+import errno
 import os
 import re
 import stat
@@ -20,6 +21,8 @@ from explain2me.images.rows import SUFFIXES
 COMPRESSED_TARS = (".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".tar.zst", ".tar.lz4")
 MAX_STATE = 2**24
 """Bytes of ``state.json`` and ``dataset_dict.json``."""
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ)
+"""Codes of an OSError about a path that leads to no file."""
 SPLITS = frozenset(("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"))
 
 
@@ -31,7 +34,11 @@ def container_of(path: Path) -> tuple[Path, str] | None:
     for folder in path.parents:
         try:
             mode = folder.stat().st_mode
-        except (OSError, ValueError):
+        except ValueError:
+            continue
+        except OSError as error:
+            if error.errno not in NOT_THERE:
+                raise
             continue
         if stat.S_ISREG(mode) and folder.suffix.lower() in FORMATS:
             return folder, path.relative_to(folder).as_posix()
@@ -56,7 +63,7 @@ def container_files(source: Path) -> list[Container]:
         return _files_below(source)
     except OSError as error:
         where = repr(str(error.filename or source))
-        raise ManifestError(f"{where}: cannot be read ({error.strerror}); allow it or leave it out") from error
+        raise ManifestError(f"{where}: cannot be read ({error.strerror}); mend that or leave it out") from error
 
 
 def is_container_name(name: str) -> bool:

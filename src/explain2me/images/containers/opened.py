@@ -1,6 +1,7 @@
-"""Container files that stay open: a bounded cache, the identity of a file, and pyarrow's errors."""
+"""Container files that stay open: a bounded cache, how many of them there may be, the identity of a file, and pyarrow's errors."""
 
 import stat
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -34,6 +35,17 @@ class Recent(Generic[Value]):
             return self._values[key]
 
 
+def num_kept_open(most: int) -> int:
+    """``most``, or fewer so that two caches stay below half of the files that this process may open."""
+    if sys.platform == "win32":
+        return most
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # 8: threads that may still read from a container that left its cache
+    return most if limit == resource.RLIM_INFINITY else max(1, min(most, limit // 4 - 8))
+
+
 def file_identity(path: Path) -> tuple[object, ...]:
     """A key that changes when another file is put in the place of this one; only regular files have one."""
     status = path.stat()
@@ -44,13 +56,15 @@ def file_identity(path: Path) -> tuple[object, ...]:
 
 @contextmanager
 def refusing_damage(name: str) -> Iterator[None]:
-    """Turn whatever pyarrow raises on hostile bytes into an ImageError; errors of the disk stay what they are."""
+    """Turn whatever pyarrow raises on hostile bytes into an ImageError; errors of the machine stay what they are."""
     try:
         yield
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise
         why = " ".join(str(error).split())[:200].encode("unicode_escape").decode()
-        raise ImageError("unreadable", f"{name!r} is damaged or of another format ({why}); make it again") from error
+        raise ImageError(
+            "unreadable", f"{name!r} cannot be read as a table ({why}); look whether it is whole"
+        ) from error

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from explain2me.errors import ManifestError
 from explain2me.images.rows import Row, folder_labels
+from explain2me.text import number_text
 
 
 class Container(NamedTuple):
@@ -24,11 +25,11 @@ def as_text(name: bytes) -> str:
 
 def cell_text(value: object, where: str) -> str:
     """The cell as a CSV file would hold it; None is an empty cell."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise ManifestError(f"{where}: expected text or a whole number, got a {type(value).__name__}; write it as text")
+    text = (value or "") if value is None or isinstance(value, str) else number_text(value)
+    if text is None:
+        got = value if isinstance(value, float) else f"a {type(value).__name__}"
+        raise ManifestError(f"{where}: expected text, a whole number, true or false, got {got}; write it as text")
+    return text
 
 
 def class_name(text: str, classes: Sequence[str] | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from explain2me.errors import ImageError, ManifestError
-from explain2me.images.containers.opened import Recent, file_identity, refusing_damage
+from explain2me.images.containers.opened import Recent, file_identity, num_kept_open, refusing_damage
 from explain2me.images.containers.rows import Container, cell_text, class_name
 from explain2me.images.rows import Row, check_names
 
@@ -68,7 +68,7 @@ class Table:
             features = json.loads(text)["info"]["features"]
             return {str(name): value for name, value in features.items() if isinstance(value, dict)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = "the metadata 'huggingface' of its schema is damaged; write the file again"
+            why = "the metadata 'huggingface' of its schema is not as datasets writes it; write the file again"
             raise ImageError("unreadable", f"{self.name!r}: {why}") from error
 
     @functools.cached_property
@@ -112,7 +112,7 @@ class Table:
             return data.as_buffer() if data.is_valid else None, path
 
 
-OPEN_TABLES: Recent[Table] = Recent(64)
+OPEN_TABLES: Recent[Table] = Recent(num_kept_open(64))
 IMAGE_PARTS: Recent[Any] = Recent(512 * 2**20, cost=lambda images: images.nbytes)
 """Row groups and record batches of images, by their bytes."""
 
@@ -173,13 +173,16 @@ def _columns(table: Table, names: Sequence[str], classes: Sequence[str] | None, 
         kind = values.schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        if not (is_text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-            raise ManifestError(f"{where}: expected text or whole numbers in the column {name!r}, got {kind}")
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not (is_text or is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise ManifestError(
+                f"{where}: expected text or numbers in the column {name!r}, got {kind}; write it as text"
+            )
         cells = [cell_text(value, f"{where}, {name}") for value in values[name].to_pylist()]
         feature = table.features.get(name, {})
         if pa.types.is_integer(kind) and feature.get("_type") == "ClassLabel":
             cells = _class_label_names(cells, feature.get("names"), f"{where}: the column {name!r}")
-        elif pa.types.is_integer(kind) and name == "label":
+        elif is_number and name == "label":
             cells = [class_name(cell, classes) for cell in cells]
         columns[name] = cells
     return columns
@@ -188,7 +191,7 @@ def _columns(table: Table, names: Sequence[str], classes: Sequence[str] | None, 
 def _class_label_names(numbers: Sequence[str], names: object, where: str) -> list[str]:
     """Names for the numbers of a ``ClassLabel``; -1 is no label, as in test splits that keep their labels back."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ManifestError(f"{where}: the names of its classes are damaged; write the file again")
+        raise ManifestError(f"{where}: its classes have no list of names, as datasets writes it; write the file again")
     known = {str(i): name for i, name in enumerate(names)} | {"": "", "-1": ""}
     if unknown := sorted({number for number in numbers if number not in known}):
         raise ManifestError(f"{where}: expected numbers below {len(names)}, its classes, got {unknown[0]}")

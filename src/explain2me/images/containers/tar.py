@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from explain2me.errors import ImageError
-from explain2me.images.containers.opened import Recent, file_identity
+from explain2me.images.containers.opened import Recent, file_identity, num_kept_open
 from explain2me.images.containers.rows import as_text
 
 BLOCK = tarfile.BLOCKSIZE
@@ -74,11 +74,11 @@ class Tar:
         return data
 
 
-OPEN_TARS: Recent[Tar] = Recent(128)
+OPEN_TARS: Recent[Tar] = Recent(num_kept_open(128))
 
 
 def open_tar(path: Path) -> Tar:
-    """The tar, indexed once a process while it is among the last 128; raises as :class:`Tar` does."""
+    """The tar, indexed once a process while it is among the last ones; raises as :class:`Tar` does."""
     return OPEN_TARS.get(file_identity(path), lambda: Tar(path))
 
 

@@ -89,7 +89,7 @@ def _cells(
         if {"url", "status"} <= values.keys():  # of img2dataset
             values["sha256"] = None
         cells = {name: cell_text(values.get(name), f"{where}, {name}") for name in columns}
-        if isinstance(values.get("label"), int):
+        if isinstance(values.get("label"), int | float):
             cells["label"] = class_name(cells["label"], classes)
     if "cls" in sample:
         where = _member(file, sample["cls"])

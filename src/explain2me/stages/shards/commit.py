@@ -21,7 +21,7 @@ from explain2me.workers import report_progress
 
 PIECE_SECONDS = 30.0
 """A stop loses about so much work of each process; a batch under all conditions is not divided."""
-LOST = ("missing", "dangling_link", "permission", "unreadable")
+LOST = ("missing", "dangling_link", "unreadable")
 """Kinds of errors that concern the place of an image, not its bytes."""
 MANY_LOST = 8
 """Images of a shard; if fewer are missing, somebody may have deleted them."""
