@@ -19,6 +19,7 @@ from explain2me.config.compare import digest
 from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
+from explain2me.run.checks.links import refuse_links
 from explain2me.run.packs import files_on_disk, read_parquet, table_files
 from explain2me.run.record import Model
 from explain2me.run.schema import QUARANTINE, SCHEMA_VERSION, SCORES, maps_schema
@@ -48,6 +49,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path, inner, todo = folder / "run.json", folder / "run", "give the folder that `explain2me run` made"
+        refuse_links(folder)
         try:
             self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -159,6 +161,6 @@ def open_run(folder: str | Path) -> Run:
     """Open a folder that ``explain2me run`` or ``explain2me explain`` made, for reading.
 
     Raises:
-        RunFolderError: run.json is missing or cannot be read.
+        RunFolderError: run.json is missing or cannot be read, or the folder holds a link.
     """
     return Run(Path(folder))
