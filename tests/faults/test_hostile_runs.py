@@ -1,9 +1,11 @@
 """A run folder from somebody else: whatever it holds, a command gives one line and touches nothing elsewhere."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fuzzing.run_folders import GOLDEN, ODD_NAMES, contents
@@ -12,6 +14,7 @@ from refused import refused
 from explain2me.errors import RunFolderError
 from explain2me.run.folder import open_run
 from explain2me.stages.refusals import open_existing
+from explain2me.workers import Engine
 
 Call = Callable[..., tuple[int, str, str]]
 COMMANDS = ("show", "verify", "summarise", "measure", "compact", "report")
@@ -21,6 +24,12 @@ COMMANDS = ("show", "verify", "summarise", "measure", "compact", "report")
 def run(tmp_path: Path) -> Path:
     shutil.copytree(GOLDEN, tmp_path / "run")
     return tmp_path / "run"
+
+
+def change_record(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((run / "run.json").read_text())
+    change(record)
+    (run / "run.json").write_text(json.dumps(record))
 
 
 PLACES = sorted({path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*")})
@@ -108,3 +117,26 @@ def test_a_report_list_of_hostile_names_is_only_compared(copied_run, call: Call,
     assert call("report", run)[0] == 0
     assert (outside.read_text(), (run / "report" / "mine.txt").read_text()) == ("precious", "mine")
     assert (run / "run.json").exists()
+
+
+# -------------------------------------------------------------------------------------------------------------- engine
+
+
+def test_the_cluster_and_processes_in_a_record_are_not_used(
+    run: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[Engine] = []
+    engine = {"executor": "ray", "ray_address": "ray://evil:1", "workers": 64, "device": "cuda:7"}
+    change_record(run, lambda record: record["config"]["compute"].update(engine, gpus_per_worker=2.0))
+
+    def run_tasks(work: object, tasks: list[str], engine: Engine) -> tuple[()]:
+        engines.append(engine)
+        return ()
+
+    monkeypatch.setattr("explain2me.stages.measure.missing_of", lambda *_: [])
+    monkeypatch.setattr("explain2me.stages.measure.run_tasks", run_tasks)
+    monkeypatch.setattr("explain2me.stages.measure.FILES_FOR_WORKERS", 0)
+    assert call("measure", run, "--set", "measures.entropy=false")[0] == 0
+    here = ("--set", "compute.executor=ray", "--set", "compute.ray_address=ray://mine:1", "--set", "compute.workers=2")
+    assert call("measure", run, *here)[0] == 0
+    assert engines == [Engine(threads=1), Engine("ray", 2, 1, "ray://mine:1")]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from explain2me.config.compare import digest
+from explain2me.config.compare import digest, without_engine
 from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
@@ -64,7 +64,7 @@ class Run:
             raise RunFolderError(
                 f"{path}: expected schema {SCHEMA_VERSION}, got {version!r}; open it with the version that wrote it"
             )
-        self.config: Config = parse_config(self.record["config"])
+        self.config: Config = without_engine(parse_config(self.record["config"]))
         self.classes: tuple[str, ...] = tuple(self.record["classes"])
         tuples = ("input_size", "mean", "std")
         self.models = tuple(Model(**row | {name: tuple(row[name]) for name in tuples}) for row in self.record["models"])

@@ -4,6 +4,7 @@ The rows of ``statistics/scores.py`` decide the work: :func:`score_part` scores 
 :func:`compare_maps` also those of two training runs.
 """
 
+import dataclasses
 import functools
 import itertools
 import shutil
@@ -107,7 +108,7 @@ def _make_scores(run: Run, config: Config, on_done: Callable[[int, int], None] |
     committed = committed_in(unfinished)
     todo = [name for name in names if name not in committed]
     work = functools.partial(_commit_scores, run.folder.resolve(), unfinished.name, config.measures)
-    engine = engine_of(config.compute)
+    engine = dataclasses.replace(engine_of(config.compute), gpus=0.0)  # no model is loaded
     if len(todo) < FILES_FOR_WORKERS * engine.workers:  # this process ends before workers have started
         engine = Engine(threads=engine.threads)
     for i, _ in enumerate(run_tasks(work, todo, engine)):
