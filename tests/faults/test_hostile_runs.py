@@ -32,6 +32,45 @@ def change_record(run: Path, change: Callable[[dict[str, Any]], object]) -> None
     (run / "run.json").write_text(json.dumps(record))
 
 
+RECORDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no config": (lambda r: r.pop("config"), "config is missing"),
+    "classes of numbers": (lambda r: r.update(classes=[1, 2]), "classes.0: input should be a valid string, got 1"),
+    "a class twice": (lambda r: r.update(classes=["a", "a"]), "expected different classes, got 'a' twice"),
+    "too few classes": (lambda r: r.update(classes=["a"]), "expected a name for each class"),
+    "no model": (lambda r: r.update(models=[]), "models"),
+    "a model without a side": (lambda r: r["models"][0].update(input_size=[96]), "models.0.input_size"),
+    "a model twice": (lambda r: r["models"][1].update(run="seed0"), "expected different models, got 'a__seed0' twice"),
+    "a model of no detector": (lambda r: r["models"][1].update(detector="b"), "got none or no detector 'b'"),
+    "a detector that leads out": (lambda r: r["models"][0].update(detector="../../a"), "without '/'"),
+    "a run that leads out": (lambda r: r["models"][0].update(run="x/../../../a"), "without '/'"),
+    "a run of dots": (lambda r: r["models"][0].update(run=".."), "without a leading dot"),
+    "a run with NUL": (lambda r: r["models"][0].update(run="a\0"), "without '/'"),
+    "a long run": (lambda r: r["models"][0].update(run="a" * 300), "at most 255 bytes"),
+    "versions of numbers": (lambda r: r.update(versions={"torch": 2}), "versions.torch"),
+    "a number of images of words": (lambda r: r.update(num_listed="many"), "num_listed"),
+    "a wrong config": (lambda r: r["config"]["compute"].update(shard_size=0), "compute.shard_size"),
+    "trainings of words": (lambda r: r.update(trained={"x": "y"}), "trained.x"),
+    "1,002 models": (
+        lambda r: r.update(models=[m | {"run": f"{m['run']}-{i}"} for m in r["models"] for i in range(501)]),
+        "at most 1000 models of a detector",
+    ),
+    "100,000 models": (lambda r: r.update(models=r["models"] * 50_000), "at most 16777216 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_wrong_record_is_one_line(run: Path, call: Call, kind: str) -> None:
+    change, message = RECORDS[kind]
+    change_record(run, change)
+    refused(call("verify", run), "run.json is not as it was written: ", message, "; put back a copy of it")
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 900, "[]", "null", '{"schema": 1}', "1" * 5000, "\0", "", "{"])
+def test_a_record_that_is_no_record_is_one_line(run: Path, call: Call, text: str) -> None:
+    (run / "run.json").write_text(text)
+    refused(call("show", run), "run.json")
+
+
 PLACES = sorted({path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*")})
 
 

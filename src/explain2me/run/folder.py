@@ -8,9 +8,8 @@ scores/*.parquet  quarantine/*.parquet  summary/*.parquet, *.csv  events.jsonl
 
 import functools
 import itertools
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -18,11 +17,11 @@ import pyarrow.dataset as ds
 from explain2me.config.compare import digest, without_engine
 from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
-from explain2me.errors import RunFolderError
+from explain2me.errors import ConfigError, RunFolderError
 from explain2me.run.checks.links import refuse_links
 from explain2me.run.packs import files_on_disk, read_parquet, table_files
-from explain2me.run.record import Model
-from explain2me.run.schema import QUARANTINE, SCHEMA_VERSION, SCORES, maps_schema
+from explain2me.run.record import Model, Record, read_record, wrong_record
+from explain2me.run.schema import QUARANTINE, SCORES, maps_schema
 from explain2me.text import nearest
 
 
@@ -51,23 +50,16 @@ class Run:
         path, inner, todo = folder / "run.json", folder / "run", "give the folder that `explain2me run` made"
         refuse_links(folder)
         try:
-            self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.record, known = read_record(path)
         except FileNotFoundError:
             todo = f"give {str(inner)!r}" if (inner / "run.json").exists() else todo
             raise RunFolderError(f"{str(folder)!r} is not a run folder: it has no run.json; {todo}") from None
         except NotADirectoryError:
             raise RunFolderError(f"{str(folder)!r} is a file; {todo}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise RunFolderError(f"{path} cannot be read: {error}") from None
-        version = self.record.get("schema")
-        if version != SCHEMA_VERSION:
-            raise RunFolderError(
-                f"{path}: expected schema {SCHEMA_VERSION}, got {version!r}; open it with the version that wrote it"
-            )
-        self.config: Config = without_engine(parse_config(self.record["config"]))
-        self.classes: tuple[str, ...] = tuple(self.record["classes"])
-        tuples = ("input_size", "mean", "std")
-        self.models = tuple(Model(**row | {name: tuple(row[name]) for name in tuples}) for row in self.record["models"])
+        self.classes, self.models = known.classes, known.models
+        self.config: Config = _received(known, path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {len(self.models)} models)"
@@ -157,10 +149,28 @@ class Run:
         return table_files(self.folder / "maps" / f"model={model.name}", "part-*.parquet")
 
 
+def _received(record: Record, path: Path) -> Config:
+    """The config in run.json with our own engine: a run from somebody else must not name the machines that work here.
+
+    Raises:
+        RunFolderError: it is wrong, or does not name the detectors of the models.
+    """
+    try:
+        config = parse_config(record.config)
+    except ConfigError as error:
+        raise wrong_record(path, str(error)) from None
+    named, there = {detector.name for detector in config.detectors}, {model.detector for model in record.models}
+    if different := sorted(named ^ there):
+        raise wrong_record(
+            path, f"expected one or more models of each detector, got none or no detector {different[0]!r}"
+        )
+    return without_engine(config)
+
+
 def open_run(folder: str | Path) -> Run:
     """Open a folder that ``explain2me run`` or ``explain2me explain`` made, for reading.
 
     Raises:
-        RunFolderError: run.json is missing or cannot be read, or the folder holds a link.
+        RunFolderError: run.json is missing or wrong, or the folder holds a link.
     """
     return Run(Path(folder))

@@ -84,7 +84,7 @@ def _refuse_vanished(old: Run) -> None:
 def _refuse_other_files(old: Run, record: dict[str, Any]) -> None:
     """Raise if the manifest or a checkpoint has changed since the run began."""
     for key, source in (("listed", "the manifest"), ("models", "a checkpoint")):
-        if old.record[key] != record[key]:
+        if old.record.get(key) != record[key]:
             raise RunFolderError(
                 f"{source} is not what {str(old.folder)!r} was made from; put it back, or give a new folder with --out"
             )
@@ -138,7 +138,7 @@ def _trainings(models: list[dict[str, Any]]) -> dict[str, Any]:
 def _record_versions(old: Run, record: dict[str, Any]) -> None:
     """Record the config and the package versions that resumed this run."""
     versions = provenance()["versions"]
-    known = [old.record["versions"], *old.record.get("later_versions", [])]
+    known = [old.record.get("versions", {}), *old.record.get("later_versions", [])]
     later = {} if versions in known else {"later_versions": [*known[1:], versions]}
     updated = sealed(old.record | {"config": record["config"]} | later)
     if updated != old.record:

@@ -72,7 +72,7 @@ def _check_images_table(run: Run) -> Iterator[str]:
 def _check_quarantine(run: Run) -> Iterator[str]:
     """Every image of the manifest is in images.parquet or in the quarantine."""
     refused = sum(row["stage"] == "index" for row in run.quarantine().to_pylist())
-    lost = run.record["num_listed"] - len(run.image_table) - refused
+    lost = run.record.get("num_listed", 0) - len(run.image_table) - refused
     if lost:
         yield f"missing: {lost} images of the manifest are neither in images.parquet nor in quarantine/"
 
