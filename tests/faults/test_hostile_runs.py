@@ -7,12 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from fuzzing.run_folders import GOLDEN, ODD_NAMES, contents
+from fuzzing.run_folders import GOLDEN, ODD_NAMES, bomb, contents
 from refused import refused
 
 from explain2me.errors import RunFolderError
 from explain2me.run.folder import open_run
+from explain2me.run.packs import read_parquet
+from explain2me.run.parts import read_part
+from explain2me.run.schema import IMAGES, SCORES
+from explain2me.stages.compact import compact_run
 from explain2me.stages.refusals import open_existing
 from explain2me.workers import Engine
 
@@ -158,6 +164,102 @@ def test_a_report_list_of_hostile_names_is_only_compared(copied_run, call: Call,
     assert (run / "run.json").exists()
 
 
+# -------------------------------------------------------------------------------------------------------------- tables
+
+TABLES = {
+    "dropped": (lambda table: table.drop_columns(["path"]), "expected the columns image, image_id, path, label"),
+    "renamed": (lambda table: table.rename_columns([f"{name}x" for name in IMAGES.names]), "got 'imagex'"),
+    "retyped": (lambda table: table.set_column(5, "width", table["width"].cast(pa.int64())), "width of type int32, got int64"),
+    "emptied": (lambda table: table.set_column(3, "label", table["label"]).set_column(2, "path", pa.nulls(11, pa.string())), "column 'path' is empty in 11 rows"),
+    "unhashed": (lambda table: table.set_column(7, "sha256", pa.nulls(11, pa.string())), "column 'sha256' is empty"),
+    "moved": (lambda table: table.take([1, 0, *range(2, 11)]), "its images are not numbered from 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_another_table_of_images_is_one_line(run: Path, call: Call, kind: str) -> None:
+    change, message = TABLES[kind]
+    pq.write_table(change(pq.read_table(run / "images.parquet")), run / "images.parquet")
+    refused(call("measure", run), "images.parquet cannot be read (", message)
+
+
+@pytest.mark.parametrize("table", ["maps", "scores", "summary", "quarantine"])
+def test_a_lost_column_of_any_other_table_is_one_line(run: Path, call: Call, table: str) -> None:
+    for path in (run / table).rglob("*.parquet"):
+        columns = pq.read_table(path, partitioning=None)
+        pq.write_table(columns.drop_columns([columns.column_names[-1]]), path)
+    command = {"maps": "summarise", "quarantine": "measure"}.get(table, "report")
+    refused(call(command, run), f"{run / table}", "expected the columns ")
+
+
+class Chosen:
+    """Chooses one of the two bombs."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def random(self) -> float:
+        return self.number
+
+    def choice(self, values: list[str]) -> str:
+        return values[-1]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("images.parquet", "rows"), ("images.parquet", "text")])
+def test_a_small_file_of_gigabytes_is_refused_before_it_is_read(run: Path, name: str, kind: str) -> None:
+    table = bomb(pq.read_table(run / name), Chosen({"rows": 0.0, "text": 1.0}[kind]))
+    pq.write_table(table, run / name)
+    assert (run / name).stat().st_size < 2 * 10**6
+    before = pa.total_allocated_bytes()
+    with pytest.raises(RunFolderError, match=r"take \d+ bytes of memory"):
+        read_parquet(run / name, schema=IMAGES)
+    assert pa.total_allocated_bytes() - before < 2**28
+
+
+def test_a_file_of_very_many_row_groups_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": range(5000)}), tmp_path / "x.parquet", row_group_size=1)
+    with pytest.raises(RunFolderError, match="5000 row groups, expected at most 4096"):
+        read_parquet(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("members", ["[]]", "{}", '[["a.parquet", 7, {}]]', '[["a.parquet", -1, {}]]', '[["a.parquet", "0", {}]]', '[["a.parquet", 0]]', "[" * 10**5])  # fmt: skip
+def test_a_pack_of_wrong_members_is_one_line(run: Path, call: Call, members: str) -> None:
+    compact_run(open_run(run))
+    pack = next((run / "scores").glob("packed-*"))
+    table = pq.read_table(pack, schema=SCORES).replace_schema_metadata({"members": members})
+    pq.write_table(table, pack)
+    refused(call("measure", run), f"{pack.name} cannot be read")
+
+
+def test_maps_of_two_sizes_and_of_unknown_images_are_refused(run: Path, call: Call) -> None:
+    path = next((run / "maps" / "model=a__seed1").glob("*.parquet"))
+    table = pq.read_table(path, partitioning=None)
+    for name in ("map", "map_fixed"):
+        cells = pa.array([[1.0] * 4] * len(table), pa.list_(pa.float32(), 4))
+        table = table.set_column(table.column_names.index(name), name, cells)
+    metadata = table.schema.metadata
+    pq.write_table(table.replace_schema_metadata({**metadata, b"map_size": "2x2"}), path)
+    shutil.rmtree(run / "scores")
+    refused(call("measure", run), "differ in size or conditions from others of 'a'")
+    pq.write_table(table.replace_schema_metadata({**metadata, b"map_size": "3x3"}), path)
+    with pytest.raises(RunFolderError, match="expected the size of its maps"):
+        read_part(path)
+    table = table.set_column(0, "image", pa.array([10**6] * len(table), pa.int32()))
+    pq.write_table(table.replace_schema_metadata({**metadata, b"map_size": "2x2"}), path)
+    with pytest.raises(RunFolderError, match="expected images 0 to 10, got 1000000"):
+        read_part(path, 11)
+
+
+@pytest.mark.parametrize(("table", "rows"), [("measures", [0, 0, 1, 2]), ("performance", [])])
+def test_doubled_and_missing_rows_of_a_summary_are_one_line(run: Path, call: Call, table: str, rows: list[int]) -> None:
+    path = run / "summary" / f"{table}.parquet"
+    some = pq.read_table(path)
+    if table == "performance":
+        rows = [i for i, condition in enumerate(some["condition"].to_pylist()) if condition != "clean"]
+    pq.write_table(some.take(rows), path)
+    refused(call("show", run), f"{table}.parquet are not those that were written", "call `explain2me summarise")
+
+
 # -------------------------------------------------------------------------------------------------------------- engine
 
 
@@ -179,3 +281,10 @@ def test_the_cluster_and_processes_in_a_record_are_not_used(
     here = ("--set", "compute.executor=ray", "--set", "compute.ray_address=ray://mine:1", "--set", "compute.workers=2")
     assert call("measure", run, *here)[0] == 0
     assert engines == [Engine(threads=1), Engine("ray", 2, 1, "ray://mine:1")]
+
+
+def test_models_without_scores_take_no_memory(run: Path, call: Call) -> None:
+    change_record(run, lambda r: r["models"].extend(r["models"][0] | {"run": f"x{i}"} for i in range(500)))
+    refused(
+        call("summarise", run), "lacks most scores of stability for the 502 models of 'a'; call `explain2me measure"
+    )
