@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,17 @@ def test_a_file_of_very_many_row_groups_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": range(5000)}), tmp_path / "x.parquet", row_group_size=1)
     with pytest.raises(RunFolderError, match="5000 row groups, expected at most 4096"):
         read_parquet(tmp_path / "x.parquet")
+
+
+def test_a_footer_that_contradicts_itself_does_not_abort_the_process(run: Path) -> None:
+    path = run / "scores" / "a__stability-part-00000-0b68817e7a905e0b.parquet"
+    data = bytearray(path.read_bytes())
+    data[1445], data[4082] = 6, 16  # a histogram of levels of another size
+    path.write_bytes(data)
+    command = [sys.executable, "-m", "explain2me", "verify", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"damaged: scores/{path.name}" in done.stdout
 
 
 @pytest.mark.parametrize("members", ["[]]", "{}", '[["a.parquet", 7, {}]]', '[["a.parquet", -1, {}]]', '[["a.parquet", "0", {}]]', '[["a.parquet", 0]]', "[" * 10**5])  # fmt: skip

@@ -174,7 +174,7 @@ def _check_scores(path: Path, _: int, num_images: int) -> None:
     """Read a file of scores once, a row group at a time, before a data set reads it without any check."""
     with named(path), open_parquet(path, SCORES) as file:
         for group in range(file.num_row_groups):
-            refuse_unknown_images(path, read_groups(file, [group], schema=SCORES), num_images)
+            refuse_unknown_images(path, read_groups(path, file, [group], schema=SCORES), num_images)
 
 
 def refuse_unknown_images(path: Path, table: pa.Table, num_images: int) -> None:

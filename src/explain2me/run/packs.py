@@ -39,7 +39,7 @@ def read_parquet(path: Path, columns: list[str] | None = None, *, schema: pa.Sch
     try:
         try:
             with named(path), open_parquet(path, schema) as file:
-                return read_groups(file, range(file.num_row_groups), columns=columns, schema=schema)
+                return read_groups(path, file, range(file.num_row_groups), columns=columns, schema=schema)
         except FileNotFoundError:
             member = packed_in(path.parent).get(path.name)
             if member is None:
@@ -90,7 +90,9 @@ def _members_of(packs: tuple[Path, ...], _: tuple[int, ...]) -> dict[str, Member
 def _read_member(member: Member, columns: list[str] | None, schema: pa.Schema | None) -> pa.Table:
     file = _open_pack(member.pack, member.pack.stat().st_mtime_ns, schema)
     groups = [] if member.row_group is None else [member.row_group]
-    return read_groups(file, groups, columns=columns, schema=schema).replace_schema_metadata(member.metadata or None)
+    return read_groups(member.pack, file, groups, columns=columns, schema=schema).replace_schema_metadata(
+        member.metadata or None
+    )
 
 
 @functools.lru_cache(maxsize=8)

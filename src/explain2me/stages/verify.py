@@ -179,17 +179,17 @@ def _check_pack(run: Run, path: Path, planned: set[str]) -> Iterator[str]:
     names = [name for name, member in packed_in(path.parent).items() if member.pack == path]
     with open_parquet(path, SCORES if path.parent.name == "scores" else MAPS) as file:
         ours = file.metadata.created_by == _created_by(pa.__version__)
-        if ours and _encoded_pack(file) != path.read_bytes():
+        if ours and _encoded_pack(path, file) != path.read_bytes():
             yield f"damaged: {where} is not as it was written"
     if unknown := [name for name in names if name not in planned]:
         yield f"not in the plan: {len(unknown)} files in {where}, first {unknown[0]}"
 
 
-def _encoded_pack(file: pq.ParquetFile) -> bytes:
+def _encoded_pack(path: Path, file: pq.ParquetFile) -> bytes:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, file.schema_arrow, **FORMAT) as writer:
         for group in range(file.num_row_groups):
-            table = read_groups(file, [group])
+            table = read_groups(path, file, [group])
             writer.write_table(table, row_group_size=len(table))
     return sink.getvalue().to_pybytes()
 

@@ -14,10 +14,10 @@ from explain2me.text import printable_line, shorten
 
 FREE_BYTES = 256 * 2**20
 """Memory that any file may take; maps that are all zero take little room on a disk."""
-MOST_EXPANSION = 16
+MOST_EXPANSION = 10
 """Memory that a file may take beyond FREE_BYTES, as a multiple of its size. Ten million images take six times theirs."""
-TEXT_BYTES = 64
-"""Memory of a cell of text without its characters, as Python holds it."""
+TEXT_BYTES, NUMBER_BYTES = 64, 8
+"""Memory of a cell: of text without its characters, as Python holds it."""
 MOST_ROW_GROUPS = 4096
 MOST_METADATA = 64 * 2**20
 """Bytes of one text in a footer."""
@@ -72,9 +72,14 @@ def _open(path: Path, texts: list[str]) -> pq.ParquetFile:
 
 
 def read_groups(
-    file: pq.ParquetFile, groups: Sequence[int], *, columns: list[str] | None = None, schema: pa.Schema | None = None
+    path: Path,
+    file: pq.ParquetFile,
+    groups: Sequence[int],
+    *,
+    columns: list[str] | None = None,
+    schema: pa.Schema | None = None,
 ) -> pa.Table:
-    """Some row groups of a file that :func:`open_parquet` opened with ``schema``, their bytes checked.
+    """Some row groups of the file that :func:`open_parquet` opened at ``path`` with ``schema``, their bytes checked.
 
     A dictionary of few long texts may stand for many cells, so the bytes of the cells are counted before they are copied.
 
@@ -82,13 +87,15 @@ def read_groups(
         Exception: one of ParquetError; ValueError where the groups take far more memory than bytes on the disk, or where
             cells that must be filled are empty.
     """
-    size = _check_size(file.metadata, groups)
+    size = path.stat().st_size
+    texts = [field.name for field in schema or () if field.type == TEXT]
+    _check_size(file, groups, texts, size)
     table = file.read_row_groups(groups, columns=columns) if groups else file.schema_arrow.empty_table()
     table = table if columns is None else table.select(columns)
     table.validate(full=True)
     if schema is None:
         return table
-    texts = [name for name in table.column_names if schema.field(name).type == TEXT]
+    texts = [name for name in texts if name in table.column_names]
     num_bytes = sum(_text_bytes(chunk) for name in texts for chunk in table[name].chunks)
     if num_bytes > _most_bytes(size):
         raise ValueError(f"its texts take {num_bytes} bytes of memory and {size} on the disk")
@@ -139,20 +146,21 @@ def _same_type(expected: pa.DataType, got: pa.DataType) -> bool:
     return bool(expected == got)
 
 
-def _check_size(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
-    """The bytes of some row groups on the disk; ValueError where they would take far more memory."""
-    num_rows, num_bytes, size = 0, 0, 0
-    for group in map(metadata.row_group, groups):
-        num_rows += group.num_rows
-        for column in map(group.column, range(group.num_columns)):
-            if column.total_compressed_size < 0 or column.num_values < 0:
-                raise ValueError("its footer names negative sizes")
-            size += column.total_compressed_size
-            num_bytes += max(column.total_uncompressed_size, 8 * column.num_values)
-            num_bytes += TEXT_BYTES * group.num_rows * (column.physical_type == "BYTE_ARRAY")
+def _check_size(file: pq.ParquetFile, groups: Sequence[int], texts: Sequence[str], size: int) -> None:
+    """ValueError where row groups take far more memory than their file on the disk.
+
+    Asks no column chunk: pyarrow aborts the process where one contradicts itself, but reads it with an error.
+    """
+    chosen = [file.metadata.row_group(group) for group in groups]
+    num_rows = sum(max(group.num_rows, 0) for group in chosen)
+    row_bytes = sum(TEXT_BYTES if field.name in texts else _cell_bytes(field.type) for field in file.schema_arrow)
+    num_bytes = sum(max(group.total_byte_size, 0) for group in chosen) + num_rows * row_bytes
     if num_bytes > _most_bytes(size):
         raise ValueError(f"{num_rows} rows take {num_bytes} bytes of memory and {size} on the disk")
-    return size
+
+
+def _cell_bytes(kind: pa.DataType) -> int:
+    return NUMBER_BYTES * (int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 1)
 
 
 def _most_bytes(size: int) -> int:
