@@ -16,7 +16,9 @@ def fuzz(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("kind", "count"), [("images", 200), ("configs", 150), ("checkpoints", 100)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("images", 200), ("configs", 150), ("checkpoints", 100), ("run-folders", 60)]
+)
 def test_hostile_files_are_read_or_refused(kind: str, count: int) -> None:
     code, output = fuzz(kind, "--count", str(count), "--seed", "1")
     assert code == 0, output

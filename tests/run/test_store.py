@@ -211,13 +211,13 @@ def test_a_file_that_is_packed_while_it_is_read_is_read_from_its_pack(
 ) -> None:
     for i in range(2):
         write_parquet(pa.table({"x": [i]}), tmp_path / f"{i}.parquet")
-    read = pq.read_table
+    opened = pq.ParquetFile
 
-    def read_after_packing(path: Path, **options: object) -> pa.Table:
-        monkeypatch.setattr(pq, "read_table", read)
+    def open_after_packing(path: Path, **options: object) -> pq.ParquetFile:
+        monkeypatch.setattr(pq, "ParquetFile", opened)
         pack_folder(tmp_path)
-        return read(path, **options)
+        return opened(path, **options)
 
-    monkeypatch.setattr(pq, "read_table", read_after_packing)
+    monkeypatch.setattr(pq, "ParquetFile", open_after_packing)
     assert read_parquet(tmp_path / "1.parquet").to_pydict() == {"x": [1]}
     assert not (tmp_path / "1.parquet").exists()

@@ -70,13 +70,13 @@ def show(
 
 def _override(run: "Run", stage: str, sets: list[str]) -> "Config":
     """The config of a run with ``--set`` applied; a change that the stage does not read is refused."""
-    from explain2me.config.compare import MEASURING_FIELDS, flat
+    from explain2me.config.compare import ENGINE_FIELDS, MEASURING_FIELDS, flat
     from explain2me.config.load import override
     from explain2me.errors import ConfigError
 
     config = override(run.config, sets)
-    stages = {"measures": "measure", "summary": "summarise", "report": "report"}
-    own = {".".join(field): stages[field[0]] for field in MEASURING_FIELDS}
+    stages = {"measures": "measure", "compute": "measure", "summary": "summarise", "report": "report"}
+    own = {".".join(field): stages[field[0]] for field in (*MEASURING_FIELDS, *ENGINE_FIELDS)}
     before, after = flat(run.config.model_dump()), flat(config.model_dump())
     for key in before | after:
         reader = next((own[field] for field in own if f"{key}.".startswith(f"{field}.")), None)

@@ -104,7 +104,7 @@ def run_all_stages(
     if not _is_whole(explained, console):
         return
     ends.append(("explain", time.monotonic()))
-    _when_free(explained, console, lambda: measure_scores(explained, explained.config, console))
+    _when_free(explained, console, lambda: measure_scores(explained, config, console))
     ends.append(("measure", time.monotonic()))
     _when_free(explained, console, lambda: summarise_scores(explained, explained.config, console))
     ends.append(("summarise", time.monotonic()))
@@ -160,7 +160,7 @@ def _explain(
 
     try:
         with progress_bars(console) as bars:
-            progress = _ExplainProgress(bars)
+            progress = _ExplainProgress(bars, config.compute.workers)
             return explain_run(
                 config,
                 folder,
@@ -179,8 +179,8 @@ def _explain(
 class _ExplainProgress:
     """Two bars, for the index and for the maps; and the time left."""
 
-    def __init__(self, bars: "Progress") -> None:
-        self._bars = bars
+    def __init__(self, bars: "Progress", workers: int) -> None:
+        self._bars, self._workers = bars, workers
         self._index = bars.add_task("index", total=None)
         self._explain = bars.add_task("explain", total=None, visible=False)
         self._time_left: TimeLeft[Model] | None = None
@@ -198,7 +198,7 @@ class _ExplainProgress:
         for warning in [*reading_warnings(run.models, run.classes), *([copied] if copied else [])]:
             self._bars.console.print(printable(f"warning: {warning}"), markup=False)
         print_start(self._bars.console, f"explain: {num_left} of {total} images x models to be done", run.folder)
-        self._time_left = TimeLeft(left, workers=run.config.compute.workers)
+        self._time_left = TimeLeft(left, workers=self._workers)
         self._bars.update(self._index, total=1, completed=1, visible=False)
         self._bars.update(self._explain, total=total, completed=total - num_left, visible=True)
 

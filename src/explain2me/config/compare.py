@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from explain2me.config.schema import Config
+from explain2me.config.schema import ComputeConfig, Config
 from explain2me.statistics.scores import MEASURES
 
 MEASURING_FIELDS: tuple[tuple[str, ...], ...] = (
@@ -30,6 +30,13 @@ def fingerprint(config: Config) -> dict[str, Any]:
             node = node[parent]
         del node[last]
     return flat(tree)
+
+
+def without_engine(config: Config) -> Config:
+    """The config with the default of each field that chooses the processes for the shards."""
+    default = ComputeConfig()
+    engine = {name: getattr(default, name) for _, name in ENGINE_FIELDS}
+    return config.model_copy(update={"compute": config.compute.model_copy(update=engine)})
 
 
 def digest(value: Any) -> str:

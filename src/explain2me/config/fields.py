@@ -1,6 +1,7 @@
 """Types of single fields that several tables of a config share."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -23,7 +24,7 @@ def safe_name(name: str) -> str:
 
 def repeated(names: Sequence[str]) -> list[str]:
     """The names that occur more than once, sorted."""
-    return sorted({name for name in names if names.count(name) > 1})
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def _without_repeats(names: tuple[str, ...] | None) -> tuple[str, ...] | None:

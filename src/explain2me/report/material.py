@@ -18,6 +18,7 @@ from explain2me.images.decode import load_array
 from explain2me.images.listing import image_root, resolve
 from explain2me.measures import is_dead
 from explain2me.report.summary import RunScore, Tables, main_similarity
+from explain2me.run.checks.tables import unreadable
 from explain2me.run.conditions import Condition, conditions_for
 from explain2me.run.folder import Run, Stretch
 from explain2me.run.parts import Part, read_part
@@ -192,10 +193,12 @@ def _read_parts(material: Material, detector: str) -> None:
     dead_of_runs = material.dead_of_runs[detector] = dict.fromkeys((model.run for model in models), 0)
     material.num_clean[detector] = 0
     for name, path in [(model.run, path) for model in models for path in material.run.part_paths(model)]:
-        part = read_part(path)
+        part = read_part(path, len(material.run.image_table))
         if not len(part.images):  # all of its images are in the quarantine
             continue
-        material.map_sizes[detector] = part.maps.shape[2], part.maps.shape[3]
+        size = part.maps.shape[2], part.maps.shape[3]
+        if size != material.map_sizes.setdefault(detector, size):
+            raise unreadable(path, f"its maps differ in size from others of {detector!r}")
         clean = part.maps[part.of(CLEAN)]
         is_dead_map = is_dead(torch.from_numpy(clean)).numpy()
         dead[part.images] += is_dead_map

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from explain2me.errors import RunFolderError
+from explain2me.run.checks.tables import refuse_empty_cells
 from explain2me.run.folder import Run, Stretch, stretches_of
+from explain2me.run.schema import TEXT_COLUMNS
 from explain2me.statistics.scores import ALL, CLEAN, MEASURES, Measure, Score, scores
 
 SOFTMAX = "softmax"
@@ -159,13 +161,20 @@ class Tables:
 
     def _read(self, name: str) -> pd.DataFrame:
         table = self.run.summary(name)
+        refuse_empty_cells(self.run.folder / "summary" / f"{name}.parquet", table)
         made_from = (table.schema.metadata or {}).get(b"scores")
         if self._made_from is not None and made_from != self._made_from:
             raise RunFolderError(
                 f"another process replaced the tables of {str(self.run.folder)!r} while they were read; call the same command again"
             )
         self._made_from = made_from
-        return table.to_pandas()
+        frame = table.to_pandas()
+        if not _is_whole(frame):
+            raise RunFolderError(
+                f"the rows of {self.run.folder / 'summary' / name}.parquet are not those that were written: some are doubled "
+                f"or missing; call `explain2me summarise {self.run.folder}`"
+            )
+        return frame
 
     def _run_score(self, measure: Measure, score: Score) -> RunScore:
         condition = score.condition
@@ -173,6 +182,17 @@ class Tables:
             condition = headline(self.conditions_of(measure), preferred=score.preferred)
         label = score.label.format(condition=condition)
         return RunScore(score.key, label, measure.name, measure.variants[0], condition, score.higher_is_better)
+
+
+def _is_whole(rows: pd.DataFrame) -> bool:
+    """Whether the words of each row are its own, and each AUROC has one of the clean images beside it."""
+    words = [name for name in rows if name in TEXT_COLUMNS]
+    if rows.duplicated(words).any():
+        return False
+    if "auroc" not in rows:
+        return True
+    others = [name for name in words if name != "condition"]
+    return len(rows.drop_duplicates(others)) == int((rows.condition == CLEAN).sum())
 
 
 def headline(conditions: Sequence[str], *, preferred: str) -> str:

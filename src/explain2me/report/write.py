@@ -40,6 +40,8 @@ MOST_SVG_BYTES = 150_000
 DOTS_PER_INCH = 130
 WRITTEN = ".written"
 """Names of the files of a report."""
+MOST_CHARACTERS = 2**24
+"""That are read of such a list."""
 
 
 def write_report(
@@ -157,9 +159,10 @@ class Plots:
 
 
 def _keep_own_files(old: Path, new: Path) -> None:
-    """Copy the files that a person put beside the report of before; its own are in its list."""
+    """Copy the files that a person put beside the report of before; its own are in its list, which opens none."""
     with contextlib.suppress(FileNotFoundError):
-        written = {WRITTEN, "index.html", *(old / WRITTEN).read_text(encoding="utf-8").splitlines()}
+        with (old / WRITTEN).open(encoding="utf-8", errors="replace") as file:
+            written = {WRITTEN, "index.html", *file.read(MOST_CHARACTERS).splitlines()}
         for path in old.rglob("*"):
             target = new / path.relative_to(old)
             if path.is_file() and path.relative_to(old).as_posix() not in written and not target.exists():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from explain2me.config.fields import repeated
 from explain2me.config.schema import MeasuresConfig
 from explain2me.errors import ConfigError
 from explain2me.measures.focus import Blurred, blur_both
@@ -111,8 +112,7 @@ def _corruptions(measure: Measure, settings: Any, input_size: tuple[int, int]) -
         Condition(f"{kind}@{level:.12g}", measure.name, measure.perturbation, kind, level=float(level))
         for kind, level in ((noise.kind, level) for noise in settings for level in noise.levels)
     ]
-    names = [condition.name for condition in conditions]
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := repeated([condition.name for condition in conditions]):
         raise ConfigError(f"measures.{measure.name}: expected different conditions, got {twice[0]!r} twice; remove one")
     return conditions
 

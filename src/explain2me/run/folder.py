@@ -8,20 +8,32 @@ scores/*.parquet  quarantine/*.parquet  summary/*.parquet, *.csv  events.jsonl
 
 import functools
 import itertools
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from explain2me.config.compare import digest
+from explain2me.config.compare import digest, without_engine
 from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
-from explain2me.errors import RunFolderError
+from explain2me.errors import ConfigError, RunFolderError
+from explain2me.run.checks.links import refuse_links
+from explain2me.run.checks.tables import named, open_parquet, read_groups, unreadable
 from explain2me.run.packs import files_on_disk, read_parquet, table_files
-from explain2me.run.record import Model
-from explain2me.run.schema import QUARANTINE, SCHEMA_VERSION, SCORES, maps_schema
+from explain2me.run.record import Model, Record, read_record, wrong_record
+from explain2me.run.schema import (
+    IMAGES,
+    MAPS,
+    MATRIX_COLUMNS,
+    QUARANTINE,
+    SCORES,
+    SUMMARY_COLUMNS,
+    maps_schema,
+    summary_schema,
+)
 from explain2me.text import nearest
 
 GROWING, EARLIER = "growing", "earlier"
@@ -56,24 +68,18 @@ class Run:
                 f"the run in {str(folder)!r} was being changed when a command ended; call `explain2me run` with its config again"
             )
         path, inner, todo = folder / "run.json", folder / "run", "give the folder that `explain2me run` made"
+        refuse_links(folder)
         try:
-            self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.record, known = read_record(path)
         except FileNotFoundError:
             todo = f"give {str(inner)!r}" if (inner / "run.json").exists() else todo
             raise RunFolderError(f"{str(folder)!r} is not a run folder: it has no run.json; {todo}") from None
         except NotADirectoryError:
             raise RunFolderError(f"{str(folder)!r} is a file; {todo}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise RunFolderError(f"{path} cannot be read: {error}") from None
-        version = self.record.get("schema")
-        if version != SCHEMA_VERSION:
-            raise RunFolderError(
-                f"{path}: expected schema {SCHEMA_VERSION}, got {version!r}; open it with the version that wrote it"
-            )
-        self.config: Config = parse_config(self.record["config"])
-        self.classes: tuple[str, ...] = tuple(self.record["classes"])
-        tuples = ("input_size", "mean", "std")
-        self.models = tuple(Model(**row | {name: tuple(row[name]) for name in tuples}) for row in self.record["models"])
+        self.classes, self.models = known.classes, known.models
+        self.config: Config = _received(known, path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {len(self.models)} models)"
@@ -85,7 +91,11 @@ class Run:
     @functools.cached_property
     def image_table(self) -> pa.Table:
         """images.parquet: one row per usable image, ordered by label, source and manifest row."""
-        return read_parquet(self.folder / "images.parquet")
+        path = self.folder / "images.parquet"
+        table = read_parquet(path, schema=IMAGES)
+        if not np.array_equal(table["image"].to_numpy(), np.arange(len(table))):
+            raise unreadable(path, "its images are not numbered from 0")
+        return table
 
     def maps(self, columns: list[str] | None = None) -> pa.Table:
         """All maps, one row per model, image and condition, with the columns ``detector`` and ``run``.
@@ -103,7 +113,7 @@ class Run:
         tables = []
         for model in self.models:
             for path in self.part_paths(model):
-                table = read_parquet(path, read)
+                table = read_parquet(path, read, schema=MAPS)
                 names = [pa.array([name] * len(table)).dictionary_encode() for name in (model.detector, model.run)]
                 table = table.append_column("detector", names[0]).append_column("run", names[1])
                 tables.append(table.replace_schema_metadata(None))
@@ -112,15 +122,19 @@ class Run:
     def scores(self) -> pa.Table:
         """All scores, one row per image, model (or pair of runs), measure, variant, similarity and condition."""
         paths = table_files(self.folder / "scores")
-        return pa.concat_tables([read_parquet(path) for path in paths]) if paths else SCORES.empty_table()
+        return (
+            pa.concat_tables([read_parquet(path, schema=SCORES) for path in paths]) if paths else SCORES.empty_table()
+        )
 
     def scores_dataset(self) -> ds.Dataset:
         """The rows of :meth:`scores` as a data set, to read some of them."""
         checked = ds.ParquetFileFormat(
             default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
         )
-        paths = [str(path) for path in files_on_disk(self.folder / "scores")]
-        return ds.dataset(paths, schema=SCORES, format=checked)
+        paths = files_on_disk(self.folder / "scores")
+        for path in paths:
+            _check_scores(path, path.stat().st_mtime_ns, len(self.image_table))
+        return ds.dataset([str(path) for path in paths], schema=SCORES, format=checked)
 
     def summary(self, table: str = "measures") -> pa.Table:
         """One of ``measures``, ``differences``, ``performance``, ``<measure>_matrix`` of a measure of pairs, ``precision`` or ``quarantine``."""
@@ -131,7 +145,7 @@ class Run:
                 f"no summary table {table!r} in {str(self.folder)!r}: made so far: {', '.join(made) or 'none'}; "
                 f"call `explain2me summarise {self.folder}`"
             )
-        return read_parquet(path)
+        return read_parquet(path, schema=summary_schema(SUMMARY_COLUMNS.get(table, MATRIX_COLUMNS)))
 
     def scores_key(self) -> str:
         """Short name of the set of scores in ``scores/``: it follows from the contents of the part files, and the measures.
@@ -148,7 +162,7 @@ class Run:
     def quarantine(self) -> pa.Table:
         """Every image that could not be used, with its kind and message."""
         paths = sorted((self.folder / "quarantine").glob("*.parquet"))
-        return pa.concat_tables([read_parquet(path) for path in paths]) if paths else QUARANTINE.empty_table()
+        return pa.concat_tables([_quarantine(path) for path in paths]) if paths else QUARANTINE.empty_table()
 
     def unexplained(self) -> dict[str, set[int]]:
         """The images that a model could not explain, by the name of the model: they could not be read any more."""
@@ -163,10 +177,51 @@ class Run:
         return table_files(self.folder / "maps" / f"model={model.name}", "part-*.parquet")
 
 
+@functools.cache
+def _check_scores(path: Path, _: int, num_images: int) -> None:
+    """Read a file of scores once, a row group at a time, before a data set reads it without any check."""
+    with named(path), open_parquet(path, SCORES) as file:
+        for group in range(file.num_row_groups):
+            refuse_unknown_images(path, read_groups(path, file, [group], schema=SCORES), num_images)
+
+
+def refuse_unknown_images(path: Path, table: pa.Table, num_images: int) -> None:
+    """Raise RunFolderError for rows of images that are not in images.parquet."""
+    limits = pc.min_max(table["image"]).as_py()
+    if len(table) and not 0 <= limits["min"] <= limits["max"] < num_images:
+        raise unreadable(path, f"expected images 0 to {num_images - 1}, got {limits['min']} to {limits['max']}")
+
+
+def _quarantine(path: Path) -> pa.Table:
+    table = read_parquet(path, schema=QUARANTINE)
+    explained = table.filter(pc.equal(table["stage"], "explain"))
+    if explained["image"].null_count or explained["model"].null_count:
+        raise unreadable(path, "it has a row of stage 'explain' without an image or a model")
+    return table
+
+
+def _received(record: Record, path: Path) -> Config:
+    """The config in run.json with our own engine: a run from somebody else must not name the machines that work here.
+
+    Raises:
+        RunFolderError: it is wrong, or does not name the detectors of the models.
+    """
+    try:
+        config = parse_config(record.config)
+    except ConfigError as error:
+        raise wrong_record(path, str(error)) from None
+    named, there = {detector.name for detector in config.detectors}, {model.detector for model in record.models}
+    if different := sorted(named ^ there):
+        raise wrong_record(
+            path, f"expected one or more models of each detector, got none or no detector {different[0]!r}"
+        )
+    return without_engine(config)
+
+
 def open_run(folder: str | Path) -> Run:
     """Open a folder that ``explain2me run`` or ``explain2me explain`` made, for reading.
 
     Raises:
-        RunFolderError: run.json is missing or cannot be read.
+        RunFolderError: run.json is missing or wrong, or the folder holds a link.
     """
     return Run(Path(folder))

@@ -11,13 +11,15 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter
 
 from explain2me.config.compare import digest
 from explain2me.errors import RunFolderError
+from explain2me.run.checks.tables import named, open_parquet, read_groups
 from explain2me.run.files import FORMAT, atomic_path
 
 PACKED = "packed-"
@@ -28,37 +30,24 @@ PACK_FILES = 512
 """Files in a pack at most: its list of row groups is read before any of them."""
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one file, loose or from a pack beside, and check its checksums.
+def read_parquet(path: Path, columns: list[str] | None = None, *, schema: pa.Schema | None = None) -> pa.Table:
+    """Read one file, loose or from a pack beside, and check its columns (names and types), its size and its checksums.
 
     Raises:
-        RunFolderError: the file is missing or cannot be read; the message names the file.
+        RunFolderError: the file is missing, cannot be read, or has other columns; the message names the file.
     """
-    where = path
     try:
         try:
-            return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
+            with named(path), open_parquet(path, schema) as file:
+                return read_groups(path, file, range(file.num_row_groups), columns=columns, schema=schema)
         except FileNotFoundError:
             member = packed_in(path.parent).get(path.name)
             if member is None:
                 raise
-            where = member.pack
-            return _read_member(member, columns)
+            with named(member.pack):
+                return _read_member(member, columns, schema)
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing; run the stage that makes it again") from None
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
-            raise  # the machine is at fault, not the file
-        raise unreadable(where, error) from None
-
-
-def unreadable(path: Path, why: object) -> RunFolderError:
-    """The error for a file of a run that is there and is not what it should be; a reader cannot tell how that came."""
-    reason = str(why).partition("\n")[0]
-    return RunFolderError(
-        f"{path} cannot be read ({reason}); look at its disk. A file of maps, scores or summary that is moved away is made "
-        f"again by the command that makes it"
-    )
 
 
 class Member(NamedTuple):
@@ -67,6 +56,10 @@ class Member(NamedTuple):
     pack: Path
     row_group: int | None
     metadata: dict[str, str]
+
+
+_MEMBERS = TypeAdapter(list[tuple[str, Annotated[int, Field(ge=0)] | None, dict[str, str]]])
+"""The list of members in the metadata of a pack: name, row group, metadata."""
 
 
 def committed_in(folder: Path) -> set[str]:
@@ -84,30 +77,27 @@ def packed_in(folder: Path) -> dict[str, Member]:
 def _members_of(packs: tuple[Path, ...], _: tuple[int, ...]) -> dict[str, Member]:
     members: dict[str, Member] = {}
     for pack in packs:
-        try:
-            metadata = pq.read_schema(pack).metadata
-            rows = json.loads(metadata[b"members"])
+        with named(pack), open_parquet(pack) as file:
+            rows = _MEMBERS.validate_json((file.schema_arrow.metadata or {})[b"members"], strict=True)
             if not all(re.fullmatch(rf"(?!{PACKED})[^/\0]+\.parquet", name) for name, *_ in rows):
                 raise ValueError("the name of a member leads elsewhere")
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise unreadable(pack, error) from None
+            if any(group is not None and group >= file.num_row_groups for _, group, _ in rows):
+                raise ValueError(f"a member has a row group beyond its {file.num_row_groups}")
         members |= {name: Member(pack, group, own) for name, group, own in rows}
     return members
 
 
-def _read_member(member: Member, columns: list[str] | None) -> pa.Table:
-    file = _open_pack(member.pack, member.pack.stat().st_mtime_ns)
-    if member.row_group is None:
-        schema = file.schema_arrow
-        table = (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
-    else:
-        table = file.read_row_group(member.row_group, columns=columns)
-    return table.replace_schema_metadata(member.metadata or None)
+def _read_member(member: Member, columns: list[str] | None, schema: pa.Schema | None) -> pa.Table:
+    file = _open_pack(member.pack, member.pack.stat().st_mtime_ns, schema)
+    groups = [] if member.row_group is None else [member.row_group]
+    return read_groups(member.pack, file, groups, columns=columns, schema=schema).replace_schema_metadata(
+        member.metadata or None
+    )
 
 
 @functools.lru_cache(maxsize=8)
-def _open_pack(pack: Path, _: int) -> pq.ParquetFile:
-    return pq.ParquetFile(pack, page_checksum_verification=True)
+def _open_pack(pack: Path, _: int, schema: pa.Schema | None) -> pq.ParquetFile:
+    return open_parquet(pack, schema)
 
 
 def table_files(folder: Path, pattern: str = "*.parquet") -> list[Path]:
@@ -137,8 +127,8 @@ def link_files(source: Path, target: Path, names: set[str]) -> None:
             shutil.copy2(path, target)
 
 
-def pack_folder(folder: Path) -> int:
-    """Put the loose Parquet files of a folder into packs, and return how many.
+def pack_folder(folder: Path, schema: pa.Schema | None = None) -> int:
+    """Put the loose Parquet files of a folder, all with the columns of ``schema``, into packs, and return how many.
 
     A pack is committed before its files are deleted, and readers ignore a loose file that is in a pack: a kill in between
     loses and doubles nothing.
@@ -158,26 +148,27 @@ def pack_folder(folder: Path) -> int:
         groups[-1].append(path)
         size += path.stat().st_size
     for group in groups:
-        _write_pack(group, folder / f"{PACKED}{digest([path.name for path in group])}.parquet")
+        _write_pack(group, folder / f"{PACKED}{digest([path.name for path in group])}.parquet", schema)
         for path in group:
             path.unlink()
     return len(loose)
 
 
-def _write_pack(paths: Sequence[Path], target: Path) -> None:
-    schema = pq.read_schema(paths[0]).remove_metadata()
+def _write_pack(paths: Sequence[Path], target: Path, schema: pa.Schema | None) -> None:
     members: list[tuple[str, int | None, dict[str, str]]] = []
     groups = 0
     for path in paths:
-        file = pq.read_metadata(path)
-        own = pq.read_schema(path).metadata or {}
-        members.append((path.name, groups if file.num_rows else None, {k.decode(): v.decode() for k, v in own.items()}))
-        groups += bool(file.num_rows)
+        with named(path), open_parquet(path, schema) as file:
+            schema = file.schema_arrow.remove_metadata()  # maps of another size do not go into one pack
+            num_rows, own = file.metadata.num_rows, file.schema_arrow.metadata or {}
+            members.append((path.name, groups if num_rows else None, {k.decode(): v.decode() for k, v in own.items()}))
+        groups += bool(num_rows)
+    assert schema is not None
     whole = schema.with_metadata({"members": json.dumps(members)})
     with atomic_path(target) as temporary, pq.ParquetWriter(temporary, whole, **FORMAT) as writer:
         for path, (_, group, _) in zip(paths, members, strict=True):
             if group is not None:
-                table = read_parquet(path).replace_schema_metadata(whole.metadata)
+                table = read_parquet(path, schema=schema).replace_schema_metadata(whole.metadata)
                 writer.write_table(table, row_group_size=len(table))
     newest = max(path.stat().st_mtime_ns for path in paths)
     os.utime(target, ns=(newest, newest))  # no table is older than its scores for being packed

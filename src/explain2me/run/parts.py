@@ -8,7 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from explain2me.run.packs import read_parquet, unreadable
+from explain2me.errors import RunFolderError
+from explain2me.run.checks.tables import unreadable
+from explain2me.run.folder import refuse_unknown_images
+from explain2me.run.packs import read_parquet
+from explain2me.run.schema import MAPS
+from explain2me.text import shorten
 
 
 class Part(NamedTuple):
@@ -24,8 +29,17 @@ class Part(NamedTuple):
     fixed: np.ndarray
     predicted: np.ndarray
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What the parts of one detector have in common: conditions, height and width."""
+        return (self.conditions, *self.maps.shape[2:])
+
     def of(self, condition: str) -> int:
-        """Index of a condition on the first axis."""
+        """Index of a condition on the first axis; RunFolderError if the part lacks it."""
+        if condition not in self.conditions:
+            raise RunFolderError(
+                f"a part file of maps lacks the condition {condition!r} of its run; call `explain2me verify` to find it"
+            )
         return self.conditions.index(condition)
 
     def take(self, row: int) -> "Part":
@@ -35,13 +49,18 @@ class Part(NamedTuple):
         return Part(self.images[one].copy(), self.conditions, maps, fixed, predicted)
 
 
-def read_part(path: Path) -> Part:
-    """Read a part file of maps into arrays, one first-axis entry a condition."""
-    table = read_parquet(path)
-    height, width = (int(side) for side in table.schema.metadata[b"map_size"].decode().split("x"))
-    order: list[str] = json.loads(table.schema.metadata[b"conditions"])
+def read_part(path: Path, num_images: int | None = None) -> Part:
+    """Read a part file of maps into arrays, one first-axis entry a condition.
+
+    Raises:
+        RunFolderError: the file is not a part file, or holds images beyond the ``num_images`` of its run.
+    """
+    table = read_parquet(path, schema=MAPS)
+    height, width, order = _described(table, path)
     count = len(table) // len(order)
     images = table["image"].to_numpy()[:count]
+    if num_images is not None:
+        refuse_unknown_images(path, table, num_images)
     _check_blocks(table, order, images, path)
     shape = (len(order), count, height, width)
     maps = _cells(table["map"], height * width)
@@ -50,6 +69,21 @@ def read_part(path: Path) -> Part:
     fixed[same] = maps[same]
     predicted = table["predicted"].fill_null(-1).to_numpy().reshape(len(order), count)
     return Part(images, tuple(order), maps.reshape(shape), fixed.reshape(shape), predicted)
+
+
+def _described(table: pa.Table, path: Path) -> tuple[int, int, list[str]]:
+    """Height and width of the maps, and the names of the conditions, from the metadata of a part file."""
+    said = table.schema.metadata or {}
+    try:
+        height, width = (int(side) for side in said[b"map_size"].decode().split("x"))
+        order = json.loads(said[b"conditions"])
+        whole = all(isinstance(name, str) for name in order) and 0 < len(order) == len(set(order))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        whole = False
+    sizes = {table.schema.field(name).type.list_size for name in ("map", "map_fixed")}
+    if not whole or min(height, width) < 1 or sizes != {height * width}:
+        raise unreadable(path, f"expected the size of its maps and its conditions, got {shorten(said)}")
+    return height, width, order
 
 
 def _check_blocks(table: pa.Table, order: Sequence[str], images: np.ndarray, path: Path) -> None:

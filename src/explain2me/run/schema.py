@@ -62,3 +62,57 @@ def part_schema(model: str, map_size: str, conditions: Sequence[str]) -> pa.Sche
         "conditions": json.dumps(list(conditions)),
     }
     return maps_schema(int(height) * int(width)).with_metadata(metadata)
+
+
+MAPS = maps_schema(0)
+"""Columns of a part file of maps of any size."""
+MEASURE_COLUMNS = (
+    "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_values", "num_images", "num_runs",
+    "mean", "std", "ci_low", "ci_high", "num_invalid", "num_dead", "dead_share", "kept_share", "num_kept", "mean_kept",
+    "num_flipped", "mean_flipped", "chance", "corrected", "corrected_low", "corrected_high",
+)  # fmt: skip
+MATRIX_COLUMNS = ("detector", "variant", "similarity", "run", "other_run", "mean", "n")
+DIFFERENCE_COLUMNS = (
+    "detector", "other_detector", "measure", "variant", "similarity", "condition", "label", "source", "num_images", "num_runs",
+    "num_other_runs", "difference", "std_error", "df", "ci_low", "ci_high", "p", "corrected", "corrected_low",
+    "corrected_high",
+)  # fmt: skip
+PERFORMANCE_COLUMNS = (
+    "detector", "run", "condition", "score", "positives", "negatives", "n", "num_positive", "num_negative", "auroc", "std",
+    "ci_low", "ci_high", "auroc_clean", "accuracy", "kept_share", "num_invalid", "num_tied_pairs",
+)  # fmt: skip
+PRECISION_COLUMNS = (
+    "detector", "measure", "variant", "similarity", "num_values", "max_difference", "mean_difference", "num_one_sided",
+)  # fmt: skip
+QUARANTINE_COLUMNS = ("stage", "kind", "num_images")
+SUMMARY_COLUMNS = {
+    "measures": MEASURE_COLUMNS,
+    "differences": DIFFERENCE_COLUMNS,
+    "performance": PERFORMANCE_COLUMNS,
+    "precision": PRECISION_COLUMNS,
+    "quarantine": QUARANTINE_COLUMNS,
+}
+"""Columns of the tables of summary/; every other table is a matrix."""
+TEXT_COLUMNS = {
+    "detector", "other_detector", "run", "other_run", "measure", "variant", "similarity", "condition", "label", "source", "score",
+    "positives", "negatives", "stage", "kind",
+}  # fmt: skip
+"""Columns of words in summary/; columns named ``n`` or ``num_...`` hold integers, all others floats."""
+ADDED_LATER = {"num_tied_pairs"}
+"""Columns that tables of earlier versions lack."""
+FILLED = {
+    "image", "image_id", "path", "source", "detector", "run", "measure", "variant", "condition", "positives", "negatives",
+    "score", "stage", "kind", "message", "valid", "dead", "n", "sha256",
+}  # fmt: skip
+"""Columns without empty cells, in every table that has them. ``image`` is empty in the quarantine of the index."""
+
+
+def summary_schema(columns: Sequence[str]) -> pa.Schema:
+    """The schema of a table of summary/ with these columns."""
+    return pa.schema([(column, _type_of(column)) for column in columns])
+
+
+def _type_of(column: str) -> pa.DataType:
+    if column == "n" or column.startswith("num_"):
+        return pa.int64()
+    return TEXT if column in TEXT_COLUMNS else pa.float64()

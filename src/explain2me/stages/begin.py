@@ -197,7 +197,7 @@ def _trainings(models: list[dict[str, Any]]) -> dict[str, Any]:
 def _record_versions(old: Run, record: dict[str, Any]) -> None:
     """Record the config and the package versions that resumed this run."""
     current = versions()
-    known = [old.record["versions"], *old.record.get("later_versions", [])]
+    known = [old.record.get("versions", {}), *old.record.get("later_versions", [])]
     later = {} if current in known else {"later_versions": [*known[1:], current]}
     updated = sealed(old.record | {"config": record["config"]} | later)
     if updated != old.record:

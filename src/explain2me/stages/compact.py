@@ -3,6 +3,7 @@
 from explain2me.run.files import only_writer
 from explain2me.run.folder import Run
 from explain2me.run.packs import pack_folder
+from explain2me.run.schema import MAPS, SCORES
 
 
 def compact_run(run: Run) -> dict[str, tuple[int, int]]:
@@ -22,8 +23,9 @@ def compact_run(run: Run) -> dict[str, tuple[int, int]]:
 
 def _pack_folders(run: Run) -> dict[str, tuple[int, int]]:
     done: dict[str, tuple[int, int]] = {}
-    for folder in [*(run.folder / "maps" / f"model={model.name}" for model in run.models), run.folder / "scores"]:
+    maps = [(run.folder / "maps" / f"model={model.name}", MAPS) for model in run.models]
+    for folder, schema in [*maps, (run.folder / "scores", SCORES)]:
         before = len(list(folder.glob("*.parquet")))
-        if folder.is_dir() and pack_folder(folder):
+        if folder.is_dir() and pack_folder(folder, schema):
             done[folder.relative_to(run.folder).as_posix()] = before, len(list(folder.glob("*.parquet")))
     return done

@@ -18,6 +18,7 @@ from explain2me.run.folder import EARLIER, GROWING, Run
 from explain2me.run.packs import packed_in, read_parquet, table_files
 from explain2me.run.plan import plan
 from explain2me.run.record import record_hash
+from explain2me.run.schema import QUARANTINE
 
 DECIDING = (
     "architecture",
@@ -84,7 +85,7 @@ def same_images(old: Run, config: Config, record: Mapping[str, Any]) -> Indexed 
     ):
         return None
     path = old.folder / "quarantine" / "index.parquet"
-    refused = read_parquet(path) if path.exists() else old.quarantine().slice(0, 0)
+    refused = read_parquet(path, schema=QUARANTINE) if path.exists() else old.quarantine().slice(0, 0)
     return Indexed(old.image_table.drop_columns(["image"]), refused.drop_columns(["image", "model"]))
 
 

@@ -4,6 +4,7 @@ The rows of ``statistics/scores.py`` decide the work: :func:`score_part` scores 
 :func:`compare_maps` also those of two training runs.
 """
 
+import dataclasses
 import functools
 import itertools
 import shutil
@@ -23,16 +24,17 @@ from explain2me.config.compare import digest
 from explain2me.config.schema import Config, MeasuresConfig
 from explain2me.errors import RunFolderError
 from explain2me.measures import SIMILARITIES, is_dead
+from explain2me.run.checks.tables import unreadable
 from explain2me.run.conditions import CLEAN, Condition, conditions_of
 from explain2me.run.events import log_event
 from explain2me.run.files import only_writer, put_in_place, write_parquet
-from explain2me.run.folder import EARLIER, Run, open_run
+from explain2me.run.folder import EARLIER, Run, open_run, refuse_unknown_images
 from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.packs import committed_in, link_files, read_parquet
 from explain2me.run.parts import Part, read_part
 from explain2me.run.plan import Shard, missing_of, plan
 from explain2me.run.record import Model
-from explain2me.run.schema import RESULTS_VERSION, SCORES
+from explain2me.run.schema import MAPS, RESULTS_VERSION, SCORES
 from explain2me.statistics.chance import partners
 from explain2me.statistics.scores import VARIANTS, Measure
 from explain2me.workers import Engine, run_tasks
@@ -108,7 +110,7 @@ def _make_scores(run: Run, config: Config, on_done: Callable[[int, int], None] |
     committed = committed_in(unfinished)
     todo = [name for name in names if name not in committed]
     work = functools.partial(_commit_scores, run.folder.resolve(), unfinished.name, config.measures)
-    engine = engine_of(config.compute)
+    engine = dataclasses.replace(engine_of(config.compute), gpus=0.0)  # no model is loaded
     if len(todo) < FILES_FOR_WORKERS * engine.workers:  # this process ends before workers have started
         engine = Engine(threads=engine.threads)
     for i, _ in enumerate(run_tasks(work, todo, engine)):
@@ -146,11 +148,17 @@ class MapReader:
         self._shards = {(shard.model.name, shard.part): shard for shard in shards}
         most_runs = max(len(run.models_of(detector.name)) for detector in run.config.detectors)
         self._read = functools.lru_cache(maxsize=4 + 2 * most_runs)(read_part)
+        self._num_images = len(run.image_table)
+        self._forms: dict[str, tuple[object, ...]] = {}
         self.partners = functools.lru_cache(maxsize=1 + most_runs)(functools.partial(_partners, run, shards))
 
     def part(self, model: Model, part: int) -> Part:
-        """One part of one model."""
-        return self._read(self._shards[model.name, part].path(self._folder))
+        """One part of one model; RunFolderError if its maps differ in size or conditions from others of its detector."""
+        path = self._shards[model.name, part].path(self._folder)
+        read = self._read(path, self._num_images)
+        if len(read.images) and read.form != self._forms.setdefault(model.detector, read.form):
+            raise unreadable(path, f"its maps differ in size or conditions from others of {model.detector!r}")
+        return read
 
     def take(self, model: Model, images: np.ndarray) -> Part:
         """The maps of some images, in their order; NaN maps where an image is -1 or was quarantined."""
@@ -177,7 +185,9 @@ def _partners(run: Run, shards: Sequence[Shard], model: Model) -> np.ndarray:
     predicted = np.full(len(run.image_table), -1)
     for shard in shards:
         if shard.model == model:
-            table = read_parquet(shard.path(run.folder), ["image", "condition", "predicted"])
+            path = shard.path(run.folder)
+            table = read_parquet(path, ["image", "condition", "predicted"], schema=MAPS)
+            refuse_unknown_images(path, table, len(predicted))
             table = table.filter(pc.equal(table["condition"].cast(pa.string()), CLEAN.name))
             predicted[table["image"].to_numpy()] = table["predicted"].fill_null(-1).to_numpy()
     return partners(run.image_table, predicted, seed=run.config.seed)

@@ -12,6 +12,7 @@ from explain2me.run.folder import Run
 from explain2me.run.parts import Part, read_part
 from explain2me.run.plan import plan
 from explain2me.run.record import Model
+from explain2me.run.schema import PRECISION_COLUMNS
 from explain2me.stages.measure import Labels, MapReader, Scores, compare_maps, score_part, variants_of_pairs
 from explain2me.statistics.cells import drop_nan, mean_of
 from explain2me.statistics.performance import sample_aurocs
@@ -19,9 +20,6 @@ from explain2me.statistics.scores import MEASURES
 
 SAMPLE_AUROC: Labels = {"measure": "performance", "variant": "softmax", "similarity": None}
 """Labels of the AUROC on the sample."""
-PRECISION_COLUMNS = (
-    "detector", "measure", "variant", "similarity", "num_values", "max_difference", "mean_difference", "num_one_sided",
-)  # fmt: skip
 
 
 BothPrecisions = tuple[str, Labels, np.ndarray, np.ndarray]
@@ -70,7 +68,7 @@ def _both_precisions(run: Run, measures: MeasuresConfig, files: Mapping[Model, P
     reader, measures = MapReader(run), _as_scored(run, measures)
     parts: dict[Model, tuple[Part, Part]] = {}
     for model, path in files.items():
-        exact = read_part(path)
+        exact = read_part(path, len(run.image_table))
         parts[model] = both = (exact, reader.take(model, exact.images))
         yield from _side_by_side(model, *(score_part(part, None, measures, model.input_size) for part in both))
         exact_aurocs, coarse_aurocs = (

@@ -6,6 +6,7 @@ from typing import Any
 from explain2me.config.compare import fingerprint, was_and_is
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
+from explain2me.run.checks.links import refuse_links
 from explain2me.run.folder import Run, open_run
 from explain2me.run.leftovers import TEMPORARY
 from explain2me.stages.index import PARTS
@@ -40,8 +41,9 @@ def open_existing(folder: Path) -> Run | None:
     """The run in a folder, or None if there is none yet.
 
     Raises:
-        RunFolderError: the folder holds something else.
+        RunFolderError: the folder holds something else, or a link.
     """
+    refuse_links(folder)
     if (folder / "run.json").exists():
         return open_run(folder)
     if folder.exists() and not folder.is_dir():

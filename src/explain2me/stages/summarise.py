@@ -15,7 +15,16 @@ from explain2me.errors import RunFolderError
 from explain2me.run.events import log_event
 from explain2me.run.files import atomic_path, only_writer, replaced_folder, write_parquet
 from explain2me.run.folder import Run, Stretch, stretches_of
-from explain2me.stages.precision import PRECISION_COLUMNS, precision_rows
+from explain2me.run.schema import (
+    DIFFERENCE_COLUMNS,
+    MATRIX_COLUMNS,
+    MEASURE_COLUMNS,
+    PERFORMANCE_COLUMNS,
+    PRECISION_COLUMNS,
+    QUARANTINE_COLUMNS,
+    summary_schema,
+)
+from explain2me.stages.precision import precision_rows
 from explain2me.statistics.bootstrap import image_weights, interval, pair_weights, run_weights
 from explain2me.statistics.cells import (
     Cell,
@@ -30,7 +39,6 @@ from explain2me.statistics.cells import (
 )
 from explain2me.statistics.chance import corrected
 from explain2me.statistics.differences import (
-    DIFFERENCE_COLUMNS,
     Compared,
     auroc_difference_rows,
     compared_by,
@@ -38,7 +46,6 @@ from explain2me.statistics.differences import (
 )
 from explain2me.statistics.estimates import Estimate
 from explain2me.statistics.performance import (
-    PERFORMANCE_COLUMNS,
     AurocKey,
     auroc_estimates,
     performance_rows,
@@ -47,21 +54,6 @@ from explain2me.statistics.performance import (
 from explain2me.statistics.scores import MEASURES
 from explain2me.text import no_formula
 
-MEASURE_COLUMNS = (
-    "detector", "measure", "variant", "similarity", "condition", "label", "source", "n", "num_values", "num_images", "num_runs",
-    "mean", "std", "ci_low", "ci_high", "num_invalid", "num_dead", "dead_share", "kept_share", "num_kept", "mean_kept",
-    "num_flipped", "mean_flipped", "chance", "corrected", "corrected_low", "corrected_high",
-)  # fmt: skip
-
-
-MATRIX_COLUMNS = ("detector", "variant", "similarity", "run", "other_run", "mean", "n")
-
-
-TEXT_COLUMNS = {
-    "detector", "other_detector", "run", "other_run", "measure", "variant", "similarity", "condition", "label", "source", "score",
-    "positives", "negatives", "stage", "kind",
-}  # fmt: skip
-"""Columns of words; columns named ``n`` or ``num_...`` hold integers, all others floats."""
 Rows = list[dict[str, Any]]
 Intervals = Callable[[int, Selection], dict[str, float]]
 """(index of a cell, selection of images) -> limits of its intervals."""
@@ -111,7 +103,7 @@ def _tables(
         "performance": (PERFORMANCE_COLUMNS, performance),
         **{f"{measure}_matrix": (MATRIX_COLUMNS, rows) for measure, rows in matrices.items()},
         "precision": (PRECISION_COLUMNS, list(precision_rows(run, config.measures))),
-        "quarantine": (("stage", "kind", "num_images"), _quarantine_rows(run)),
+        "quarantine": (QUARANTINE_COLUMNS, _quarantine_rows(run)),
     }
 
 
@@ -253,7 +245,7 @@ def _quarantine_rows(run: Run) -> Rows:
 def _write(folder: Path, name: str, rows: Rows, columns: Sequence[str], *, made_from: str) -> None:
     """Write <name>.parquet and .csv from the same rows; ``made_from`` is the key of the scores."""
     frame = pd.DataFrame(rows, columns=list(columns))
-    schema = pa.schema([(column, _type_of(column)) for column in columns])
+    schema = summary_schema(columns)
     for field in schema:
         if field.type == pa.int64():
             frame[field.name] = frame[field.name].astype("Int64")  # else a null turns the other counts into floats
@@ -263,9 +255,3 @@ def _write(folder: Path, name: str, rows: Rows, columns: Sequence[str], *, made_
     frame[texts] = frame[texts].map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)
     with atomic_path(folder / f"{name}.csv") as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-
-
-def _type_of(column: str) -> pa.DataType:
-    if column == "n" or column.startswith("num_"):
-        return pa.int64()
-    return pa.string() if column in TEXT_COLUMNS else pa.float64()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from explain2me.errors import Explain2MeError, ImageError, RunFolderError
 from explain2me.images.listing import image_root, resolve
 from explain2me.images.reading import read_file
+from explain2me.run.checks.tables import open_parquet, read_groups
 from explain2me.run.conditions import conditions_for
 from explain2me.run.files import FORMAT, encoded, sha256_of
 from explain2me.run.folder import Run
@@ -20,7 +21,15 @@ from explain2me.run.leftovers import TEMPORARY
 from explain2me.run.packs import PACKED, packed_in, read_parquet, table_files
 from explain2me.run.plan import Shard, plan
 from explain2me.run.record import record_hash
-from explain2me.run.schema import maps_schema
+from explain2me.run.schema import (
+    MAPS,
+    MATRIX_COLUMNS,
+    QUARANTINE,
+    SCORES,
+    SUMMARY_COLUMNS,
+    maps_schema,
+    summary_schema,
+)
 from explain2me.stages.measure import score_names
 
 
@@ -60,19 +69,19 @@ def _check_record(run: Run) -> Iterator[str]:
 def _check_images_table(run: Run) -> Iterator[str]:
     path = run.folder / "images.parquet"
     try:
-        rows = run.image_table["image"].to_numpy()
+        _ = run.image_table
     except RunFolderError as error:
         yield f"damaged: {error}"
         return
     recorded = run.record.get("images_sha256")
-    if (recorded is not None and recorded != sha256_of(path)) or not np.array_equal(rows, np.arange(len(rows))):
+    if recorded is not None and recorded != sha256_of(path):
         yield "changed: images.parquet is not as it was written; put back a copy of it, or start a new run"
 
 
 def _check_quarantine(run: Run) -> Iterator[str]:
     """Every image of the manifest is in images.parquet or in the quarantine."""
     refused = sum(row["stage"] == "index" for row in run.quarantine().to_pylist())
-    lost = run.record["num_listed"] - len(run.image_table) - refused
+    lost = run.record.get("num_listed", 0) - len(run.image_table) - refused
     if lost:
         yield f"missing: {lost} images of the manifest are neither in images.parquet nor in quarantine/"
 
@@ -102,13 +111,16 @@ def _check_shard(run: Run, shard: Shard, refused: set[int]) -> Iterator[str]:
     if not path.exists() and path.name not in _packed(path.parent):
         yield f"missing: {where} (images {shard.start} to {shard.stop - 1} of {shard.model.name})"
         return
-    table = read_parquet(path)
+    table = read_parquet(path, schema=MAPS)
     conditions = [condition.name for condition in conditions_for(run.config.measures, shard.model.input_size)]
     said = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if said.get("model") != shard.model.name or json.loads(said.get("conditions", "[]")) != conditions:
         yield f"of another shard: {where} says that it is of {said.get('model')!r}"
         return
     images = [image for image in range(shard.start, shard.stop) if image not in refused]
+    if len(table) > 2 * len(conditions) * (shard.stop - shard.start):
+        yield f"doubled rows: {where} has {len(table)}, expected {len(conditions) * len(images)}"
+        return
     rows = Counter(zip(table["condition"].to_pylist(), table["image"].to_pylist(), strict=True))
     expected = {(condition, image) for condition in conditions for image in images}
     for kind, number in (
@@ -132,7 +144,8 @@ def _packed(folder: Path) -> set[str]:
 
 def _was_changed(run: Run, path: Path, table: pa.Table) -> bool:
     """Whether a file differs from its rows written again; the same version of pyarrow writes the same bytes."""
-    writer = str(pq.read_metadata(path).created_by)
+    with open_parquet(path) as file:
+        writer = str(file.metadata.created_by)
     if writer != _created_by(pa.__version__):
         versions = [run.record["versions"], *run.record.get("later_versions", [])]
         return writer not in {_created_by(version["pyarrow"]) for version in versions}
@@ -166,19 +179,19 @@ def _check_names(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
 def _check_pack(run: Run, path: Path, planned: set[str]) -> Iterator[str]:
     where = path.relative_to(run.folder)
     names = [name for name, member in packed_in(path.parent).items() if member.pack == path]
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with open_parquet(path, SCORES if path.parent.name == "scores" else MAPS) as file:
         ours = file.metadata.created_by == _created_by(pa.__version__)
-        if ours and _encoded_pack(file) != path.read_bytes():
+        if ours and _encoded_pack(path, file) != path.read_bytes():
             yield f"damaged: {where} is not as it was written"
     if unknown := [name for name in names if name not in planned]:
         yield f"not in the plan: {len(unknown)} files in {where}, first {unknown[0]}"
 
 
-def _encoded_pack(file: pq.ParquetFile) -> bytes:
+def _encoded_pack(path: Path, file: pq.ParquetFile) -> bytes:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, file.schema_arrow, **FORMAT) as writer:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
+            table = read_groups(path, file, [group])
             writer.write_table(table, row_group_size=len(table))
     return sink.getvalue().to_pybytes()
 
@@ -210,7 +223,7 @@ def _check_scores(run: Run) -> Iterator[str]:
 
 
 def _check_score_file(run: Run, path: Path) -> Iterator[str]:
-    table = read_parquet(path)
+    table = read_parquet(path, schema=SCORES)
     unknown = np.setdiff1d(table["image"].to_numpy(), run.image_table["image"].to_numpy())
     if len(unknown):
         yield f"unknown images: {len(unknown)} in scores/{path.name}"
@@ -225,8 +238,15 @@ def _check_other_files(run: Run) -> Iterator[str]:
 
 
 def _check_other_file(run: Run, path: Path) -> Iterator[str]:
-    if _was_changed(run, path, read_parquet(path)):
+    if _was_changed(run, path, read_parquet(path, schema=_schema_of(path))):
         yield f"damaged: {path.relative_to(run.folder)} is not as it was written"
+
+
+def _schema_of(path: Path) -> pa.Schema:
+    """The columns of a file of summary/, quarantine/ or precision/."""
+    if path.parent.name == "summary":
+        return summary_schema(SUMMARY_COLUMNS.get(path.stem, MATRIX_COLUMNS))
+    return QUARANTINE if path.parent.name == "quarantine" else MAPS
 
 
 def _check_images(run: Run) -> Iterator[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from explain2me.errors import RunFolderError
 from explain2me.run.conditions import conditions_of
 from explain2me.run.folder import Run, Stretch
 from explain2me.run.record import Model
@@ -15,6 +16,9 @@ from explain2me.statistics.scores import ALL, MEASURES, Measure
 
 FEW_CELLS = 25
 """A map of fewer cells is called coarse; the maps of the paper have 7 x 7 cells."""
+
+MOST_EMPTY = 16
+"""Values of a score that a run should have, for each row of its scores: beyond, arrays of them would hold little."""
 
 
 class Quantity(NamedTuple):
@@ -63,7 +67,14 @@ def cells_of(run: Run, detector: str, quantity: Quantity) -> Iterator[Cell]:
     rows = (ds.field("detector") == detector) & (ds.field("measure") == measure.name)
     similarity = ds.field("similarity")
     rows &= similarity.is_null() if quantity.similarity is None else similarity == quantity.similarity
-    batches = run.scores_dataset().to_batches(filter=rows & (ds.field("variant") == quantity.variant))
+    dataset = run.scores_dataset()
+    num_columns = len(units_of(measure, len(models))) * len(names)
+    if num_columns * len(run.image_table) > MOST_EMPTY * (dataset.count_rows() + 4096):
+        raise RunFolderError(
+            f"{run.folder / 'scores'} lacks most scores of {measure.name} for the {len(models)} models of {detector!r}; call "
+            f"`explain2me measure {run.folder}`"
+        )
+    batches = dataset.to_batches(filter=rows & (ds.field("variant") == quantity.variant))
     value, chance, present, dead, kept = _dense(run, models, measure, names, batches)
     picks = [(name, [i]) for i, name in enumerate(names)]
     picks += [(group, [i for i, c in enumerate(conditions) if c.group == group]) for group in measure.groups]

@@ -15,12 +15,6 @@ from explain2me.statistics.estimates import Estimate, Totals, above_chance, diff
 from explain2me.statistics.performance import AurocKey
 from explain2me.statistics.scores import CLEAN, MEASURES
 
-DIFFERENCE_COLUMNS = (
-    "detector", "other_detector", "measure", "variant", "similarity", "condition", "label", "source", "num_images", "num_runs",
-    "num_other_runs", "difference", "std_error", "df", "ci_low", "ci_high", "p", "corrected", "corrected_low",
-    "corrected_high",
-)  # fmt: skip
-
 
 class Compared(NamedTuple):
     """Totals of one cell of one detector; ``chance`` is None for a measure of single maps."""

@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
+from explain2me.run.checks.tables import unreadable
 from explain2me.run.conditions import conditions_of
-from explain2me.run.folder import Run, Stretch, stretches_of
+from explain2me.run.folder import Run, Stretch, refuse_unknown_images, stretches_of
 from explain2me.run.packs import read_parquet
+from explain2me.run.schema import MAPS
 from explain2me.statistics.bootstrap import image_weights, interval, run_weights, weighted_auroc
 from explain2me.statistics.estimates import Estimate, auroc_estimate
 from explain2me.statistics.scores import ALL, CLEAN
+from explain2me.text import shorten
 
 SCORES = ("softmax", "released")
 """softmax: log-odds of the positive class. released: the logit of the positive class, as in the authors' scripts."""
 AurocKey = tuple[str, str, str]
 """Score, label and source."""
-PERFORMANCE_COLUMNS = (
-    "detector", "run", "condition", "score", "positives", "negatives", "n", "num_positive", "num_negative", "auroc", "std",
-    "ci_low", "ci_high", "auroc_clean", "accuracy", "kept_share", "num_invalid", "num_tied_pairs",
-)  # fmt: skip
 
 
 class Contrast(NamedTuple):
@@ -53,7 +53,7 @@ class Predictions(NamedTuple):
 
 def predictions_of(run: Run, detector: str) -> Predictions:
     """The predictions of all runs of a detector."""
-    return read_predictions(len(run.image_table), [run.part_paths(model) for model in run.models_of(detector)])
+    return read_predictions(run, [run.part_paths(model) for model in run.models_of(detector)])
 
 
 def performance_rows(run: Run, detector: str, predictions: Predictions, resamples: int) -> list[dict[str, Any]]:
@@ -91,8 +91,14 @@ def performance_rows(run: Run, detector: str, predictions: Predictions, resample
 
 def _positive(run: Run) -> np.ndarray | None:
     """Whether each image has the positive label, bool (N,); None where all or none have it, so there is no AUROC."""
-    positive = np.array([label == run.config.data.positive for label in run.image_table["label"].to_pylist()])
-    return None if positive.all() or not positive.any() else positive
+    labels = run.image_table["label"].to_pylist()
+    positive = np.array([label == run.config.data.positive for label in labels], bool)
+    if positive.all() or not positive.any():
+        return None
+    if unknown := {*labels} - {*run.classes}:
+        path = run.folder / "images.parquet"
+        raise unreadable(path, f"expected the labels {shorten(run.classes)}, got {shorten(unknown)}")
+    return positive
 
 
 def _conditions_by_source(run: Run, detector: str) -> set[str]:
@@ -132,7 +138,7 @@ def sample_aurocs(run: Run, paths: Sequence[Path], sample: np.ndarray) -> np.nda
     positive = _positive(run)
     if positive is None:
         return np.empty(0)
-    predictions = read_predictions(len(positive), [paths])
+    predictions = read_predictions(run, [paths])
     inside = Contrast(ALL, ALL, np.isin(np.arange(len(positive)), sample))
     index = run.classes.index(run.config.data.positive)
     scores = (_scores(predictions, c, index, "softmax")[0][0] for c in range(len(predictions.conditions)))
@@ -169,12 +175,13 @@ def _used(predictions: Predictions, c: int) -> np.ndarray:
     return (predictions.predicted[:, c] >= 0) & (predictions.predicted[:, 0] >= 0)
 
 
-def read_predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predictions:
-    """Read the logits and predictions of part files; ``paths`` holds the part files of each run."""
+def read_predictions(run: Run, paths: Sequence[Sequence[Path]]) -> Predictions:
+    """Read the logits and predictions of part files; ``paths`` holds the part files of each training run."""
     conditions: list[str] = []
+    num_images = len(run.image_table)
     logits, predicted = np.empty((len(paths), 0, num_images, 1)), np.empty((len(paths), 0, num_images), np.int64)
     for m, path in ((m, path) for m, parts in enumerate(paths) for path in parts):
-        table = read_parquet(path, ["image", "condition", "logits", "predicted"])
+        table = read_parquet(path, ["image", "condition", "logits", "predicted"], schema=MAPS)
         if not len(table):  # all images of the part are in the quarantine
             continue
         words = table["condition"].combine_chunks()
@@ -185,6 +192,7 @@ def read_predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predic
             width = pc.max(pc.list_value_length(table["logits"])).as_py() or 1
             logits = np.full((len(paths), len(conditions), num_images, width), np.nan)
             predicted = np.full((len(paths), len(conditions), num_images), -1)
+        _check_part(run, path, table, conditions, logits.shape[-1])
         condition = np.array([conditions.index(name) for name in names])[words.indices.to_numpy()]
         image = table["image"].to_numpy()
         known = table["logits"].is_valid().to_numpy()
@@ -193,6 +201,20 @@ def read_predictions(num_images: int, paths: Sequence[Sequence[Path]]) -> Predic
         predicted[m, condition, image] = table["predicted"].fill_null(-1).to_numpy()
     finite = np.isfinite(np.abs(logits).max(-1))
     return Predictions(tuple(conditions), np.where(finite[..., None], logits, np.nan), np.where(finite, predicted, -1))
+
+
+def _check_part(run: Run, path: Path, table: pa.Table, conditions: Sequence[str], width: int) -> None:
+    """Raise RunFolderError for other images, conditions, logits or classes than those of the run."""
+    refuse_unknown_images(path, table, len(run.image_table))
+    lengths, classes = (
+        pc.min_max(part).as_py() for part in (pc.list_value_length(table["logits"]), table["predicted"])
+    )
+    if {*lengths.values()} - {None, width} or width > len(run.classes):
+        raise unreadable(path, f"expected {min(width, len(run.classes))} logits of each image, got {lengths['max']}")
+    if not -1 <= (classes["min"] or 0) <= (classes["max"] or 0) < max(len(run.classes), 2):
+        raise unreadable(path, f"expected predicted classes below {len(run.classes)}, got {classes['max']}")
+    if unknown := {*table["condition"].combine_chunks().dictionary.to_pylist()} - {*conditions}:
+        raise unreadable(path, f"it has a condition that others lack: {shorten(repr(min(unknown)))}")
 
 
 def _contrasts(stretches: Sequence[Stretch], positive: np.ndarray, label: str) -> Iterator[Contrast]:

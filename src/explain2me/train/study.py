@@ -22,6 +22,7 @@ from explain2me.detectors.runs import refuse_single_runs
 from explain2me.errors import ConfigError, DivergedError, ImageError, MachineError, RunFolderError
 from explain2me.images.listing import image_root, list_images, resolve
 from explain2me.images.reading import read_file
+from explain2me.run.checks.links import refuse_links
 from explain2me.stages.check import check
 from explain2me.stages.refusals import other_than_run
 from explain2me.train.data import ListedSplits, Splits, cached_table, list_splits, read_splits, size_and_time
@@ -87,8 +88,10 @@ def plan_study(config: Config, folder: Path) -> Study:
 
     Raises:
         ConfigError: the config trains nothing, or a detector to train has the name of one in ``detectors``.
+        RunFolderError: a link in the folder ``training``.
     """
     settings = training_of(config)
+    refuse_links(folder, inside=("training", ".mlflow.lock"), skip=("tensorboard", "wandb"))
     in_study = functools.partial(Training, settings, config.data, config.name, config.seed, folder.resolve())
     trainings = tuple(
         in_study(architecture, strategy, run)

@@ -12,7 +12,7 @@ from explain2me.run.files import write_parquet
 from explain2me.run.packs import read_parquet
 from explain2me.run.plan import Shard
 from explain2me.run.record import Model
-from explain2me.run.schema import part_schema
+from explain2me.run.schema import MAPS, part_schema
 
 PIECES = "pieces"
 """Folder of a run with a folder for each unfinished shard."""
@@ -20,7 +20,7 @@ PIECES = "pieces"
 
 def read_pieces(folder: Path, shard: Shard) -> list[pa.Table]:
     """The tables of the pieces of a shard, in order."""
-    return [read_parquet(path) for path in _paths(folder, shard)]
+    return [read_parquet(path, schema=MAPS) for path in _paths(folder, shard)]
 
 
 def write_piece(folder: Path, shard: Shard, table: pa.Table, start: int, stop: int) -> None:

@@ -19,6 +19,7 @@ from explain2me.run.folder import EARLIER, Run, open_run
 from explain2me.run.packs import committed_in, read_parquet
 from explain2me.run.plan import Shard, plan, shard_settings
 from explain2me.run.record import Model
+from explain2me.run.schema import MAPS
 
 
 class Source(NamedTuple):
@@ -85,7 +86,7 @@ def _rows_in(run: Run, shard: Shard, source: Source) -> Iterator[pa.Table]:
         for place in source.places:
             path = part.path(place)
             if path.name in committed_in(path.parent):
-                table = read_parquet(path)
+                table = read_parquet(path, schema=MAPS)
                 numbers = table["image"].to_pylist()
                 table = table.filter(pa.array([number in ours for number in numbers], pa.bool_()))
                 renumbered = pa.array([ours[number] for number in numbers if number in ours], pa.int32())
