@@ -203,3 +203,14 @@ def test_a_run_waits_for_the_process_that_makes_its_tables(
     assert (code, errors) == (0, "")
     assert "waiting for another process that writes into" in output
     assert (copied_run.folder / "summary" / "measures.csv").exists()
+
+
+def test_verify_says_that_a_writer_is_at_work_instead_of_naming_its_files(copied_run, call):
+    next((copied_run.folder / "scores").iterdir()).unlink()
+    with only_writer(copied_run.folder):
+        code, output, errors = call("verify", copied_run.folder)
+    assert (code, output) == (2, "")
+    assert "another process is writing into" in errors
+    code, output, errors = call("verify", copied_run.folder)
+    assert "missing" in output
+    assert (code, errors) == (2, "")

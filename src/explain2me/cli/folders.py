@@ -1,5 +1,6 @@
 """`explain2me verify` and `compact`: check and pack the files of a run."""
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -15,12 +16,16 @@ def verify(
     ] = False,
 ) -> None:
     """Check that every model x image x condition of RUN is there once, or in the quarantine, and no file changed."""
+    from explain2me.run.files import only_writer
     from explain2me.run.folder import open_run
     from explain2me.stages.verify import verify_run
 
     console = make_console()
     with progress_bar(console, "verify") as on_done:
         problems = verify_run(open_run(run), images=verify_hashes, on_done=on_done)
+        if problems:  # another command may have replaced files meanwhile: look again while none does
+            with contextlib.suppress(OSError), only_writer(run):  # a folder that is only to be read has no lock
+                problems = verify_run(open_run(run), images=verify_hashes, on_done=on_done)
     for problem in problems:
         print_line(console, problem)
     if problems:

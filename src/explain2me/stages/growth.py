@@ -98,6 +98,7 @@ def finish_growth(folder: Path) -> None:
     growing = folder / GROWING
     if not (growing / "run.json").exists():
         return
+    Run(folder, unfinished=True)  # refuses links, also of the lock
     with only_writer(folder):
         if not (growing / "run.json").exists():  # another machine was first
             return
