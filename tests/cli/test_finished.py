@@ -69,7 +69,7 @@ def test_the_same_command_prints_the_same_tables_without_pytorch(folder, config)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert lines[0] == "nothing to do: this run is finished, and what it was made from has not changed"
+    assert lines[0] == "nothing to do: its config, list of images and checkpoints are those of the finished run"
     assert lines[-1] == "False"
     assert f"report: {folder}/report/index.html" in lines
     assert "What the numbers say" in lines
@@ -122,6 +122,18 @@ def test_another_list_of_images_is_looked_at(found, images):
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, '{"findings": 3}'])
 def test_a_damaged_note_is_no_error(found, folder, text):
     (folder / FINISHED).write_text(text)
+    assert found() is None
+
+
+@pytest.mark.parametrize("name", ["report/tables/overview.csv", "report/findings.md"])
+def test_a_file_of_the_report_that_is_gone_is_looked_at(found, folder, name):
+    (folder / name).unlink()
+    assert found() is None
+
+
+def test_a_pipe_in_its_place_is_not_opened(found, folder):
+    (folder / FINISHED).unlink()
+    os.mkfifo(folder / FINISHED)
     assert found() is None
 
 

@@ -1,7 +1,7 @@
 """A run grows by what its config names more, keeps every number that is there, and refuses what would change one."""
 
 import io
-import json
+import itertools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,19 +9,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from explain2me.config.load import load_config
 from explain2me.errors import BusyError, RunFolderError
 from explain2me.report.terminal import show_run
+from explain2me.run.files import only_writer
 from explain2me.run.folder import GROWING, Run, open_run
+from explain2me.run.plan import plan
 from explain2me.stages import growth
 from explain2me.stages.begin import begin_run
 from explain2me.stages.compact import compact_run
 from explain2me.stages.explain import explain_run
 from explain2me.stages.measure import measure_run
-from explain2me.stages.shards import rows
+from explain2me.stages.shards import commit, rows
+from explain2me.stages.shards.commit import commit_shard
 from explain2me.stages.summarise import summarise_run
 from explain2me.stages.verify import verify_run
 
@@ -127,7 +132,7 @@ def test_conditions_are_added_in_the_batches_of_a_fresh_run(study, tmp_path, pas
     passes.clear()
     said: list[str] = []
     run = make(study.config(measures=MORE), tmp_path / "run", on_grown=said.append)
-    assert said == ["1 conditions added"]
+    assert said == ["1 condition added"]
     assert sum(passes) == 26 * 2 * 2  # the clean pass, which says the class to explain, and the new condition
     assert verify_run(run) == []
     make(study.config(measures=MORE), tmp_path / "fresh")
@@ -142,8 +147,12 @@ def test_images_are_added_and_every_number_that_was_there_stays(study, tmp_path,
     assert verify_run(run) == []
     many = numbers(run)
     same(many.loc[few.index], few)
-    close(many, numbers(make(study.config(), tmp_path / "fresh")))
-    assert run.image_table.equals(open_run(tmp_path / "fresh").image_table)
+    fresh = make(study.config(), tmp_path / "fresh")
+    close(many, numbers(fresh))
+    assert run.image_table.equals(fresh.image_table)
+    for name in ("measures", "performance"):  # chance levels and pairs depend on every image
+        mine, theirs = (each.summary(name).to_pandas() for each in (run, fresh))
+        pd.testing.assert_frame_equal(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_taken_out_stays_on_disk_and_comes_back_for_nothing(study, tmp_path, passes):
@@ -153,7 +162,7 @@ def test_what_is_taken_out_stays_on_disk_and_comes_back_for_nothing(study, tmp_p
     said: list[str] = []
     fewer = study.config(images=lambda lines: lines[:20])
     run = make(fewer, tmp_path / "run", on_grown=said.append)
-    assert said == ["2 models taken out, 6 images taken out, 1 conditions taken out"]
+    assert said == ["2 models taken out, 6 images taken out, 1 condition taken out"]
     assert verify_run(run) == []
     assert set(run.summary().to_pandas().detector) == {"a"}
     assert "salt_pepper@0.2" not in run.maps()["condition"].to_pylist()
@@ -250,35 +259,49 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("step", range(0, 20, 2))
-def test_a_kill_while_the_state_is_switched_loses_nothing(study, tmp_path, monkeypatch, step):
-    make(study.config(detectors=TWO), tmp_path / "run")
-    target = study.config(measures=MORE, images=lambda lines: lines[:18])
+def test_a_kill_at_any_step_of_the_switch_loses_nothing(study, tmp_path, monkeypatch):
+    start, target = study.config(detectors=TWO), {"measures": MORE, "images": lambda lines: lines[:18]}
+    make(start, tmp_path / "whole")
+    reference = results(tmp_path / "whole")
+    for step in itertools.count():
+        folder = tmp_path / f"run{step}"
+        shutil.copytree(tmp_path / "whole", folder)
+        if not killed_at(step, lambda folder=folder: begin_run(study.config(**target), folder), monkeypatch):
+            break
+        if (folder / GROWING / "run.json").exists():
+            with pytest.raises(RunFolderError, match="was being changed when a command ended; call `explain2me run`"):
+                open_run(folder)
+        run = make(study.config(detectors=TWO), folder)  # and back, whatever had happened
+        assert verify_run(run) == []
+        assert results(folder) == reference
+    assert step > 8
+    run = make(study.config(**target), folder)
+    assert verify_run(run) == []
+    assert len(run.image_table) == 18
+
+
+def killed_at(step: int, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the work was ended before its ``step``-th move, copy or deletion."""
     left = [step]
 
     def killed(function: Callable[..., Any]) -> Callable[..., Any]:
         def sometimes(*arguments: Any, **named: Any) -> Any:
-            if not left[0]:
-                raise Killed
             left[0] -= 1
+            if left[0] < 0:
+                raise Killed
             return function(*arguments, **named)
 
         return sometimes
 
     with monkeypatch.context() as patch:
-        patch.setattr(growth, "_move", killed(growth._move))
-        patch.setattr(growth, "_keep_state", killed(growth._keep_state))
+        for name in ("_move", "_keep_state", "atomic_path"):
+            patch.setattr(growth, name, killed(getattr(growth, name)))
+        patch.setattr(growth.shutil, "rmtree", killed(growth.shutil.rmtree))
         try:
-            begin_run(target, tmp_path / "run")
-            pytest.skip("all steps were done")
+            work()
         except Killed:
-            pass
-    with pytest.raises(RunFolderError, match="was being changed when a command ended; call `explain2me run`"):
-        open_run(tmp_path / "run")
-    run = make(study.config(detectors=TWO), tmp_path / "run")  # and back, whatever had happened
-    assert verify_run(run) == []
-    make(study.config(detectors=TWO), tmp_path / "fresh")
-    assert results(tmp_path / "run") == results(tmp_path / "fresh")
+            return True
+    return False
 
 
 def test_tables_of_the_state_before_are_not_shown_as_those_of_the_new_one(study, tmp_path):
@@ -291,9 +314,6 @@ def test_tables_of_the_state_before_are_not_shown_as_those_of_the_new_one(study,
 
 
 def test_a_process_of_the_state_before_commits_nothing_into_the_new_one(study, tmp_path):
-    from explain2me.run.plan import plan
-    from explain2me.stages.shards.commit import commit_shard
-
     old = begin_run(study.config(), tmp_path / "run")
     shard = plan(old)[0]
     begin_run(study.config(measures=MORE), tmp_path / "run")
@@ -302,11 +322,128 @@ def test_a_process_of_the_state_before_commits_nothing_into_the_new_one(study, t
     assert not shard.path(tmp_path / "run").exists()
 
 
-def test_growth_waits_for_nobody(study, tmp_path):
-    from explain2me.run.files import only_writer
-
+def test_growth_says_that_another_process_writes(study, tmp_path):
     make(study.config(), tmp_path / "run")
     with only_writer(tmp_path / "run"), pytest.raises(BusyError):
         begin_run(study.config(detectors=TWO), tmp_path / "run")
-    assert json.loads((tmp_path / "run" / GROWING / "run.json").read_text())["models"][2]["detector"] == "b"
+    assert not (tmp_path / "run" / GROWING).exists()
     assert len(make(study.config(detectors=TWO), tmp_path / "run").models) == 4
+
+
+@pytest.mark.parametrize("way", ["place", "limit"])
+def test_the_same_list_of_other_pictures_is_looked_at(study, tmp_path, way):
+    make(study.config(), tmp_path / "run")
+    if way == "limit":
+        with pytest.raises(RunFolderError, match="could be read and cannot now"):
+            explain_run(study.config(sets=["data.max_pixels=100"]), tmp_path / "run")
+        return
+    shutil.copytree(study.manifest.parent, tmp_path / "others")
+    path = tmp_path / "others" / "real" / "camera" / "000.png"
+    shutil.copy(path.with_name("001.png"), path)
+    other = study.config(sets=[f"data.manifest={tmp_path}/others/manifest.csv"])
+    with pytest.raises(RunFolderError, match=r"sha256 of image .*000.png' was"):
+        explain_run(other, tmp_path / "run")
+
+
+def test_the_folder_of_the_images_may_move(study, tmp_path, passes):
+    make(study.config(), tmp_path / "run")
+    before = results(tmp_path / "run")
+    passes.clear()
+    shutil.move(study.manifest.parent, tmp_path / "moved")
+    study.manifest = tmp_path / "moved" / "manifest.csv"
+    said: list[str] = []
+    make(study.config(), tmp_path / "run", on_grown=said.append)
+    assert (passes, said) == ([], ["no model, image or condition added or taken out"])
+    assert results(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["reused", "explained"])
+def test_pieces_are_of_what_was_to_be_explained_then(study, tmp_path, monkeypatch, again):
+    make(study.config(images=lambda lines: lines[::3]), tmp_path / "one")
+    monkeypatch.setattr(commit, "PIECE_SECONDS", 0.0)
+    run = begin_run(study.config(), tmp_path / "two")
+    shard = plan(run)[0]
+    with monkeypatch.context() as patch:  # stopped after a piece
+        patch.setattr(commit, "joined", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            commit_shard(run.folder, shard, (tmp_path / "one",))
+    commit_shard(run.folder, shard, (tmp_path / "one",) if again else ())
+    images = run.maps(["image", "condition"]).to_pandas()
+    assert sorted(images[images.condition == "clean"].image) == list(range(8))
+    assert not images.duplicated().any()
+
+
+def test_the_sample_in_float32_follows_the_images(study, tmp_path):
+    low = ["compute.precision=bfloat16"]
+    make(study.config(sets=low), tmp_path / "run")
+    for images in (lambda lines: lines[:20], None):
+        run = make(study.config(sets=low, images=images), tmp_path / "run")
+        assert verify_run(run) == []
+        fresh = make(study.config(sets=low, images=images), tmp_path / f"fresh{len(run.image_table)}")
+        pd.testing.assert_frame_equal(
+            run.summary("precision").to_pandas(), fresh.summary("precision").to_pandas(), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_a_stray_part_of_a_state_before_is_set_aside(study, tmp_path):
+    old = make(study.config(), tmp_path / "run")
+    path = plan(old)[0].path(tmp_path / "run")
+    data = path.read_bytes()
+    make(study.config(measures=MORE), tmp_path / "run")
+    path.write_bytes(data)  # by a process that had begun before
+    run = make(study.config(measures=MORE), tmp_path / "run")
+    assert not path.exists()
+    assert verify_run(run) == []
+
+
+def test_a_second_machine_does_not_grow_a_run_again(study, tmp_path, monkeypatch):
+    from explain2me.stages import begin
+
+    make(study.config(), tmp_path / "run")
+    config, check = study.config(detectors=TWO), begin.check
+
+    def slow(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(begin, "check", check)
+            make(config, tmp_path / "run")
+        return check(*arguments)
+
+    monkeypatch.setattr(begin, "check", slow)
+    with pytest.raises(BusyError, match="another command has changed the run"):
+        begin_run(config, tmp_path / "run")
+    assert len(open_run(tmp_path / "run").summary()) > 0
+
+
+def test_the_versions_that_made_a_run_stay_in_it(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("explain2me.run.provenance.versions", lambda *_: {"torch": "1"})
+    make(study.config(), tmp_path / "run")
+    monkeypatch.undo()
+    run = make(study.config(detectors=TWO), tmp_path / "run")
+    assert run.record["versions"] == {"torch": "1"}
+    assert len(run.record["later_versions"]) == 1
+
+
+@pytest.mark.parametrize("what", ["metadata", "doubled", "logits", "size"])
+def test_a_part_to_reuse_is_checked_first(study, tmp_path, what):
+    run = make(study.config(), tmp_path / "one")
+    path = plan(run)[0].path(tmp_path / "one")
+    table = pq.read_table(path, partitioning=None)
+    if what == "metadata":
+        table = table.replace_schema_metadata(None)
+    elif what == "doubled":
+        table = table.take(np.repeat(np.arange(len(table)), 2))
+    elif what == "logits":
+        table = table.set_column(
+            2, table.schema.field("logits"), pa.array([[0.0] * 4] * len(table), pa.list_(pa.float32()))
+        )
+    else:
+        table = table.replace_schema_metadata(table.schema.metadata | {b"map_size": b"1xq"})
+    pq.write_table(table, path)
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        explain_run(study.config(), tmp_path / "two", reuse=[tmp_path / "one"])
+
+
+def test_what_is_no_run_is_refused_before_the_images_are_read(study, tmp_path):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        explain_run(study.config(), tmp_path / "two", reuse=[tmp_path / "images"])
+    assert not (tmp_path / "two").exists()

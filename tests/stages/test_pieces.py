@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from explain2me.config.load import load_config
@@ -119,3 +120,14 @@ def test_progress_after_a_stop_counts_what_is_kept(stopped):
     )
     assert left == [52, 44]
     assert sum(done) == 44
+
+
+def test_pieces_that_another_process_cut_differently_are_left_out(stopped, shard, monkeypatch):
+    place = stopped.folder / PIECES / shard.title
+    first, second = sorted(place.iterdir())
+    table = pq.read_table(second, partitioning=None)
+    pq.write_table(table, place / first.name.replace("-000000004.", "-000000008."))
+    pq.write_table(table, place / "x.parquet")
+    commit.commit_shard(stopped.folder, shard)
+    data = shard.path(stopped.folder).read_bytes()
+    assert data == whole(stopped, shard, monkeypatch)

@@ -1,12 +1,12 @@
 """verify names each kind of damage; compact changes no row."""
 
+import copy
 import errno
 import json
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -253,7 +253,8 @@ def test_a_file_that_the_machine_fails_to_read_is_not_called_damaged(run, monkey
 
 def test_a_lost_file_of_precision_is_named_without_asking_to_delete(run):
     compute = run.config.compute.model_copy(update={"precision": "bfloat16"})
-    other = SimpleNamespace(folder=run.folder, config=run.config.model_copy(update={"compute": compute}))
+    other = copy.copy(run)
+    other.config = run.config.model_copy(update={"compute": compute})
     found = list(_check_precision(other, plan(run)))
     assert len(found) == 2
-    assert all(" away and call the same command to have both made" in line for line in found)
+    assert all(line.endswith("; call the same command to have it made") for line in found)

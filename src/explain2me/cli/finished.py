@@ -41,9 +41,9 @@ def remember_finished(run: Run, config: Config, selection: Selection, findings: 
 def find_finished(config: Config, folder: Path, selection: Selection) -> Finished | None:
     """The run in a folder, if this very config has finished it; None if anything differs, or was changed since."""
     try:
+        run = open_run(folder)  # first: it refuses links and pipes
         with (folder / FINISHED).open("rb") as file:
             state = json.loads(file.read(MOST_BYTES))
-        run = open_run(folder)
         whole = (
             state["from"] == _sources(config, selection)
             and not missing_of(plan(run), folder)
@@ -69,6 +69,6 @@ def _sources(config: Config, selection: Selection) -> dict[str, Any]:
 
 
 def _products(folder: Path) -> Iterator[str]:
-    """Names of the tables, and of the pages of the report."""
-    for pattern in ("run.json", "images.parquet", "summary/*", "report/*"):
+    """Names of the tables, and of the files of the report."""
+    for pattern in ("run.json", "images.parquet", "summary/*", "report/**/*"):
         yield from (path.relative_to(folder).as_posix() for path in sorted(folder.glob(pattern)) if path.is_file())

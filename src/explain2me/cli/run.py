@@ -92,26 +92,28 @@ def run_all_stages(
 
     selection = selection or select_images(config.data, config.seed)
     if finished := find_finished(config, folder, selection):
-        print_line(console, "nothing to do: this run is finished, and what it was made from has not changed")
+        text = "nothing to do: its config, list of images and checkpoints are those of the finished run"
+        print_line(console, text)
+        print_line(console, class_order_text(finished.run.classes, config.data.positive))
         show_run(finished.run, console)
         if config.report.after_run:
             show_page(finished.run.folder / "report" / "index.html", finished.findings, console)
         _finish(finished.run, console)
         return
     ends = [("", time.monotonic())]
-    explained = _explain(config, folder, share, console, selection, reuse)
+    explained = _when_free(folder, console, lambda: _explain(config, folder, share, console, selection, reuse))
     print_line(console, class_order_text(explained.classes, config.data.positive))
     if not _is_whole(explained, console):
         return
     ends.append(("explain", time.monotonic()))
-    _when_free(explained, console, lambda: measure_scores(explained, config, console))
+    _when_free(folder, console, lambda: measure_scores(explained, config, console))
     ends.append(("measure", time.monotonic()))
-    _when_free(explained, console, lambda: summarise_scores(explained, explained.config, console))
+    _when_free(folder, console, lambda: summarise_scores(explained, explained.config, console))
     ends.append(("summarise", time.monotonic()))
     show_run(explained, console)
     findings: Sequence[tuple[str, str]] = ()
     if config.report.after_run:
-        findings = _when_free(explained, console, lambda: write_page(explained, config, console))
+        findings = _when_free(folder, console, lambda: write_page(explained, config, console))
     ends.append(("show and report", time.monotonic()))
     times = [f"{stage} {duration_text(end - begin)}" for (_, begin), (stage, end) in itertools.pairwise(ends)]
     console.print(f"time: {', '.join(times)}", markup=False)
@@ -119,7 +121,7 @@ def run_all_stages(
     _finish(explained, console)
 
 
-def _when_free(run: "Run", console: "Console", stage: "Callable[[], Result]") -> "Result":
+def _when_free(folder: Path, console: "Console", stage: "Callable[[], Result]") -> "Result":
     """Run a stage when no other process writes into the run: machines that share a run may finish its maps together."""
     waits = False
     while True:
@@ -127,7 +129,7 @@ def _when_free(run: "Run", console: "Console", stage: "Callable[[], Result]") ->
             return stage()
         except BusyError:
             if not waits:
-                print_line(console, f"waiting for another process that writes into {run.folder}")
+                print_line(console, f"waiting for another process that writes into {folder}")
             waits = True
             time.sleep(1)
 

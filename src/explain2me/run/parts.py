@@ -55,13 +55,10 @@ def read_part(path: Path, num_images: int | None = None) -> Part:
     Raises:
         RunFolderError: the file is not a part file, or holds images beyond the ``num_images`` of its run.
     """
-    table = read_parquet(path, schema=MAPS)
+    table = read_part_table(path, num_images)
     height, width, order = _described(table, path)
     count = len(table) // len(order)
     images = table["image"].to_numpy()[:count]
-    if num_images is not None:
-        refuse_unknown_images(path, table, num_images)
-    _check_blocks(table, order, images, path)
     shape = (len(order), count, height, width)
     maps = _cells(table["map"], height * width)
     fixed = _cells(table["map_fixed"], height * width)
@@ -69,6 +66,16 @@ def read_part(path: Path, num_images: int | None = None) -> Part:
     fixed[same] = maps[same]
     predicted = table["predicted"].fill_null(-1).to_numpy().reshape(len(order), count)
     return Part(images, tuple(order), maps.reshape(shape), fixed.reshape(shape), predicted)
+
+
+def read_part_table(path: Path, num_images: int | None = None) -> pa.Table:
+    """The rows of a part file, checked: each image once, ascending, under each condition; errors as of :func:`read_part`."""
+    table = read_parquet(path, schema=MAPS)
+    *_, order = _described(table, path)
+    if num_images is not None:
+        refuse_unknown_images(path, table, num_images)
+    _check_blocks(table, order, table["image"].to_numpy()[: len(table) // len(order)], path)
+    return table
 
 
 def _described(table: pa.Table, path: Path) -> tuple[int, int, list[str]]:
@@ -88,7 +95,7 @@ def _described(table: pa.Table, path: Path) -> tuple[int, int, list[str]]:
 
 def _check_blocks(table: pa.Table, order: Sequence[str], images: np.ndarray, path: Path) -> None:
     """A part holds the same images in the same order for each condition; anything else must not be reshaped."""
-    whole = len(table) == len(order) * len(images)
+    whole = len(table) == len(order) * len(images) and bool((np.diff(images) > 0).all())
     if whole and len(table):
         words = table["condition"].combine_chunks()
         codes = words.indices.to_numpy().reshape(len(order), len(images))

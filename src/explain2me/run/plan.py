@@ -18,6 +18,8 @@ from explain2me.run.record import Model
 from explain2me.run.schema import RESULTS_VERSION, SCHEMA_VERSION
 
 Item = TypeVar("Item")
+PRECISION_IMAGES = 32
+"""Images of each model that are explained in float32 as well, if the run has another precision."""
 
 
 class Shard(NamedTuple):
@@ -64,6 +66,19 @@ def planned(run: Run) -> frozenset[Shard]:
     return frozenset(plan(run))
 
 
+def precision_sample(run: Run) -> list[int]:
+    """The images that each model explains in float32 as well, if the run has another precision."""
+    count = len(run.image_table)
+    return sorted({i * count // PRECISION_IMAGES for i in range(PRECISION_IMAGES)})
+
+
+def precision_path(run: Run, shard: Shard) -> Path:
+    """Where the float32 maps of a model lie, of which ``shard`` is the first: the name follows from the sampled images."""
+    rows = run.image_table.take(precision_sample(run)).to_pylist()
+    name = f"part-00000-{digest([shard.key, rows])}.parquet"
+    return run.folder / "precision" / f"model={shard.model.name}" / name
+
+
 def missing_of(shards: Sequence[Shard], folder: Path) -> list[Shard]:
     """Shards that are not committed yet."""
     places = {shard.path(folder).parent for shard in shards}
@@ -104,5 +119,5 @@ def shard_settings(config: Config) -> dict[str, object]:
 
 def _key(model: Model, settings: dict[str, object], content: str, run: Run) -> str:
     weights = (model.architecture, model.weights_sha256, model.layer, model.input_size)
-    reading = (model.mean, model.std, model.interpolation)
+    reading = (model.mean, model.std, model.interpolation)  # see DECIDING of run/record.py
     return digest([SCHEMA_VERSION, RESULTS_VERSION, settings, *weights, reading, run.classes, content])

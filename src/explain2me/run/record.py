@@ -43,6 +43,8 @@ def _file_name(name: str) -> str:
     return name
 
 
+DECIDING = ("architecture", "weights_sha256", "layer", "input_size", "num_classes", "mean", "std", "interpolation")
+"""Fields of a model that decide its maps. Its names, the place of its file and its seed do not."""
 Size = Annotated[int, Field(ge=1, le=2**16)]
 Number = Annotated[int, Field(ge=0, lt=2**31)]
 PixelNumbers = Annotated[tuple[Annotated[int, Field(ge=-(2**31), lt=2**31)] | Finite, ...], Field(max_length=4)]
@@ -66,6 +68,11 @@ class Model:
     mean: PixelNumbers
     std: PixelNumbers
     interpolation: Word
+
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """What decides its maps, beside the settings of the run."""
+        return tuple(getattr(self, name) for name in DECIDING)
 
     @property
     def name(self) -> str:

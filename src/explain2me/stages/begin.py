@@ -14,20 +14,22 @@ from explain2me.errors import BusyError, CheckpointError, ManifestError, RunFold
 from explain2me.images.examine import Indexed, refuse_contradictions
 from explain2me.images.select import Selection
 from explain2me.run.events import logging_errors
-from explain2me.run.files import sha256_of, write_json, write_parquet
+from explain2me.run.files import only_writer, sha256_of, write_json, write_parquet
 from explain2me.run.folder import GROWING, Run, open_run
 from explain2me.run.plan import shard_settings
 from explain2me.run.provenance import provenance, versions
-from explain2me.run.record import Model, sealed
+from explain2me.run.record import Model, record_hash, sealed
 from explain2me.run.schema import IMAGES, QUARANTINE
 from explain2me.salience.batch_size import find_batch_size
 from explain2me.stages.check import check
 from explain2me.stages.growth import (
     finish_growth,
     growth_text,
+    lists_same_images,
     refuse_changed_images,
     refuse_changed_models,
     same_images,
+    switch_state,
 )
 from explain2me.stages.index import forget_chunks, index_run
 from explain2me.stages.refusals import open_existing, refuse_other_config
@@ -80,7 +82,7 @@ def begin_run(
         refuse_other_config(old.config, here, folder)
         record |= {"config": json.loads(here.model_dump_json())}
     if _has_grown(old, here, record):
-        return _grow(old, here, images, record, share, on_indexed, on_grown)
+        return _grow(old, here, images, record, on_indexed, on_grown)
     _record_versions(old, record)
     return open_run(folder)
 
@@ -101,7 +103,8 @@ def _index(
 
 def _has_grown(old: Run, config: Config, record: dict[str, Any]) -> bool:
     """Whether the models, the images or the conditions of a config are not those of the run."""
-    same = all(old.record[key] == record[key] for key in ("listed", "models", "classes"))
+    same = all(old.record[key] == record[key] for key in ("models", "classes"))
+    same = same and lists_same_images(old, config, record)
     return not same or shard_settings(old.config) != shard_settings(config)
 
 
@@ -110,28 +113,27 @@ def _grow(
     config: Config,
     images: pa.Table,
     record: dict[str, Any],
-    share: tuple[int, int],
     on_indexed: Callable[[int, int], None] | None,
     on_grown: Callable[[str], None] | None,
 ) -> Run:
     """Prepare the next state of a run, and put it in place; see :mod:`explain2me.stages.growth`."""
     refuse_changed_models(old, record)
-    growing = old.folder / GROWING
-    try:
-        indexed = same_images(old, config, record) or _index(config, images, growing, share, on_indexed)
-        if indexed is not None:
+    with only_writer(old.folder):
+        if record_hash(open_run(old.folder).record) != record_hash(old.record):
+            raise BusyError(
+                f"another command has changed the run in {str(old.folder)!r} meanwhile; call this one again"
+            )
+        growing = old.folder / GROWING
+        indexed = same_images(old, config, record) or _index(config, images, growing, (0, 1), on_indexed)
+        assert indexed is not None  # nobody else writes there
+        try:
             refuse_changed_images(old, indexed)
-            _write_new_run(growing, indexed, record)
-    except FileNotFoundError:
-        if growing.exists():
+        except RunFolderError:
+            shutil.rmtree(growing, ignore_errors=True)
             raise
-    except RunFolderError:
-        shutil.rmtree(growing, ignore_errors=True)
-        raise
-    finish_growth(old.folder)
+        _write_new_run(growing, indexed, record, before=old)
+        switch_state(old.folder)
     new = open_run(old.folder)
-    if _has_grown(new, config, record):
-        raise BusyError(f"another command has changed the run in {str(old.folder)!r} meanwhile; call this one again")
     if on_grown:
         on_grown(growth_text(old, new))
     return new
@@ -149,8 +151,11 @@ def _refuse_vanished(old: Run, config: Config) -> None:
             )
 
 
-def _write_new_run(folder: Path, indexed: Indexed, record: dict[str, Any]) -> bool:
-    """Write images.parquet, the quarantine and run.json; False if another process has written run.json first."""
+def _write_new_run(folder: Path, indexed: Indexed, record: dict[str, Any], *, before: Run | None = None) -> bool:
+    """Write images.parquet, the quarantine and run.json; False if another process has written run.json first.
+
+    The versions that made the state ``before`` stay in run.json.
+    """
     if (folder / "run.json").exists():
         return False
     usable, refused = indexed
@@ -164,6 +169,7 @@ def _write_new_run(folder: Path, indexed: Indexed, record: dict[str, Any]) -> bo
     refuse_contradictions(usable, repr(record["config"]["data"]["manifest"]))
     _write_tables(usable, refused, folder)
     complete = record | _trainings(record["models"]) | provenance()
+    complete |= _versions_since(before) if before else {}
     complete |= {"num_listed": num_listed, "images_sha256": sha256_of(folder / "images.parquet")}
     return write_json(sealed(complete), folder / "run.json", replace=False)
 
@@ -196,9 +202,14 @@ def _trainings(models: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _record_versions(old: Run, record: dict[str, Any]) -> None:
     """Record the config and the package versions that resumed this run."""
-    current = versions()
-    known = [old.record.get("versions", {}), *old.record.get("later_versions", [])]
-    later = {} if current in known else {"later_versions": [*known[1:], current]}
-    updated = sealed(old.record | {"config": record["config"]} | later)
+    updated = sealed(old.record | {"config": record["config"]} | _versions_since(old))
     if updated != old.record:
         write_json(updated, old.folder / "run.json")
+
+
+def _versions_since(old: Run) -> dict[str, Any]:
+    """The package versions with which a run began, and those that resumed it, the present ones included."""
+    current = versions()
+    known = [old.record.get("versions", {}), *old.record.get("later_versions", [])]
+    later = known[1:] if current in known else [*known[1:], current]
+    return {"versions": known[0]} | ({"later_versions": later} if later else {})

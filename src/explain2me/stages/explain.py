@@ -9,15 +9,16 @@ from pathlib import Path
 from explain2me.config.schema import Config
 from explain2me.images.select import Selection
 from explain2me.run.events import log_event, logging_errors
-from explain2me.run.folder import Run
+from explain2me.run.folder import GROWING, Run, open_run
 from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.plan import Shard, missing_of, plan, refuse_unplanned, share_of
 from explain2me.run.record import Model
 from explain2me.stages.begin import begin_run
+from explain2me.stages.growth import set_aside_strays
 from explain2me.stages.index import num_indexed
 from explain2me.stages.refusals import open_existing
-from explain2me.stages.shards.commit import commit_shard
-from explain2me.stages.shards.pieces import PIECES, forget_pieces, num_in_pieces
+from explain2me.stages.shards.commit import commit_shard, needs_precision
+from explain2me.stages.shards.pieces import PIECES, keep_pieces, num_in_pieces
 from explain2me.stages.shards.reuse import refuse_useless
 from explain2me.workers import Engine, run_tasks
 from explain2me.workers.device import engine_of, with_device
@@ -52,7 +53,9 @@ def explain_run(
     Raises:
         Explain2MeError: wrong input, or the folder belongs to another config.
     """
-    folder = folder.resolve()
+    folder, reuse = folder.resolve(), tuple(path.resolve() for path in reuse)
+    for path in reuse:
+        open_run(path)  # a mistake is reported before the images are read
     log = functools.partial(log_event, folder, share)
     started = time.monotonic()
     run = begin_run(config, folder, selection=selection, share=share, on_indexed=on_indexed, on_grown=on_grown)
@@ -60,23 +63,25 @@ def explain_run(
     log("index", "done", images=len(run.image_table), seconds=_seconds_since(started))
     started = time.monotonic()
     shards = plan(run)
+    set_aside_strays(run)
     refuse_unplanned(shards, folder)
     mine = share_of(shards, share)
     missing = missing_of(mine, folder)
+    imprecise = [shard for shard in mine if shard.part == 0 and shard not in missing and needs_precision(run, shard)]
     if on_start:
         left = _num_images_by_model(missing, folder)
         on_start(run, sum(shard.stop - shard.start for shard in mine), left)
-    log("explain", "start", shards=len(mine), missing=len(missing))
+    log("explain", "start", shards=len(mine), missing=len(missing), **({"reuse": [*map(str, reuse)]} if reuse else {}))
     remove_leftovers(folder)
     try:
         engine = engine_of(with_device(config, run.config).compute)
-        work = functools.partial(commit_shard, folder, reuse=tuple(reuse))
+        work = functools.partial(commit_shard, folder, reuse=reuse)
         with logging_errors(folder, share, "explain"):
-            _explain_shards(work, missing, folder, engine, log, on_done)
+            _explain_shards(work, [*imprecise, *missing], folder, engine, log, on_done)
     finally:
         remove_leftovers(folder)  # dead workers may have left files
     if (folder / PIECES).exists():  # a process was killed just after it had committed a part file
-        forget_pieces(folder, set(shards) - set(missing_of(shards, folder)))
+        keep_pieces(folder, missing_of(shards, folder))
     log("explain", "done", shards=len(missing), seconds=_seconds_since(started))
     return run
 
@@ -126,8 +131,8 @@ def num_explained(run: Run) -> tuple[int, int]:
 def kept_text(folder: Path) -> str:
     """How many images of a stopped run are kept, for people."""
     run = open_existing(folder)
-    if run is None:
-        return f"{num_indexed(folder)} images are read and kept"
+    if run is None or (folder / GROWING).exists():
+        return f"{num_indexed(folder) + num_indexed(folder / GROWING)} images are read and kept"
     explained, total = num_explained(run)
     return f"the maps of {explained} of {total} images x models are kept"
 

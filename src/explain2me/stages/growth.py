@@ -13,25 +13,12 @@ from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
 from explain2me.images.examine import Indexed
 from explain2me.run.conditions import conditions_for
-from explain2me.run.files import only_writer, replaced_folder, write_parquet
-from explain2me.run.folder import EARLIER, GROWING, Run
+from explain2me.run.files import atomic_path, only_writer, replaced_folder, write_parquet
+from explain2me.run.folder import EARLIER, GROWING, Run, open_run
 from explain2me.run.packs import packed_in, read_parquet, table_files
-from explain2me.run.plan import plan
-from explain2me.run.record import record_hash
+from explain2me.run.plan import plan, precision_path
+from explain2me.run.record import DECIDING, record_hash
 from explain2me.run.schema import QUARANTINE
-
-DECIDING = (
-    "architecture",
-    "weights_sha256",
-    "layer",
-    "input_size",
-    "num_classes",
-    "mean",
-    "std",
-    "interpolation",
-    "seed",
-)
-"""Columns of a model that decide its maps; its file may move."""
 
 
 def refuse_changed_models(old: Run, record: Mapping[str, Any]) -> None:
@@ -41,7 +28,7 @@ def refuse_changed_models(old: Run, record: Mapping[str, Any]) -> None:
     now = {(row["detector"], row["run"]): row for row in record["models"]}
     for row in old.record["models"]:
         new = now.get((row["detector"], row["run"]), row)
-        for name in DECIDING:
+        for name in (*DECIDING, "seed"):
             if new[name] != row[name]:
                 _refuse(old, f"{name} of {row['detector']!r} run {row['run']!r} {_was_and_is(row[name], new[name])}")
 
@@ -75,14 +62,16 @@ def _refuse(old: Run, difference: str) -> None:
     )
 
 
+def lists_same_images(old: Run, config: Config, record: Mapping[str, Any]) -> bool:
+    """Whether a config takes the images of a run from the same place, with the same limit of their size."""
+    before, after = old.config.data, config.data
+    same_place = before.manifest == after.manifest and before.max_pixels == after.max_pixels
+    return same_place and old.record.get("listed") == record["listed"]
+
+
 def same_images(old: Run, config: Config, record: Mapping[str, Any]) -> Indexed | None:
     """The index of a run if a config takes the same images from the same place; None if they must be read again."""
-    before, after = old.config.data, config.data
-    if (
-        old.record["listed"] != record["listed"]
-        or before.manifest != after.manifest
-        or before.max_pixels != after.max_pixels
-    ):
+    if not lists_same_images(old, config, record):
         return None
     path = old.folder / "quarantine" / "index.parquet"
     refused = read_parquet(path, schema=QUARANTINE) if path.exists() else old.quarantine().slice(0, 0)
@@ -90,47 +79,69 @@ def same_images(old: Run, config: Config, record: Mapping[str, Any]) -> Indexed 
 
 
 def finish_growth(folder: Path) -> None:
-    """Put the prepared state of a run in place, if there is one.
+    """Put the prepared state of a run in place, if a command that prepared one was stopped.
 
     Raises:
         BusyError: another process writes into the run.
     """
+    if (folder / GROWING / "run.json").exists():
+        Run(folder, unfinished=True)  # refuses links, also of the lock
+        with only_writer(folder):
+            switch_state(folder)
+
+
+def switch_state(folder: Path) -> None:
+    """Put the prepared state of a run in place; the caller holds its lock. May be stopped anywhere, and repeated."""
     growing = folder / GROWING
-    if not (growing / "run.json").exists():
+    if not (growing / "run.json").exists():  # another process was first
         return
-    Run(folder, unfinished=True)  # refuses links, also of the lock
-    with only_writer(folder):
-        if not (growing / "run.json").exists():  # another machine was first
-            return
-        new = Run(growing)
-        _keep_state(folder)
-        _move_files(new, folder)
-        for name in ("images.parquet", "quarantine/index.parquet", "run.json"):
-            if (growing / name).exists():
-                _move(growing / name, folder / name)
-        shutil.rmtree(growing)
+    old, new = Run(folder, unfinished=True), Run(growing)
+    if record_hash(old.record) != record_hash(new.record):  # else all but the last step was done
+        _keep_state(old)
+        _move_files(old, new)
+    for name in ("images.parquet", "quarantine/index.parquet", "run.json"):
+        if (growing / name).exists():
+            with atomic_path(folder / name) as temporary:
+                shutil.copyfile(growing / name, temporary)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    (growing / "run.json").unlink()
+    shutil.rmtree(growing)
 
 
-def _keep_state(folder: Path) -> None:
+def _keep_state(old: Run) -> None:
     """Copy run.json and images.parquet to ``earlier/``, where they say what the files of this state are."""
-    old = Run(folder, unfinished=True)
-    place = folder / EARLIER / record_hash(old.record)
-    if place.exists():
-        return
-    with replaced_folder(place) as state:
-        for name in ("images.parquet", "run.json"):
-            shutil.copyfile(folder / name, state / name)
+    place = old.folder / EARLIER / record_hash(old.record)
+    if not place.exists():
+        with replaced_folder(place) as state:
+            for name in ("images.parquet", "run.json"):
+                shutil.copyfile(old.folder / name, state / name)
 
 
-def _move_files(new: Run, folder: Path) -> None:
+def set_aside_strays(run: Run) -> None:
+    """Move part files to ``earlier/`` that a process of a state before committed while the run grew."""
+    known = {shard.path(run.folder) for shard in plan(run)}
+    for record in sorted((run.folder / EARLIER).glob("*/run.json")):
+        for shard in plan(open_run(record.parent)):
+            path = shard.path(run.folder)
+            if path not in known and path.exists():
+                _move(path, shard.path(run.folder / EARLIER))
+
+
+def _move_files(old: Run, new: Run) -> None:
     """Move the files that a state does not plan to ``earlier/``, and those that it plans back from there."""
+    folder = old.folder
     planned = {Path("maps", f"model={shard.model.name}", shard.file_name) for shard in plan(new)}
-    planned |= {Path("precision", *name.parts[1:]) for name in planned}
+    planned |= {precision_path(new, shard).relative_to(new.folder) for shard in plan(new) if shard.part == 0}
     planned |= {Path("quarantine", f"explain-{shard.title}") for shard in plan(new)}
+    planned.add(Path("quarantine", "index.parquet"))
     for name in ("scores", "summary"):  # their readers would take them for those of the new state
         if (folder / name).exists():
             shutil.rmtree(folder / EARLIER / name, ignore_errors=True)
-            _move(folder / name, folder / EARLIER / name)
+            if old.record.get("images_sha256") == new.record["images_sha256"]:
+                _move(folder / name, folder / EARLIER / name)
+            else:  # chance levels depend on every image of a run
+                shutil.rmtree(folder / name)
     for place in [*(folder / "maps").glob("model=*"), *(folder / "precision").glob("model=*"), folder / "quarantine"]:
         there = place.relative_to(folder)
         if any(there / name not in planned for name in packed_in(place)):
@@ -164,7 +175,7 @@ def growth_text(old: Run, new: Run) -> str:
         before, after = set(before), set(after)
         for word, number in (("added", len(after - before)), ("taken out", len(before - after))):
             if number:
-                yield f"{number} {what} {word}"
+                yield f"{number} {what if number > 1 else what[:-1]} {word}"
 
     names = [[(model.detector, model.run) for model in run.models] for run in (old, new)]
     images = [run.image_table["image_id"].to_pylist() for run in (old, new)]

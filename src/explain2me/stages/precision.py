@@ -10,7 +10,7 @@ import numpy as np
 from explain2me.config.schema import MeasuresConfig
 from explain2me.run.folder import Run
 from explain2me.run.parts import Part, read_part
-from explain2me.run.plan import plan
+from explain2me.run.plan import plan, precision_path
 from explain2me.run.record import Model
 from explain2me.run.schema import PRECISION_COLUMNS
 from explain2me.stages.measure import Labels, MapReader, Scores, compare_maps, score_part, variants_of_pairs
@@ -33,10 +33,7 @@ def precision_rows(run: Run, measures: MeasuresConfig) -> Iterator[dict[str, Any
     counts these values.
     """
     files = {
-        shard.model: path
-        for shard in plan(run)
-        if shard.part == 0
-        and (path := run.folder / "precision" / f"model={shard.model.name}" / shard.file_name).exists()
+        shard.model: path for shard in plan(run) if shard.part == 0 and (path := precision_path(run, shard)).exists()
     }
     values: dict[tuple[str | None, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
     for detector, labels, *both in _both_precisions(run, measures, files) if files else ():

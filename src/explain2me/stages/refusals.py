@@ -38,14 +38,14 @@ def other_than_run(config: Config, folder: Path) -> str | None:
 
 
 def open_existing(folder: Path) -> Run | None:
-    """The run in a folder, or None if there is none yet.
+    """The run in a folder, also one that is being changed, or None if there is none yet.
 
     Raises:
         RunFolderError: the folder holds something else, or a link.
     """
     refuse_links(folder)
     if (folder / "run.json").exists():
-        return open_run(folder)
+        return Run(folder, unfinished=True)
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{str(folder)!r} is a file; give a new folder with --out")
     before_run_json = ("images.parquet", "quarantine", "events", PARTS, TEMPORARY)  # left by a call that was stopped

@@ -19,7 +19,7 @@ from explain2me.run.files import FORMAT, encoded, sha256_of
 from explain2me.run.folder import Run
 from explain2me.run.leftovers import TEMPORARY
 from explain2me.run.packs import PACKED, packed_in, read_parquet, table_files
-from explain2me.run.plan import Shard, plan
+from explain2me.run.plan import Shard, plan, precision_path
 from explain2me.run.record import record_hash
 from explain2me.run.schema import (
     MAPS,
@@ -88,10 +88,8 @@ def _check_quarantine(run: Run) -> Iterator[str]:
 
 def _check_precision(run: Run, shards: Sequence[Shard]) -> Iterator[str]:
     for shard in shards if run.config.compute.precision != "float32" else ():
-        path = run.folder / "precision" / f"model={shard.model.name}" / shard.file_name
-        if shard.part == 0 and not path.exists():
-            part = shard.path(run.folder).relative_to(run.folder)
-            yield f"missing: {path.relative_to(run.folder)}; move {part} away and call the same command to have both made"
+        if shard.part == 0 and not (path := precision_path(run, shard)).exists():
+            yield f"missing: {path.relative_to(run.folder)}; call the same command to have it made"
 
 
 def _guarded(where: Path, check: Iterator[str]) -> Iterator[str]:

@@ -11,10 +11,10 @@ import torch
 from explain2me.errors import Explain2MeError, RunFolderError
 from explain2me.run.conditions import Condition, conditions_for
 from explain2me.run.files import write_parquet
-from explain2me.run.folder import Run
-from explain2me.run.plan import Shard, planned
+from explain2me.run.folder import GROWING, Run
+from explain2me.run.plan import Shard, missing_of, planned, precision_path, precision_sample
 from explain2me.run.schema import QUARANTINE
-from explain2me.stages.shards.pieces import forget_pieces, joined, num_in_pieces, read_pieces, write_piece
+from explain2me.stages.shards.pieces import forget_pieces, joined, key_of, num_in_pieces, read_pieces, write_piece
 from explain2me.stages.shards.reuse import Source, known_rows, sources_of
 from explain2me.stages.shards.rows import Piece, explain_rows, open_warm
 from explain2me.workers import report_progress
@@ -25,8 +25,6 @@ LOST = ("missing", "dangling_link", "unreadable")
 """Kinds of errors that concern the place of an image, not its bytes."""
 MANY_LOST = 8
 """Images of a shard; if fewer are missing, somebody may have deleted them."""
-PRECISION_IMAGES = 32
-"""Images of each model that are explained in float32 as well, if the run has another precision."""
 
 
 def commit_shard(folder: Path, shard: Shard, reuse: Sequence[Path] = ()) -> None:
@@ -38,11 +36,13 @@ def commit_shard(folder: Path, shard: Shard, reuse: Sequence[Path] = ()) -> None
         reuse: other runs, whose maps are taken where they are the same.
     """
     run = open_warm(folder)
+    if needs_precision(run, shard):
+        _commit_precision(run, shard)
+        if not missing_of([shard], folder):
+            return
     with _out_of_memory_in_one_line():
         table, refused = _explain_in_pieces(run, shard, sources_of(folder, reuse))
-        _refuse_lost(shard, refused)
-        if run.config.compute.precision != "float32" and shard.part == 0:
-            _commit_precision(run, shard)
+    _refuse_lost(shard, refused)
     _refuse_changed(folder, shard)
     quarantine = folder / "quarantine" / f"explain-{shard.title}"
     if refused:
@@ -50,7 +50,7 @@ def commit_shard(folder: Path, shard: Shard, reuse: Sequence[Path] = ()) -> None
     else:
         quarantine.unlink(missing_ok=True)  # of an earlier attempt
     write_parquet(table, shard.path(folder))
-    forget_pieces(folder, [shard])
+    forget_pieces(folder, shard)
 
 
 def _explain_in_pieces(run: Run, shard: Shard, sources: Sequence[Source]) -> tuple[pa.Table, list[dict[str, object]]]:
@@ -61,10 +61,11 @@ def _explain_in_pieces(run: Run, shard: Shard, sources: Sequence[Source]) -> tup
     """
     every = conditions_for(run.config.measures, shard.model.input_size)
     known = known_rows(run, shard, sources) if sources else None
-    tables = [*([] if known is None else [known]), *read_pieces(run.folder, shard)]
-    refused: list[dict[str, object]] = []
     tasks = _to_explain(shard, every, known)
-    start, done, total = 0, num_in_pieces(run.folder, shard), sum(len(images) for _, images in tasks)
+    key = key_of(tasks)
+    tables = [*([] if known is None else [known]), *read_pieces(run.folder, shard, key)]
+    refused: list[dict[str, object]] = []
+    start, done, total = 0, num_in_pieces(run.folder, shard, key), sum(len(images) for _, images in tasks)
     report_progress(shard.stop - shard.start - total, 0.0)
     for conditions, images in tasks:
         rows = images[max(done - start, 0) :]
@@ -74,7 +75,7 @@ def _explain_in_pieces(run: Run, shard: Shard, sources: Sequence[Source]) -> tup
             refused += piece.refused
             done += piece.num_images
             if done < total and not refused:
-                write_piece(run.folder, shard, piece.table, done - piece.num_images, done)
+                write_piece(run.folder, shard, key, piece.table, done - piece.num_images, done)
     gone = pa.array([row["image"] for row in refused], pa.int32())
     tables = [table.filter(pc.invert(pc.is_in(table["image"], gone))) for table in tables] if refused else tables
     return joined(tables, shard.model, [condition.name for condition in every]), refused
@@ -108,7 +109,7 @@ def _to_explain(
 
 def _refuse_changed(folder: Path, shard: Shard) -> None:
     """Raise if another command has changed the run meanwhile: its readers must not find this part file."""
-    if shard not in planned(open_warm(folder)):
+    if shard not in planned(open_warm(folder)) or (folder / GROWING / "run.json").exists():
         raise RunFolderError(f"another command has changed the run in {str(folder)!r} meanwhile; call this one again")
 
 
@@ -138,9 +139,15 @@ def _refuse_lost(shard: Shard, refused: Sequence[Mapping[str, object]]) -> None:
         )
 
 
+def needs_precision(run: Run, shard: Shard) -> bool:
+    """Whether the maps of a model in float32 are to be made with this shard."""
+    reduced = run.config.compute.precision != "float32"
+    return reduced and shard.part == 0 and not precision_path(run, shard).exists()
+
+
 def _commit_precision(run: Run, shard: Shard) -> None:
     """Explain a sample of all images in float32 with the same model."""
-    count = len(run.image_table)
-    sample = sorted({i * count // PRECISION_IMAGES for i in range(PRECISION_IMAGES)})
-    (exact,) = explain_rows(run, shard.model, sample, precision="float32")
-    write_parquet(exact.table, run.folder / "precision" / f"model={shard.model.name}" / shard.file_name)
+    with _out_of_memory_in_one_line():
+        (exact,) = explain_rows(run, shard.model, precision_sample(run), precision="float32")
+    _refuse_changed(run.folder, shard)
+    write_parquet(exact.table, precision_path(run, shard))

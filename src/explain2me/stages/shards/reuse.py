@@ -7,34 +7,69 @@ the condition, and the bytes, id and label of the image.
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from explain2me.config.compare import was_and_is
 from explain2me.errors import RunFolderError
+from explain2me.run.checks.tables import unreadable
 from explain2me.run.conditions import conditions_for
 from explain2me.run.folder import EARLIER, Run, open_run
-from explain2me.run.packs import committed_in, read_parquet
+from explain2me.run.packs import packed_in
+from explain2me.run.parts import read_part_table
 from explain2me.run.plan import Shard, plan, shard_settings
 from explain2me.run.record import Model
-from explain2me.run.schema import MAPS
 
 
-class Source(NamedTuple):
+class Source:
     """A run, or an earlier state of one, and the folders in which its ``maps/`` may lie."""
 
-    run: Run
-    places: tuple[Path, ...]
+    def __init__(self, run: Run, places: Sequence[Path]) -> None:
+        self.run, self._places = run, places
+        self.deciding = _deciding(run)
+        self._parts: dict[Model, dict[int, Shard]] = {model: {} for model in run.models}
+        for shard in plan(run):
+            self._parts[shard.model][shard.part] = shard
+        self._numbers = pd.Index(_keys(run.image_table))
+
+    def rows(self, model: Model, images: pa.Table, first: int) -> Iterator[pa.Table]:
+        """The rows of some images of a model, which are numbered from ``first`` on; a part file at a time."""
+        theirs = self._numbers.get_indexer(pd.Index(_keys(images)))
+        ours = {there: first + i for i, there in enumerate(theirs.tolist()) if there >= 0}
+        for part in sorted({there // self.run.config.compute.shard_size for there in ours}):
+            path = self._find(self._parts[model][part])
+            if path is not None:
+                table = _checked(path, self.run, model)
+                numbers = table["image"].to_pylist()
+                table = table.filter(pa.array([number in ours for number in numbers], pa.bool_()))
+                renumbered = pa.array([ours[number] for number in numbers if number in ours], pa.int32())
+                yield table.set_column(0, table.schema.field("image"), renumbered)
+
+    def _find(self, shard: Shard) -> Path | None:
+        paths = [shard.path(place) for place in self._places]
+        return next((path for path in paths if path.exists() or path.name in packed_in(path.parent)), None)
+
+
+def _checked(path: Path, run: Run, model: Model) -> pa.Table:
+    """A part file of a model; RunFolderError if its rows are not what a model of this kind gives."""
+    table = read_part_table(path, len(run.image_table))
+    lengths = set(pc.list_value_length(table["logits"]).unique().drop_null().to_pylist())
+    size = run.record.get("map_sizes", {}).get(model.name)
+    if not lengths <= {1, model.num_classes} or (
+        size and table.schema.field("map").type.list_size != size[0] * size[1]
+    ):
+        raise unreadable(path, "its logits or maps are not of the size that run.json says")
+    return table
 
 
 def sources_of(folder: Path, reuse: Sequence[Path] = ()) -> tuple[Source, ...]:
     """The earlier states of the run in a folder, and the runs in ``reuse`` with theirs; opened once in a process."""
-    states = tuple(sorted(path.parent for path in (folder / EARLIER).glob("*/run.json")))
-    others = [source for other in reuse for source in (other, *sorted((other / EARLIER).glob("*/")))]
-    runs = (*states, *(path for path in others if (path / "run.json").exists()))
-    return _open_sources(runs) if runs else ()
+    runs = [state.parent for state in sorted((folder / EARLIER).glob("*/run.json"))]
+    for other in reuse:
+        runs += [other, *(state.parent for state in sorted((other / EARLIER).glob("*/run.json")))]
+    return _open_sources(tuple(runs)) if runs else ()
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,45 +110,19 @@ def known_rows(run: Run, shard: Shard, sources: Sequence[Source]) -> pa.Table | 
 def _rows_in(run: Run, shard: Shard, source: Source) -> Iterator[pa.Table]:
     """The rows of the images of a shard in the part files of a source, numbered as in the shard."""
     twin = _twin(source.run, shard.model)
-    if twin is None or _deciding(source.run) != _deciding(run) or source.run.classes != run.classes:
-        return
-    images = run.image_table.slice(shard.start, shard.stop - shard.start)
-    theirs = _numbers_by_key(source.run).get_indexer(pd.Index(_keys(images)))
-    ours = {there: shard.start + i for i, there in enumerate(theirs.tolist()) if there >= 0}
-    for part in plan(source.run):
-        if part.model != twin or not any(part.start <= there < part.stop for there in ours):
-            continue
-        for place in source.places:
-            path = part.path(place)
-            if path.name in committed_in(path.parent):
-                table = read_parquet(path, schema=MAPS)
-                numbers = table["image"].to_pylist()
-                table = table.filter(pa.array([number in ours for number in numbers], pa.bool_()))
-                renumbered = pa.array([ours[number] for number in numbers if number in ours], pa.int32())
-                yield table.set_column(0, table.schema.field("image"), renumbered)
-                break
+    if twin is not None and source.deciding == _deciding(run) and source.run.classes == run.classes:
+        yield from source.rows(twin, run.image_table.slice(shard.start, shard.stop - shard.start), shard.start)
 
 
 def _twin(run: Run, model: Model) -> Model | None:
     """The model of a run that makes the same maps as ``model``."""
-    return next((other for other in run.models if _decides(other) == _decides(model)), None)
+    return next((other for other in run.models if other.deciding == model.deciding), None)
 
 
-def _decides(model: Model) -> tuple[Any, ...]:
-    weights = (model.architecture, model.weights_sha256, model.layer, model.input_size)
-    return (*weights, model.num_classes, model.mean, model.std, model.interpolation)
-
-
-@functools.lru_cache(maxsize=64)
 def _deciding(run: Run) -> Mapping[str, object]:
     """The settings that decide a map under a given condition."""
     settings = shard_settings(run.config)
     return {key: value for key, value in settings.items() if not key.startswith("measures.")}
-
-
-@functools.lru_cache(maxsize=64)
-def _numbers_by_key(run: Run) -> pd.Index:
-    return pd.Index(_keys(run.image_table))
 
 
 def _keys(images: pa.Table) -> list[str]:
