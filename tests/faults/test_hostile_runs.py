@@ -301,3 +301,13 @@ def test_models_without_scores_take_no_memory(run: Path, call: Call) -> None:
     refused(
         call("summarise", run), "lacks most scores of stability for the 502 models of 'a'; call `explain2me measure"
     )
+
+
+@pytest.mark.parametrize(
+    "change", [{"measures": {"noise": []}}, {"measures": {"noise": [{"kind": "gaussian", "levels": [0.1]}]}}]
+)
+def test_scores_of_conditions_that_a_record_does_not_name_are_one_line(run: Path, call: Call, change: dict) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["measures"] |= change["measures"]
+    (run / "run.json").write_text(json.dumps(record))
+    refused(call("summarise", run), "holds scores of noise", "call `explain2me measure")

@@ -155,6 +155,14 @@ def test_images_are_added_and_every_number_that_was_there_stays(study, tmp_path,
         pd.testing.assert_frame_equal(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_chance_levels_follow_every_image_of_a_run(study, tmp_path):
+    make(study.config(images=lambda lines: lines[:18] + lines[21:]), tmp_path / "run")  # the first shard stays
+    run, fresh = make(study.config(), tmp_path / "run"), make(study.config(), tmp_path / "fresh")
+    columns = ["detector", "run", "measure", "variant", "condition", "image", "chance"]
+    mine, theirs = (each.scores().to_pandas()[columns].sort_values(columns[:-1]) for each in (run, fresh))
+    np.testing.assert_allclose(mine["chance"], theirs["chance"], atol=1e-4)
+
+
 def test_what_is_taken_out_stays_on_disk_and_comes_back_for_nothing(study, tmp_path, passes):
     make(study.config(detectors=TWO, measures=MORE), tmp_path / "run")
     before = results(tmp_path / "run")

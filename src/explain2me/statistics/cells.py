@@ -69,6 +69,11 @@ def cells_of(run: Run, detector: str, quantity: Quantity) -> Iterator[Cell]:
     rows &= similarity.is_null() if quantity.similarity is None else similarity == quantity.similarity
     dataset = run.scores_dataset()
     num_columns = len(units_of(measure, len(models))) * len(names)
+    if not num_columns:
+        raise RunFolderError(
+            f"{run.folder / 'scores'} holds scores of {measure.name}, for which run.json names no condition or too few runs of "
+            f"{detector!r}; call `explain2me measure {run.folder}`"
+        )
     if num_columns * len(run.image_table) > MOST_EMPTY * (dataset.count_rows() + 4096):
         raise RunFolderError(
             f"{run.folder / 'scores'} lacks most scores of {measure.name} for the {len(models)} models of {detector!r}; call "
@@ -120,8 +125,13 @@ def _dense(
     for number, (first, *other) in enumerate(units):
         unit_of[first, other or [-1]] = number  # the last column, -1, stands for no other run
     for batch in batches:
-        unit = unit_of[_codes(batch, "run", names), _codes(batch, "other_run", names)]
-        place = (unit, _codes(batch, "condition", conditions), batch["image"].to_numpy())
+        of_run, condition = _codes(batch, "run", names), _codes(batch, "condition", conditions)
+        if min(of_run.min(initial=0), condition.min(initial=0)) < 0:
+            raise RunFolderError(
+                f"{run.folder / 'scores'} holds scores of {measure.name} for a run or condition that run.json does not name; "
+                f"call `explain2me measure {run.folder}`"
+            )
+        place = (unit_of[of_run, _codes(batch, "other_run", names)], condition, batch["image"].to_numpy())
         value[place] = batch["value"].to_numpy(zero_copy_only=False)
         chance[place] = batch["chance"].to_numpy(zero_copy_only=False)
         present[place], dead[place] = True, batch["dead"].to_numpy(zero_copy_only=False)
