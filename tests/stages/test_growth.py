@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rich.console import Console
 from explain2me.config.load import load_config
 from explain2me.errors import BusyError, RunFolderError
 from explain2me.report.terminal import show_run
+from explain2me.report.write import write_report
 from explain2me.run.files import only_writer
 from explain2me.run.folder import GROWING, Run, open_run
 from explain2me.run.plan import plan
@@ -120,7 +123,7 @@ def test_detectors_and_runs_are_added(study, tmp_path, passes):
     said: list[str] = []
     passes.clear()
     run = make(study.config(detectors=TWO), tmp_path / "run", on_grown=said.append)
-    assert said == ["2 models added"]
+    assert said == ["2 models added (b seed1, ...)"]
     assert sum(passes) == 26 * 4  # b seed2 under every condition; b seed1 is a seed1
     assert verify_run(run) == []
     make(study.config(detectors=TWO), tmp_path / "fresh")
@@ -132,7 +135,7 @@ def test_conditions_are_added_in_the_batches_of_a_fresh_run(study, tmp_path, pas
     passes.clear()
     said: list[str] = []
     run = make(study.config(measures=MORE), tmp_path / "run", on_grown=said.append)
-    assert said == ["1 condition added"]
+    assert said == ["1 condition added (salt_pepper@0.2)"]
     assert sum(passes) == 26 * 2 * 2  # the clean pass, which says the class to explain, and the new condition
     assert verify_run(run) == []
     make(study.config(measures=MORE), tmp_path / "fresh")
@@ -170,7 +173,8 @@ def test_what_is_taken_out_stays_on_disk_and_comes_back_for_nothing(study, tmp_p
     said: list[str] = []
     fewer = study.config(images=lambda lines: lines[:20])
     run = make(fewer, tmp_path / "run", on_grown=said.append)
-    assert said == ["2 models taken out, 6 images taken out, 1 condition taken out"]
+    assert said[0].startswith("2 models taken out (b seed1, ...); 6 images taken out (")
+    assert said[0].endswith("; 1 condition taken out (salt_pepper@0.2)")
     assert verify_run(run) == []
     assert set(run.summary().to_pandas().detector) == {"a"}
     assert "salt_pepper@0.2" not in run.maps()["condition"].to_pylist()
@@ -455,3 +459,28 @@ def test_what_is_no_run_is_refused_before_the_images_are_read(study, tmp_path):
     with pytest.raises(RunFolderError, match="is not a run folder"):
         explain_run(study.config(), tmp_path / "two", reuse=[tmp_path / "images"])
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated"])
+def test_an_image_that_is_mended_is_read_again(study, tmp_path, fault):
+    image = study.folder / "images" / "real" / "camera" / "000.png"
+    data = image.read_bytes()
+    image.unlink() if fault == "missing" else image.write_bytes(data[:100])
+    run = make(study.config(), tmp_path / "run")
+    assert run.quarantine()["kind"].to_pylist() == [fault]
+    assert run.mended_images() == []
+    image.write_bytes(data)
+    os.utime(image, (time.time() + 5, time.time() + 5))
+    said: list[str] = []
+    run = make(study.config(), tmp_path / "run", on_grown=said.append)
+    assert said[0].startswith("1 image added (")
+    assert len(run.quarantine()) == 0
+    assert verify_run(run) == []
+
+
+def test_no_stage_works_on_a_run_that_another_command_has_changed(study, tmp_path):
+    run = explain_run(study.config(), tmp_path / "run")
+    make(study.config(detectors=TWO), tmp_path / "run")
+    for stage in (measure_run, summarise_run, write_report):
+        with pytest.raises(RunFolderError, match="another command has changed the run"):
+            stage(run, run.config)

@@ -49,6 +49,7 @@ def find_finished(config: Config, folder: Path, selection: Selection) -> Finishe
             and not missing_of(plan(run), folder)
             and state["scores"] == run.scores_key()
             and not run.summary_is_old()
+            and not run.mended_images()
             and state["made"] == {name: sha256_of(folder / name) for name in _products(folder)}
         )
         findings = [(str(kind), str(text)) for kind, text in state["findings"]]

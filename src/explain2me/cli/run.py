@@ -110,6 +110,7 @@ def run_all_stages(
     ends.append(("measure", time.monotonic()))
     _when_free(folder, console, lambda: summarise_scores(explained, explained.config, console))
     ends.append(("summarise", time.monotonic()))
+    explained.refuse_changed()
     show_run(explained, console)
     findings: Sequence[tuple[str, str]] = ()
     if config.report.after_run:
@@ -158,11 +159,14 @@ def _explain(
 ) -> "Run":
     """Run stage 1 under progress bars."""
     _start_fork_server(config)
+    from explain2me.run.folder import EARLIER
     from explain2me.stages.explain import explain_run, kept_text
 
     try:
         with progress_bars(console) as bars:
-            progress = _ExplainProgress(bars, config.compute.workers)
+            progress = _ExplainProgress(
+                bars, config.compute.workers, takes_maps=bool(reuse) or (folder / EARLIER).exists()
+            )
             return explain_run(
                 config,
                 folder,
@@ -170,7 +174,7 @@ def _explain(
                 share=share,
                 reuse=reuse,
                 on_indexed=progress.on_indexed,
-                on_grown=lambda text: print_line(console, f"the run in {folder} grows: {text}"),
+                on_grown=lambda text: print_line(console, f"the run in {folder} changes: {text}"),
                 on_start=progress.on_start,
                 on_done=progress.on_done,
             )
@@ -181,8 +185,8 @@ def _explain(
 class _ExplainProgress:
     """Two bars, for the index and for the maps; and the time left."""
 
-    def __init__(self, bars: "Progress", workers: int) -> None:
-        self._bars, self._workers = bars, workers
+    def __init__(self, bars: "Progress", workers: int, *, takes_maps: bool) -> None:
+        self._bars, self._workers, self._takes_maps = bars, workers, takes_maps
         self._index = bars.add_task("index", total=None)
         self._explain = bars.add_task("explain", total=None, visible=False)
         self._time_left: TimeLeft[Model] | None = None
@@ -196,10 +200,13 @@ class _ExplainProgress:
         from explain2me.workers.progress import TimeLeft
 
         num_left = sum(left.values())
+        text = f"explain: {num_left} of {total} images x models to be done"
+        if num_left and self._takes_maps:
+            text += ", fewer where earlier/ or --reuse holds their maps"
         copied = copies_warning(run.image_table)
         for warning in [*reading_warnings(run.models, run.classes), *([copied] if copied else [])]:
             self._bars.console.print(printable(f"warning: {warning}"), markup=False)
-        print_start(self._bars.console, f"explain: {num_left} of {total} images x models to be done", run.folder)
+        print_start(self._bars.console, text, run.folder)
         self._time_left = TimeLeft(left, workers=self._workers)
         self._bars.update(self._index, total=1, completed=1, visible=False)
         self._bars.update(self._explain, total=total, completed=total - num_left, visible=True)

@@ -69,6 +69,7 @@ def write_report(
     """
     started = time.monotonic()
     with only_writer(run.folder):
+        run.refuse_changed()
         if run.summary_is_old():
             raise RunFolderError(
                 f"the tables in {str(run.folder / 'summary')!r} were made from other scores than those in scores/; call "

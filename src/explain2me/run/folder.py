@@ -6,6 +6,7 @@ scores/*.parquet  quarantine/*.parquet  summary/*.parquet, *.csv  events.jsonl
 ```
 """
 
+import contextlib
 import functools
 import itertools
 from pathlib import Path
@@ -16,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from explain2me.config.compare import digest, without_engine
+from explain2me.config.compare import digest, fingerprint, without_engine
 from explain2me.config.load import parse_config
 from explain2me.config.schema import Config
 from explain2me.errors import ConfigError, RunFolderError
+from explain2me.images.listing import image_root, resolve
 from explain2me.run.checks.links import refuse_links
 from explain2me.run.checks.tables import named, open_parquet, read_groups, unreadable
 from explain2me.run.packs import files_on_disk, read_parquet, table_files
@@ -84,6 +86,17 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {len(self.models)} models)"
 
+    def refuse_changed(self) -> None:
+        """Raise RunFolderError if another command has given the folder other models, images or settings since it was opened."""
+        now = open_run(self.folder)
+        before, after = (
+            (run.models, run.classes, run.record.get("images_sha256"), fingerprint(run.config)) for run in (self, now)
+        )
+        if before != after:
+            raise RunFolderError(
+                f"another command has changed the run in {str(self.folder)!r} meanwhile to another config; call this one again"
+            )
+
     def models_of(self, detector: str) -> list[Model]:
         """The runs of one detector, in order."""
         return [model for model in self.models if model.detector == detector]
@@ -143,7 +156,7 @@ class Run:
             made = sorted(p.stem for p in path.parent.glob("*.parquet"))
             raise RunFolderError(
                 f"no summary table {table!r} in {str(self.folder)!r}: made so far: {', '.join(made) or 'none'}; "
-                f"call `explain2me summarise {self.folder}`"
+                f"call `explain2me summarise {self.folder}`, or `explain2me run` with its config"
             )
         return read_parquet(path, schema=summary_schema(SUMMARY_COLUMNS.get(table, MATRIX_COLUMNS)))
 
@@ -171,6 +184,17 @@ class Run:
             if row["stage"] == "explain":
                 images.setdefault(row["model"], set()).add(row["image"])
         return images
+
+    def mended_images(self) -> list[str]:
+        """Paths of images that could not be used when they were indexed, and whose files have come or changed since."""
+        written, root = self.folder / "quarantine" / "index.parquet", image_root(Path(self.config.data.manifest))
+        mended = []
+        for row in self.quarantine().to_pylist() if written.exists() else ():
+            with contextlib.suppress(OSError, ValueError):
+                status = resolve(root, row["path"]).stat()
+                if row["stage"] == "index" and (row["kind"] in ("missing", "dangling_link") or status.st_mtime > written.stat().st_mtime):
+                    mended.append(row["path"])
+        return mended
 
     def part_paths(self, model: Model) -> list[Path]:
         """Committed part files of one model, in the order of their images."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from explain2me.config.schema import Config
 from explain2me.images.select import Selection
 from explain2me.run.events import log_event, logging_errors
-from explain2me.run.folder import GROWING, Run, open_run
+from explain2me.run.folder import EARLIER, GROWING, Run, open_run
 from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.plan import Shard, missing_of, plan, refuse_unplanned, share_of
 from explain2me.run.record import Model
@@ -134,7 +134,8 @@ def kept_text(folder: Path) -> str:
     if run is None or (folder / GROWING).exists():
         return f"{num_indexed(folder) + num_indexed(folder / GROWING)} images are read and kept"
     explained, total = num_explained(run)
-    return f"the maps of {explained} of {total} images x models are kept"
+    more = ", and those in earlier/" if (folder / EARLIER).exists() else ""
+    return f"the maps of {explained} of {total} images x models are kept{more}"
 
 
 def _seconds_since(started: float) -> float:

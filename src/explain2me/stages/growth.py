@@ -19,6 +19,7 @@ from explain2me.run.packs import packed_in, read_parquet, table_files
 from explain2me.run.plan import plan, precision_path
 from explain2me.run.record import DECIDING, record_hash
 from explain2me.run.schema import QUARANTINE
+from explain2me.text import shorten
 
 
 def refuse_changed_models(old: Run, record: Mapping[str, Any]) -> None:
@@ -63,10 +64,10 @@ def _refuse(old: Run, difference: str) -> None:
 
 
 def lists_same_images(old: Run, config: Config, record: Mapping[str, Any]) -> bool:
-    """Whether a config takes the images of a run from the same place, with the same limit of their size."""
+    """Whether a config takes the images of a run from the same place, with the same limit of size, and none was mended."""
     before, after = old.config.data, config.data
     same_place = before.manifest == after.manifest and before.max_pixels == after.max_pixels
-    return same_place and old.record.get("listed") == record["listed"]
+    return same_place and old.record.get("listed") == record["listed"] and not old.mended_images()
 
 
 def same_images(old: Run, config: Config, record: Mapping[str, Any]) -> Indexed | None:
@@ -171,17 +172,18 @@ def _move(path: Path, target: Path) -> None:
 def growth_text(old: Run, new: Run) -> str:
     """What a run has more and less than before, for people."""
 
-    def counts(what: str, before: Iterable[object], after: Iterable[object]) -> Iterator[str]:
+    def counts(what: str, before: Iterable[str], after: Iterable[str]) -> Iterator[str]:
         before, after = set(before), set(after)
-        for word, number in (("added", len(after - before)), ("taken out", len(before - after))):
-            if number:
-                yield f"{number} {what if number > 1 else what[:-1]} {word}"
+        for word, some in (("added", sorted(after - before)), ("taken out", sorted(before - after))):
+            if some:
+                named = shorten(some[0]) + (", ..." if len(some) > 1 else "")
+                yield f"{len(some)} {what if len(some) > 1 else what[:-1]} {word} ({named})"
 
-    names = [[(model.detector, model.run) for model in run.models] for run in (old, new)]
+    names = [[f"{model.detector} {model.run}" for model in run.models] for run in (old, new)]
     images = [run.image_table["image_id"].to_pylist() for run in (old, new)]
     conditions = [_conditions(run) for run in (old, new)]
     texts = [*counts("models", *names), *counts("images", *images), *counts("conditions", *conditions)]
-    return ", ".join(texts) or "no model, image or condition added or taken out"
+    return "; ".join(texts) or "no model, image or condition added or taken out"
 
 
 def _conditions(run: Run) -> set[str]:

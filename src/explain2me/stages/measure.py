@@ -85,6 +85,7 @@ def measure_run(run: Run, config: Config, *, on_done: Callable[[int, int], None]
             f"{len(missing)} of {len(shards)} part files of maps are missing, the first is {first}; call `explain2me explain` with the same config first"
         )
     with only_writer(run.folder):
+        run.refuse_changed()
         num_made = _make_scores(run, config, on_done)
     log_event(run.folder, (0, 1), "measure", "done", files=num_made, seconds=round(time.monotonic() - started, 3))
 

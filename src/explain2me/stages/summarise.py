@@ -73,8 +73,12 @@ def summarise_run(run: Run, config: Config, *, on_done: Callable[[int, int], Non
     """
     started = time.monotonic()
     with only_writer(run.folder):
+        run.refuse_changed()
         if not any((run.folder / "scores").glob("*.parquet")):
-            raise RunFolderError(f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first")
+            raise RunFolderError(
+                f"no scores in {str(run.folder)!r}; call `explain2me measure {run.folder}` first, or `explain2me run` with its "
+                f"config"
+            )
         tables = _tables(run, config, on_done)
         with replaced_folder(run.folder / "summary") as folder:
             for name, (columns, rows) in tables.items():
