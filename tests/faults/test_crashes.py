@@ -99,7 +99,7 @@ def test_an_image_that_ends_the_index_is_quarantined_at_the_next_call(
     check_whole(open_run(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGBUS"])
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGBUS", marks=pytest.mark.slow)])
 def test_an_image_whose_process_the_machine_kills_is_not_quarantined(
     tmp_path: Path, deadly_run: Callable[..., tuple[int, str]], name: str
 ) -> None:

@@ -1,7 +1,7 @@
 """A run grows by what its config names more, keeps every number that is there, and refuses what would change one."""
 
+import contextlib
 import io
-import itertools
 import os
 import shutil
 import time
@@ -271,49 +271,48 @@ class Killed(BaseException):
     pass
 
 
-def test_a_kill_at_any_step_of_the_switch_loses_nothing(study, tmp_path, monkeypatch):
-    start, target = study.config(detectors=TWO), {"measures": MORE, "images": lambda lines: lines[:18]}
-    make(start, tmp_path / "whole")
+@pytest.mark.parametrize("every", [pytest.param(True, marks=pytest.mark.slow), False], ids=["every", "few"])
+def test_a_kill_at_any_step_of_the_switch_loses_nothing(study, tmp_path, monkeypatch, every):
+    target = {"measures": MORE, "images": lambda lines: lines[:18]}
+    make(study.config(detectors=TWO), tmp_path / "whole")
     reference = results(tmp_path / "whole")
-    for step in itertools.count():
+    shutil.copytree(tmp_path / "whole", tmp_path / "through")
+    num_steps = steps_until(10**9, lambda: begin_run(study.config(**target), tmp_path / "through"), monkeypatch)
+    run = make(study.config(**target), tmp_path / "through")
+    assert verify_run(run) == []
+    assert len(run.image_table) == 18
+    for step in range(num_steps) if every else (num_steps // 2, num_steps - 3, num_steps - 2):
         folder = tmp_path / f"run{step}"
         shutil.copytree(tmp_path / "whole", folder)
-        if not killed_at(step, lambda folder=folder: begin_run(study.config(**target), folder), monkeypatch):
-            break
+        assert steps_until(step, lambda folder=folder: begin_run(study.config(**target), folder), monkeypatch) == step
         if (folder / GROWING / "run.json").exists():
             with pytest.raises(RunFolderError, match="was being changed when a command ended; call `explain2me run`"):
                 open_run(folder)
         run = make(study.config(detectors=TWO), folder)  # and back, whatever had happened
         assert verify_run(run) == []
         assert results(folder) == reference
-    assert step > 8
-    run = make(study.config(**target), folder)
-    assert verify_run(run) == []
-    assert len(run.image_table) == 18
 
 
-def killed_at(step: int, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the work was ended before its ``step``-th move, copy or deletion."""
-    left = [step]
+def steps_until(kill: int, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Number of moves, copies and deletions that some work makes; it is ended before that of number ``kill``."""
+    num_steps = 0
 
-    def killed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def sometimes(*arguments: Any, **named: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            nonlocal num_steps
+            if num_steps == kill:
                 raise Killed
+            num_steps += 1
             return function(*arguments, **named)
 
-        return sometimes
+        return step
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
         for name in ("_move", "_keep_state", "atomic_path"):
-            patch.setattr(growth, name, killed(getattr(growth, name)))
-        patch.setattr(growth.shutil, "rmtree", killed(growth.shutil.rmtree))
-        try:
-            work()
-        except Killed:
-            return True
-    return False
+            patch.setattr(growth, name, counted(getattr(growth, name)))
+        patch.setattr(growth.shutil, "rmtree", counted(growth.shutil.rmtree))
+        work()
+    return num_steps
 
 
 def test_tables_of_the_state_before_are_not_shown_as_those_of_the_new_one(study, tmp_path):
