@@ -120,26 +120,26 @@ def _scores_by_image(run: Run, columns: Sequence[RunScore], similarity: str) -> 
     of_pairs = [measure.name for measure in MEASURES.values() if measure.of_pairs]
     of_decisions = (ds.field("variant") == VARIANTS[0]) & ~ds.field("measure").isin(of_pairs)
     frames = []
-    for detector in run.config.detectors:
-        values: dict[str, Any] = {"detector": detector.name, "image": range(len(run.image_table))}
+    for detector, dataset in run.scores_by_detector().items():
+        own = ds.field("detector") == detector
+        values: dict[str, Any] = {"detector": detector, "image": range(len(run.image_table))}
         for column in columns:
             rows = (ds.field("measure") == column.measure) & (ds.field("variant") == column.variant)
             if column.condition is not None:
                 rows &= ds.field("condition") == column.condition
-            values[column.key] = _mean_by_image(run, detector.name, similarity, rows, "value")
-        values["kept"] = _mean_by_image(run, detector.name, similarity, of_decisions, "kept")
+            values[column.key] = _mean_by_image(run, dataset, similarity, own & rows, "value")
+        values["kept"] = _mean_by_image(run, dataset, similarity, own & of_decisions, "kept")
         frames.append(pd.DataFrame(values))
     return pd.concat(frames, ignore_index=True)
 
 
 def _mean_by_image(
-    run: Run, detector: str, similarity: str, selection: ds.Expression, column: str
+    run: Run, dataset: ds.Dataset, similarity: str, selection: ds.Expression, column: str
 ) -> Float[np.ndarray, " N"]:
     """Over the rows that have a value; NaN for an image without any. Reads a batch of rows at a time."""
     sums, counts = np.zeros(len(run.image_table)), np.zeros(len(run.image_table))
     same = ds.field("similarity").is_null() | (ds.field("similarity") == similarity)
-    rows = (ds.field("detector") == detector) & same & selection
-    for batch in run.scores_dataset().to_batches(["image", column], filter=rows):
+    for batch in dataset.to_batches(["image", column], filter=same & selection):
         known = batch.filter(batch[column].is_valid())
         values = known[column].cast(pa.int8()) if pa.types.is_boolean(known[column].type) else known[column]
         values = values.to_numpy(zero_copy_only=False).astype(np.float64)
