@@ -1,7 +1,7 @@
 """What figures, findings and the page are made from, read once: tables, scores by image, the most telling images and their maps."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ from explain2me.run.parts import Part, read_part
 from explain2me.statistics.performance import Predictions, predictions_of
 from explain2me.statistics.scores import CLEAN, MEASURES, VARIANTS
 from explain2me.text import printable_line
+
+MOST_DETECTORS, MOST_SOURCES = 20, 20
+"""In figures and in the viewer of the page; more would take minutes to draw, and nobody could distinguish them."""
 
 
 class Telling(NamedTuple):
@@ -99,6 +102,15 @@ class Material:
     def part(self, detector: str, image: int, run: int = 0) -> Part | None:
         """The maps of one image that is shown, by one run of a detector."""
         return self.maps.get((detector, self.run.models_of(detector)[run].run, image))
+
+
+def drawn(material: Material) -> Material:
+    """What figures and the viewer show: the first detectors and sources; the same object where there are no more."""
+    tables = material.tables.first(MOST_DETECTORS, MOST_SOURCES)
+    if tables is material.tables:
+        return material
+    shown = material.scores[material.scores.detector.isin(tables.detectors)]
+    return replace(material, tables=tables, scores=shown)
 
 
 def gather(run: Run, *, images_per_measure: int) -> Material:
@@ -185,7 +197,8 @@ def _read_maps(material: Material) -> None:
 
 def _read_parts(material: Material, detector: str) -> None:
     """Mean clean maps, dead maps and the maps that are shown of one detector."""
-    shown = np.unique([telling.image for telling in material.telling])
+    is_drawn = detector in material.tables.detectors[:MOST_DETECTORS]
+    shown = np.unique([telling.image for telling in material.telling if is_drawn])
     stretches, models = material.tables.stretches, material.run.models_of(detector)
     sums: list[Any] = [0.0] * len(stretches)
     counts = np.zeros(len(stretches), int)
