@@ -33,6 +33,19 @@ def printable_line(text: str, most: int = 300) -> str:
     return printable(text[:most])
 
 
+def is_utf8(name: str) -> bool:
+    r"""Whether a file name can be written into files of text; the bytes of others stand in Python's strings as surrogates.
+
+    >>> is_utf8("caf\N{LATIN SMALL LETTER E WITH ACUTE}.pt"), is_utf8("caf\udce9.pt")
+    (True, False)
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shorten(text: Any) -> str:
     """A name or value of any length as part of a message."""
     shown = str(text)

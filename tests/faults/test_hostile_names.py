@@ -3,12 +3,17 @@
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from explain2me import open_run
+from explain2me.detectors.runs import MOST_NAME_BYTES
+from explain2me.run.plan import plan
 
 
 def picture(side: int = 96, *, seed: int = 0) -> Image.Image:
@@ -121,3 +126,96 @@ def test_odd_file_names_work_from_end_to_end(call, write_config, tmp_path, how):
     entropy = scores.filter([measure == "entropy" for measure in scores["measure"].to_pylist()])
     assert set(entropy["image"].to_pylist()) == set(range(len(names)))
     assert call("verify", "run")[:2] == (0, "whole\n")
+
+
+FEW_MEASURES = "noise = false\nresilience = false\nfocus = false"
+
+
+def write_set(folder: Path, names: list[bytes]) -> Path:
+    """An image of each name, as bytes below the folder."""
+    for i, name in enumerate(names):
+        path = Path(os.fsdecode(bytes(folder) + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(seed=i).save(path)
+    return folder
+
+
+def copied_weights(weights: Path, folder: Path, stems: list[str]) -> str:
+    """Checkpoints with these names; returns the pattern that matches them."""
+    folder.mkdir()
+    for i, stem in enumerate(stems):
+        shutil.copy(weights / f"seed{i}.safetensors", folder / f"{stem}.pt")
+    return f"{folder}/*.pt"
+
+
+def test_the_longest_names_that_check_passes_run_writes(call, write_config, detector_table, weights, tmp_path):
+    """Of images and folders 255 bytes; of detectors, runs and checkpoints as many as the longest file name leaves."""
+    names = [
+        label + b"/" + b"s" * 255 + b"/%d" % i + b"n" * 250 + b".png" for label in (b"real", b"fake") for i in range(3)
+    ]
+    euro, name = "\N{EURO SIGN}", "x" + 99 * "\N{POUND SIGN}"
+    stems = [f"{i}".ljust(MOST_NAME_BYTES - len(f"{name}__".encode()), "w") for i in range(2)]
+    pattern = copied_weights(weights, tmp_path / "weights", stems)
+    tables = {"data": f'manifest = "{write_set(tmp_path / "set", names)}"', "measures": FEW_MEASURES}
+    config = write_config(
+        top=f'name = "{66 * euro}"\nseed = 7', detectors=detector_table(name, pattern), report="images = 1", **tables
+    )
+    for command in ("check", "run"):
+        code, output, errors = call(command, config)
+        assert (code, errors) == (0, ""), output
+    longest = max(len(os.fsencode(f"explain-{shard.title}")) for shard in plan(open_run(f"runs/{66 * euro}")))
+    assert longest == 255
+    (tmp_path / "weights" / f"{stems[0]}.pt").rename(tmp_path / "weights" / f"{stems[0]}w.pt")
+    for command in ("check", "run"):
+        code, _, errors = call(command, config, "--out", "another")
+        assert code == 2
+        assert "at most 211 bytes" in errors
+        assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "stem", "message"),
+    [
+        (f'name = "{67 * chr(0x20AC)}"', "w", "name: expected at most 200 bytes"),
+        ('name = "tiny"', "w\udce9", "expected a path in UTF-8, got"),
+    ],
+    ids=["run", "checkpoint"],
+)
+def test_check_refuses_names_that_run_could_not_write(
+    text, stem, message, call, write_config, detector_table, weights, tmp_path
+):
+    try:
+        pattern = copied_weights(weights, tmp_path / "weights", [stem, "v"])
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    config = write_config(top=text, detectors=detector_table("a", pattern))
+    for command in ("check", "run"):
+        code, _, errors = call(command, config)
+        assert code == 2
+        assert message in errors
+        assert errors.count("\n") == 1
+
+
+def test_odd_names_of_checkpoints_and_thin_images_pass_check_and_run(
+    call, write_config, detector_table, weights, tmp_path, no_pdf
+):
+    """An image of one pixel by 20,000 goes to the quarantine; one of 8 by 20,000 is used."""
+    odd = ["a\nb", "-y 'x' \"q\" %s $(z) `w`"]
+    pattern = copied_weights(weights, tmp_path / "weights", odd)
+    folder = write_set(tmp_path / "set", [f"{label}/{source}/%s.png".encode() for label in odd for source in odd])
+    sizes = {"thin": (1, 20_000), "flat": (20_000, 1), "strip": (8, 20_000), "band": (20_000, 8)}
+    for name, size in sizes.items():
+        Image.new("RGB", size, (200, 90, 30)).save(folder / odd[0] / odd[0] / f"{name}.png")
+    data = f'manifest = "{folder}"\npositive = {json.dumps(odd[0])}\nallowed_quarantine = 0.3'
+    tables = {"data": data, "measures": FEW_MEASURES, "report": "images = 1"}
+    config = write_config(detectors=detector_table("-a%s 'q'", pattern), **tables)
+    for command in ("check", "run"):
+        code, output, errors = call(command, config)
+        assert (code, errors) == (0, ""), output
+    run = open_run("runs/tiny")
+    assert [model.run for model in run.models] == ["-y 'x' \"q\" %s $(z) `w`", "a\nb"]
+    assert {row["path"].rpartition("/")[2]: row["kind"] for row in run.quarantine().to_pylist()} == {
+        "thin.png": "too_small",
+        "flat.png": "too_small",
+    }
+    assert len(run.image_table) == 6

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from image_rows import GROUPS, image_rows
@@ -20,6 +22,7 @@ from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.packs import pack_folder, read_parquet
 from explain2me.run.plan import plan
 from explain2me.run.record import Model
+from explain2me.stages.compact import compact_run
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
@@ -221,3 +224,19 @@ def test_a_file_that_is_packed_while_it_is_read_is_read_from_its_pack(
     monkeypatch.setattr(pq, "ParquetFile", open_after_packing)
     assert read_parquet(tmp_path / "1.parquet").to_pydict() == {"x": [1]}
     assert not (tmp_path / "1.parquet").exists()
+
+
+def test_the_scores_of_a_detector_are_read_from_its_own_files(compared_run: Run, tmp_path: Path) -> None:
+    """Else the files that are opened grow with the square of the detectors."""
+    datasets = compared_run.scores_by_detector()
+    assert {name: {Path(file).name[:3] for file in dataset.files} for name, dataset in datasets.items()} == {
+        "a": {"a__"},
+        "b": {"b__"},
+    }
+    shutil.copytree(compared_run.folder, tmp_path / "run")
+    compact_run(open_run(tmp_path / "run"))
+    whole = compared_run.scores()
+    for name, dataset in open_run(tmp_path / "run").scores_by_detector().items():
+        assert (
+            dataset.count_rows(filter=pc.field("detector") == name) == pc.sum(pc.equal(whole["detector"], name)).as_py()
+        )

@@ -216,3 +216,17 @@ def test_of_detectors_that_are_alike_5_percent_seem_to_differ(num_runs, of_pairs
         seem.append(not found.low <= 0 <= found.high)
     assert np.mean(seem) <= 0.075
     assert of_pairs or np.mean(seem) >= 0.015
+
+
+def test_limits_and_p_are_those_of_scipys_t_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    stretches = [Stretch(None, "a", 0, 12)]
+    for _ in range(100):
+        a, b = (
+            estimate(totals(rng.normal(shift, 1, (3, 12)), [[0], [1], [2]], stretches), [0])
+            for shift in (0, rng.random())
+        )
+        found = difference(a, b, [12])
+        half = float(stats.t.ppf(0.975, found.df)) * found.std_error
+        assert (found.low, found.high) == (found.value - half, found.value + half)
+        assert found.p == 2 * float(stats.t.sf(abs(found.value) / found.std_error, found.df))

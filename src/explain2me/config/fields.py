@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from explain2me.text import number_text, shorten
 
+MOST_BYTES = 200
+"""Of a name; a disk takes 255 of a file name, and files of a run have more than one name in theirs."""
 NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f/\\]{1,100}")
 
 
@@ -18,6 +20,10 @@ def safe_name(name: str) -> str:
         raise ValueError(
             f"expected 1 to 100 printable characters without '/', '\\', '__' or a leading dot, got "
             f"{shorten(repr(name))}; rename it"
+        )
+    if (count := len(name.encode())) > MOST_BYTES:
+        raise ValueError(
+            f"expected at most {MOST_BYTES} bytes (UTF-8), got {count} in {shorten(repr(name))}; rename it"
         )
     return name
 

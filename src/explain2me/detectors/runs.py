@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 from explain2me.config.schema import DetectorConfig, MeasuresConfig
 from explain2me.errors import CheckpointError, ConfigError, Explain2MeError
 from explain2me.statistics.scores import ALL
+from explain2me.text import is_utf8, shorten
 
 if TYPE_CHECKING:
     from explain2me.detectors.load import Detector
+
+MOST_NAME_BYTES = 211
+"""Of ``DETECTOR__RUN``. A disk takes 255 of a file name, and the longest is ``explain-DETECTOR__RUN-part-00012-KEY.parquet``."""
 
 
 def weights_of(detector: DetectorConfig, seed: int) -> list[tuple[str, str | None, int]]:
@@ -41,13 +45,29 @@ def check_runs(detectors: Iterable[DetectorConfig], measures: MeasuresConfig, se
     """Check that the checkpoints of each detector are there, and enough for the measures of pairs; loads none.
 
     Raises:
-        CheckpointError: a pattern matches no file.
+        CheckpointError: a pattern matches no file, or one whose name no run can have.
         ConfigError: too few runs, see :func:`refuse_single_runs`.
     """
     for detector in detectors:
-        names = [name for name, _, _ in weights_of(detector, seed)]
+        runs = weights_of(detector, seed)
+        for name, checkpoint, _ in runs:
+            _refuse_name(detector.name, name, checkpoint)
+        names = [name for name, _, _ in runs]
         count = f"{detector.name!r} has {len(names)} ({', '.join(names)})"
         refuse_single_runs(measures, len(names), count=count, remedy="add checkpoints")
+
+
+def _refuse_name(detector: str, run: str, checkpoint: str | None) -> None:
+    """Refuse a run whose files could not be written: checkpoints give runs their names, and runs their files."""
+    place = f"detector {detector!r}: checkpoint {shorten(ascii(run))}"
+    if checkpoint is not None and not is_utf8(checkpoint):
+        raise CheckpointError(f"{place}: expected a path in UTF-8, got {checkpoint!a}; rename it")
+    count = len(f"{detector}__{run}".encode())
+    if count > MOST_NAME_BYTES:
+        raise CheckpointError(
+            f"{place}: expected at most {MOST_NAME_BYTES} bytes in the names of detector and checkpoint together, with '__' between "
+            f"them, got {count}: files of the run have both in their names; rename one"
+        )
 
 
 def refuse_single_runs(measures: MeasuresConfig, num_runs: int, *, count: str, remedy: str) -> None:

@@ -1,7 +1,7 @@
 """What figures, findings and the page are made from, read once: tables, scores by image, the most telling images and their maps."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ from explain2me.run.parts import Part, read_part
 from explain2me.statistics.performance import Predictions, predictions_of
 from explain2me.statistics.scores import CLEAN, MEASURES, VARIANTS
 from explain2me.text import printable_line
+
+MOST_DETECTORS, MOST_SOURCES = 20, 20
+"""In figures and in the viewer of the page; more would take minutes to draw, and nobody could distinguish them."""
 
 
 class Telling(NamedTuple):
@@ -101,6 +104,15 @@ class Material:
         return self.maps.get((detector, self.run.models_of(detector)[run].run, image))
 
 
+def drawn(material: Material) -> Material:
+    """What figures and the viewer show: the first detectors and sources; the same object where there are no more."""
+    tables = material.tables.first(MOST_DETECTORS, MOST_SOURCES)
+    if tables is material.tables:
+        return material
+    shown = material.scores[material.scores.detector.isin(tables.detectors)]
+    return replace(material, tables=tables, scores=shown)
+
+
 def gather(run: Run, *, images_per_measure: int) -> Material:
     """Read a run for its report.
 
@@ -120,26 +132,26 @@ def _scores_by_image(run: Run, columns: Sequence[RunScore], similarity: str) -> 
     of_pairs = [measure.name for measure in MEASURES.values() if measure.of_pairs]
     of_decisions = (ds.field("variant") == VARIANTS[0]) & ~ds.field("measure").isin(of_pairs)
     frames = []
-    for detector in run.config.detectors:
-        values: dict[str, Any] = {"detector": detector.name, "image": range(len(run.image_table))}
+    for detector, dataset in run.scores_by_detector().items():
+        own = ds.field("detector") == detector
+        values: dict[str, Any] = {"detector": detector, "image": range(len(run.image_table))}
         for column in columns:
             rows = (ds.field("measure") == column.measure) & (ds.field("variant") == column.variant)
             if column.condition is not None:
                 rows &= ds.field("condition") == column.condition
-            values[column.key] = _mean_by_image(run, detector.name, similarity, rows, "value")
-        values["kept"] = _mean_by_image(run, detector.name, similarity, of_decisions, "kept")
+            values[column.key] = _mean_by_image(run, dataset, similarity, own & rows, "value")
+        values["kept"] = _mean_by_image(run, dataset, similarity, own & of_decisions, "kept")
         frames.append(pd.DataFrame(values))
     return pd.concat(frames, ignore_index=True)
 
 
 def _mean_by_image(
-    run: Run, detector: str, similarity: str, selection: ds.Expression, column: str
+    run: Run, dataset: ds.Dataset, similarity: str, selection: ds.Expression, column: str
 ) -> Float[np.ndarray, " N"]:
     """Over the rows that have a value; NaN for an image without any. Reads a batch of rows at a time."""
     sums, counts = np.zeros(len(run.image_table)), np.zeros(len(run.image_table))
     same = ds.field("similarity").is_null() | (ds.field("similarity") == similarity)
-    rows = (ds.field("detector") == detector) & same & selection
-    for batch in run.scores_dataset().to_batches(["image", column], filter=rows):
+    for batch in dataset.to_batches(["image", column], filter=same & selection):
         known = batch.filter(batch[column].is_valid())
         values = known[column].cast(pa.int8()) if pa.types.is_boolean(known[column].type) else known[column]
         values = values.to_numpy(zero_copy_only=False).astype(np.float64)
@@ -185,7 +197,8 @@ def _read_maps(material: Material) -> None:
 
 def _read_parts(material: Material, detector: str) -> None:
     """Mean clean maps, dead maps and the maps that are shown of one detector."""
-    shown = np.unique([telling.image for telling in material.telling])
+    is_drawn = detector in material.tables.detectors[:MOST_DETECTORS]
+    shown = np.unique([telling.image for telling in material.telling if is_drawn])
     stretches, models = material.tables.stretches, material.run.models_of(detector)
     sums: list[Any] = [0.0] * len(stretches)
     counts = np.zeros(len(stretches), int)

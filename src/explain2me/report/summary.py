@@ -3,6 +3,7 @@
 Imports neither torch nor matplotlib, so that ``explain2me show`` starts at once.
 """
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -89,7 +90,7 @@ class Tables:
             if (measure.name, measure.variants[0]) in present
         ]
 
-    @property
+    @functools.cached_property
     def detectors(self) -> list[str]:
         """Names, in the order of the config."""
         return [detector.name for detector in self.run.config.detectors]
@@ -103,6 +104,14 @@ class Tables:
     def labelled(self) -> bool:
         """Whether images have labels."""
         return self.run.image_table["label"].null_count < len(self.run.image_table)
+
+    def first(self, num_detectors: int, num_sources: int) -> "Tables":
+        """These tables, of which figures draw the first detectors and sources; the same object where there are no more."""
+        if len(self.detectors) <= num_detectors and len(self.stretches) <= num_sources:
+            return self
+        some = copy.copy(self)
+        some.detectors, some.stretches = self.detectors[:num_detectors], self.stretches[:num_sources]
+        return some
 
     def trained(self, detector: str) -> list[Row]:
         """How each run of a detector was trained, where run.json has it."""

@@ -15,7 +15,7 @@ from explain2me.report.formats import share
 from explain2me.report.sheets.comparisons import aurocs, differences
 from explain2me.report.sheets.data import precision, quarantine
 from explain2me.report.sheets.measures import by_group, by_source, details
-from explain2me.report.sheets.sheet import Cell, Column, Sheet, stacked
+from explain2me.report.sheets.sheet import Cell, Column, Sheet, cut, stacked
 from explain2me.report.summary import LARGE_DEAD_SHARE, Tables
 from explain2me.statistics.scores import CLEAN, MEASURES
 from explain2me.text import printable
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_REFUSED = 5
 MOST_FINDINGS = 12
+MOST_ROWS = 1000
+"""Of each table."""
 GAP = 2
 """Spaces between two columns."""
 LEAST_LABEL = 8
@@ -88,7 +90,8 @@ def _sheets(tables: Tables, brief: bool) -> Iterator[Sheet]:
     by_groups = [] if brief else [by_sources, *(by_group(tables, measure) for measure in measures)]
     compared = [] if brief else [differences(tables)]
     candidates = [overview, *by_groups, aurocs(tables), *compared, quarantine(tables), precision(tables)]
-    return (sheet for sheet in candidates if sheet and sheet.rows)
+    where = str(tables.run.folder / "summary")
+    return (cut(sheet, MOST_ROWS, where) for sheet in candidates if sheet and sheet.rows)
 
 
 def _label_widths(sheet: Sheet, width: int) -> list[int]:

@@ -19,13 +19,13 @@ from PIL import Image
 
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
-from explain2me.report.cards import findings_list, model_card
+from explain2me.report.cards import findings_list, model_cards
 from explain2me.report.export import to_csv, to_latex
 from explain2me.report.figures import all_figures, draws
 from explain2me.report.figures.drawing import STYLE, Drawn
 from explain2me.report.findings import findings
 from explain2me.report.findings.kinds import Finding
-from explain2me.report.material import Material, gather
+from explain2me.report.material import Material, drawn, gather
 from explain2me.report.page.render import render
 from explain2me.report.page.viewer import data_uri, webp_uri
 from explain2me.report.sheets import sheets
@@ -91,7 +91,7 @@ def _write_into(
     material = gather(run, images_per_measure=config.report.images)
     colormap = matplotlib.colormaps[config.report.colormap]
     tables, sentences = list(sheets(material.tables)), findings(material)
-    figures = _draw_all(material, colormap, folder / "figures", on_done)
+    figures = _draw_all(drawn(material), colormap, folder / "figures", on_done)
     texts = _texts(material.tables, tables, sentences)
     texts["index.html"] = render(material, figures, tables, sentences, colormap)
     for name, text in texts.items():
@@ -106,8 +106,8 @@ def _texts(tables: Tables, shown: Sequence[Sheet], sentences: Sequence[Finding])
     texts = {"findings.md": findings_list(sentences)}
     for sheet in shown:
         texts |= {f"tables/{sheet.name}.csv": to_csv(sheet), f"tables/{sheet.name}.tex": to_latex(sheet)}
-    for name in tables.detectors:
-        texts[f"model-cards/{name}/model-card.md"] = model_card(tables, name, sentences)
+    for name, card in model_cards(tables, sentences):
+        texts[f"model-cards/{name}/model-card.md"] = card
     return texts
 
 
@@ -119,9 +119,9 @@ def _draw_all(
     draws_by_section = all_figures(material)
     with matplotlib.rc_context(STYLE):
         for number, (section, draw) in enumerate(draws_by_section, start=1):
-            drawn = draw(material, colormap)
-            if drawn is not None:
-                figures.setdefault(section, []).append((drawn, _save(drawn, folder)))
+            figure = draw(material, colormap)
+            if figure is not None:
+                figures.setdefault(section, []).append((figure, _save(figure, folder)))
             if on_done:
                 on_done(number, len(draws_by_section))
     return figures
@@ -138,7 +138,7 @@ class Plots:
 
     @functools.cached_property
     def _material(self) -> Material:
-        return gather(self._run, images_per_measure=self._run.config.report.images)
+        return drawn(gather(self._run, images_per_measure=self._run.config.report.images))
 
     def __getattr__(self, name: str) -> Callable[[], Figure]:
         by_name = draws()
@@ -148,10 +148,10 @@ class Plots:
         def draw_it() -> Figure:
             colormap: Colormap = matplotlib.colormaps[self._run.config.report.colormap]
             with matplotlib.rc_context(STYLE):
-                drawn = by_name[name](self._material, colormap)
-            if drawn is None:
+                figure = by_name[name](self._material, colormap)
+            if figure is None:
                 raise ValueError(f"{name}: this run has no data for it (the measure is off, or there are no labels)")
-            return drawn.figure
+            return figure.figure
 
         return draw_it
 
@@ -171,9 +171,9 @@ def _keep_own_files(old: Path, new: Path) -> None:
                 shutil.copy2(path, target, follow_symlinks=False)
 
 
-def _save(drawn: Drawn, folder: Path) -> str:
+def _save(named: Drawn, folder: Path) -> str:
     """PDF, SVG and PNG; returns the picture for the page as a data URI."""
-    figure = drawn.figure
+    figure = named.figure
     figure.dpi = DOTS_PER_INCH
     figure.draw_without_rendering()  # lays it out once; savefig would do it again for each format, and draw it twice
     figure.set_layout_engine("none")
@@ -182,7 +182,7 @@ def _save(drawn: Drawn, folder: Path) -> str:
         stream = io.BytesIO()
         write(figure, stream)
         data[kind] = stream.getvalue()
-        with atomic_path(folder / f"{drawn.name}.{kind}") as temporary:
+        with atomic_path(folder / f"{named.name}.{kind}") as temporary:
             temporary.write_bytes(data[kind])
     if len(data["svg"]) <= MOST_SVG_BYTES:
         return data_uri("image/svg+xml", data["svg"])

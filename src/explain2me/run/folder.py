@@ -141,13 +141,24 @@ class Run:
 
     def scores_dataset(self) -> ds.Dataset:
         """The rows of :meth:`scores` as a data set, to read some of them."""
-        checked = ds.ParquetFileFormat(
-            default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-        )
+        return _dataset(list(self._detectors_in_scores()))
+
+    def scores_by_detector(self) -> dict[str, ds.Dataset]:
+        """For each detector, the files with rows of it as a data set: nobody opens those of all others to read them.
+
+        A file may hold rows of others, too.
+        """
+        paths: dict[str, list[Path]] = {detector.name: [] for detector in self.config.detectors}
+        for path, detectors in self._detectors_in_scores().items():
+            for name in detectors & paths.keys():
+                paths[name].append(path)
+        return {name: _dataset(of_detector) for name, of_detector in paths.items()}
+
+    def _detectors_in_scores(self) -> dict[Path, frozenset[str]]:
+        """The detectors in each file of scores; raises RunFolderError for a damaged file."""
+        num_images = len(self.image_table)
         paths = files_on_disk(self.folder / "scores")
-        for path in paths:
-            _check_scores(path, path.stat().st_mtime_ns, len(self.image_table))
-        return ds.dataset([str(path) for path in paths], schema=SCORES, format=checked)
+        return {path: _checked_scores(path, path.stat().st_mtime_ns, num_images) for path in paths}
 
     def summary(self, table: str = "measures") -> pa.Table:
         """One of ``measures``, ``differences``, ``performance``, ``<measure>_matrix`` of a measure of pairs, ``precision`` or ``quarantine``."""
@@ -202,11 +213,24 @@ class Run:
 
 
 @functools.cache
-def _check_scores(path: Path, _: int, num_images: int) -> None:
-    """Read a file of scores once, a row group at a time, before a data set reads it without any check."""
+def _checked_scores(path: Path, _: int, num_images: int) -> frozenset[str]:
+    """Read a file of scores once, a row group at a time, before a data set reads it without any check; its detectors."""
+    detectors: set[str] = set()
     with named(path), open_parquet(path, SCORES) as file:
         for group in range(file.num_row_groups):
-            refuse_unknown_images(path, read_groups(path, file, [group], schema=SCORES), num_images)
+            table = read_groups(path, file, [group], schema=SCORES)
+            refuse_unknown_images(path, table, num_images)
+            detectors.update(table["detector"].unique().to_pylist())
+    return frozenset(detectors)
+
+
+def _dataset(paths: list[Path]) -> ds.Dataset:
+    """Files of scores as one data set."""
+    if not paths:
+        return ds.dataset(SCORES.empty_table())
+    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    checked = ds.ParquetFileFormat(default_fragment_scan_options=options)
+    return ds.dataset([str(path) for path in paths], schema=SCORES, format=checked)
 
 
 def refuse_unknown_images(path: Path, table: pa.Table, num_images: int) -> None:

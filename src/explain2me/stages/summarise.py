@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
@@ -90,7 +91,8 @@ def _tables(
     run: Run, config: Config, on_done: Callable[[int, int], None] | None
 ) -> dict[str, tuple[Sequence[str], Rows]]:
     """Columns and rows of each summary table, by its name."""
-    quantities = {detector.name: list(quantities_of(run, detector.name)) for detector in run.config.detectors}
+    datasets = run.scores_by_detector()
+    quantities = {name: list(quantities_of(dataset, name)) for name, dataset in datasets.items()}
     steps = itertools.count(1)
     num_steps = len(dict.fromkeys(itertools.chain(*quantities.values()))) + len(quantities)
 
@@ -99,7 +101,7 @@ def _tables(
             on_done(next(steps), num_steps)
 
     resamples = config.summary.bootstrap
-    measures, matrices, differences = _summarise_scores(run, quantities, resamples, step)
+    measures, matrices, differences = _summarise_scores(run, datasets, quantities, resamples, step)
     performance, auroc_differences = _summarise_predictions(run, resamples, step)
     return {
         "measures": (MEASURE_COLUMNS, measures),
@@ -112,11 +114,15 @@ def _tables(
 
 
 def _summarise_scores(
-    run: Run, quantities: Mapping[str, Sequence[Quantity]], resamples: int, on_step: Callable[[], None]
+    run: Run,
+    datasets: Mapping[str, ds.Dataset],
+    quantities: Mapping[str, Sequence[Quantity]],
+    resamples: int,
+    on_step: Callable[[], None],
 ) -> tuple[Rows, dict[str, Rows], Rows]:
     """Rows of summary/measures, of the matrices by measure, and of summary/differences.
 
-    The arrays of one quantity are in memory at a time. ``quantities`` are by detector; ``on_step`` is called after each.
+    The arrays of one quantity are in memory at a time. ``datasets`` and ``quantities`` are by detector; ``on_step`` is called after each.
     """
     stretches = stretches_of(run.image_table)
     measures: dict[str, Rows] = {name: [] for name in quantities}
@@ -127,7 +133,7 @@ def _summarise_scores(
     for quantity in dict.fromkeys(itertools.chain(*quantities.values())):
         compared: dict[str, list[Compared]] = {}
         for name in (name for name in quantities if quantity in quantities[name]):
-            cells = list(cells_of(run, name, quantity))
+            cells = list(cells_of(run, datasets[name], name, quantity))
             runs = [model.run for model in run.models_of(name)]
             intervals = _bootstrap(cells, stretches, len(runs), seed=run.config.seed, resamples=resamples)
             labels = {"detector": name, "num_runs": len(runs)}

@@ -49,9 +49,8 @@ class Selection(NamedTuple):
     stretches: tuple[int, ...]
 
 
-def quantities_of(run: Run, detector: str) -> Iterator[Quantity]:
-    """The quantities with scores of a detector, in the order of the tables."""
-    dataset = run.scores_dataset()
+def quantities_of(dataset: ds.Dataset, detector: str) -> Iterator[Quantity]:
+    """The quantities with scores of a detector, in the order of the tables; ``dataset`` is that of the detector."""
     for name in MEASURES:
         rows = (ds.field("detector") == detector) & (ds.field("measure") == name)
         table = dataset.to_table(["variant", "similarity"], filter=rows).group_by(["variant", "similarity"])
@@ -59,15 +58,14 @@ def quantities_of(run: Run, detector: str) -> Iterator[Quantity]:
         yield from sorted(quantities, key=lambda quantity: (quantity.similarity or "", quantity.variant))
 
 
-def cells_of(run: Run, detector: str, quantity: Quantity) -> Iterator[Cell]:
-    """One cell for each condition, then one for each group of conditions of the measure."""
+def cells_of(run: Run, dataset: ds.Dataset, detector: str, quantity: Quantity) -> Iterator[Cell]:
+    """One cell for each condition, then one for each group of conditions of the measure; ``dataset`` is of the detector."""
     measure, models = MEASURES[quantity.measure], run.models_of(detector)
     conditions = conditions_of(measure, run.config.measures, models[0].input_size)
     names = [condition.name for condition in conditions]
     rows = (ds.field("detector") == detector) & (ds.field("measure") == measure.name)
     similarity = ds.field("similarity")
     rows &= similarity.is_null() if quantity.similarity is None else similarity == quantity.similarity
-    dataset = run.scores_dataset()
     num_columns = len(units_of(measure, len(models))) * len(names)
     if not num_columns:
         raise RunFolderError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from explain2me.run.folder import Stretch
 
@@ -167,8 +167,8 @@ def difference(a: Estimate, b: Estimate, sizes: Sequence[int]) -> Difference:
         value = 0.0 if abs(value) <= ROUNDING else value
         return Difference(value, 0.0, math.inf, value, value, float(value == 0))
     error, df = math.sqrt(variance), variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    half = float(stats.t.ppf(0.975, df)) * error
-    return Difference(value, error, df, value - half, value + half, 2 * float(stats.t.sf(abs(value) / error, df)))
+    half = float(special.stdtrit(df, 0.975)) * error  # scipy.stats.t gives the same numbers in twenty times the time
+    return Difference(value, error, df, value - half, value + half, 2 * float(special.stdtr(df, -abs(value) / error)))
 
 
 def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from explain2me.report.findings.chance import against_chance, aurocs, one_class
 from explain2me.report.findings.comparisons import compare, number_of_comparisons, together
-from explain2me.report.findings.data import absent, dead, few_cells, few_images, few_runs
+from explain2me.report.findings.data import absent, dead, few_cells, few_images, few_runs, not_drawn
 from explain2me.report.findings.decisions import against_fixed, wrong_way
 from explain2me.report.findings.kinds import TAGS, Finding
 from explain2me.report.material import Material
@@ -22,7 +22,7 @@ def findings(material: Material) -> list[Finding]:
     ]
     sentences += [
         *against_fixed(variants), *one_class(material), *wrong_way(tables), *few_runs(tables), *number_of_comparisons(tables),
-        *dead(material), *few_images(tables), *few_cells(material), *absent(tables),
+        *dead(material), *few_images(tables), *few_cells(material), *not_drawn(tables), *absent(tables),
     ]  # fmt: skip
     order = list(TAGS)
     return sorted(together(sentences), key=lambda finding: order.index(finding.kind))

@@ -6,6 +6,9 @@ from explain2me.report.findings.kinds import Finding, Pair, Pairs, Rows, sign
 from explain2me.report.formats import is_known, number, share, value_interval
 from explain2me.report.summary import AUROC, LARGE_DEAD_SHARE, Row, RunScore, Tables, single_run_detectors
 
+MOST_PAIRS = 100
+"""Named in one finding; 14 detectors have fewer."""
+
 
 def compare(score: RunScore, rows: Rows, pairs: Pairs, fixed: Pairs) -> Iterator[Finding]:
     """Each pair of detectors in one score: which one is better, or that they are not significantly different.
@@ -152,4 +155,5 @@ def _names(pairs: Sequence[Pair]) -> tuple[str, ...]:
 
 
 def _listed_pairs(pairs: Sequence[Pair]) -> str:
-    return ", ".join(" and ".join(pair) for pair in pairs)
+    more = f", and {len(pairs) - MOST_PAIRS} more pairs (tables/differences.csv)" if len(pairs) > MOST_PAIRS else ""
+    return ", ".join(" and ".join(pair) for pair in pairs[:MOST_PAIRS]) + more

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from explain2me.images.examine import copies_warning
 from explain2me.report.findings.kinds import Finding
 from explain2me.report.formats import is_known, share
-from explain2me.report.material import Material
+from explain2me.report.material import MOST_DETECTORS, MOST_SOURCES, Material
 from explain2me.report.summary import LARGE_DEAD_SHARE, SOFTMAX, Tables
 from explain2me.statistics.cells import FEW_CELLS
 from explain2me.statistics.scores import ALL, CLEAN, MEASURES
@@ -95,6 +95,14 @@ def _few_perturbed_images(tables: Tables) -> Iterator[Finding]:
                 f"could not be perturbed by their maps. Do not compare it with that of other detectors.",
                 (name,),
             )
+
+
+def not_drawn(tables: Tables) -> Iterator[Finding]:
+    """Detectors and sources of a large run that no figure shows."""
+    limits = {"detectors": (MOST_DETECTORS, len(tables.detectors)), "sources": (MOST_SOURCES, len(tables.stretches))}
+    if parts := [f"the first {most} of {count} {name}" for name, (most, count) in limits.items() if count > most]:
+        text = f"Figures and the viewer of images show {' and '.join(parts)}; the tables, the findings and the model cards are of all."
+        yield Finding("note", text)
 
 
 def few_cells(material: Material) -> Iterator[Finding]:

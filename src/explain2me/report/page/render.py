@@ -2,8 +2,9 @@
 
 import base64
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -12,12 +13,17 @@ from matplotlib.colors import Colormap
 
 from explain2me.report.figures.drawing import Drawn
 from explain2me.report.findings.kinds import RULES, TAGS, Finding
-from explain2me.report.material import Material
+from explain2me.report.material import Material, drawn
 from explain2me.report.page import viewer
-from explain2me.report.sheets.sheet import Sheet
+from explain2me.report.sheets.sheet import Sheet, cut
 from explain2me.report.summary import Tables
 from explain2me.statistics.scores import CLEAN, MEASURES
 from explain2me.text import printable_line
+
+MOST_CELLS = 20_000
+"""Of each table; a browser takes seconds to lay out more."""
+MOST_OF_A_KIND = 500
+"""Findings of each kind."""
 
 
 def render(
@@ -40,22 +46,31 @@ def render(
         policy=_policy(style, script),
         style=style,
         script=script,
-        data=as_json(viewer.viewer_data(material, colormap)),
+        data=as_json(viewer.viewer_data(drawn(material), colormap)),
         name=printable_line(tables.run.config.name),
         positive=printable_line(tables.run.config.data.positive),
-        findings=findings,
+        findings=list(_first_of_each_kind(findings)),
         tags=TAGS,
         rules=RULES,
         measures=[measure for measure in MEASURES.values() if measure.name in present],
         absent=[measure.title for measure in MEASURES.values() if measure.name not in present],
         figures=figures,
-        sheets=sheets,
+        sheets=[cut(sheet, MOST_CELLS // len(sheet.columns), f"tables/{sheet.name}.csv") for sheet in sheets],
         labelled=bool(tables.aurocs()),
         perturbed=perturbed,
         provenance=_provenance(tables),
         num_images=num_images,
         shown_images=min(viewer.MOST_ROWS, num_images),
     )
+
+
+def _first_of_each_kind(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """The findings, at most so many of each kind, and how many are left out."""
+    for kind, of_kind in itertools.groupby(findings, lambda finding: finding.kind):
+        some = list(of_kind)
+        yield from some[:MOST_OF_A_KIND]
+        if len(some) > MOST_OF_A_KIND:
+            yield Finding(kind, f"And {len(some) - MOST_OF_A_KIND} more of this kind, in findings.md.")
 
 
 def as_json(value: Any) -> str:

@@ -45,6 +45,14 @@ def cells(*texts: str) -> tuple[Cell, ...]:
     return tuple(Cell(printable_line(text)) for text in texts)
 
 
+def cut(sheet: Sheet, most_rows: int, where: str) -> Sheet:
+    """The first rows of a long table, with a sentence that says ``where`` all are; the same object where it is short."""
+    if len(sheet.rows) <= most_rows:
+        return sheet
+    note = f"{sheet.note} These are the first {most_rows} of {len(sheet.rows)} rows; all are in {where}.".strip()
+    return sheet._replace(rows=sheet.rows[:most_rows], note=note)
+
+
 def stacked(title: str, parts: Iterable[Sheet]) -> Sheet | None:
     """Sheets with the same label columns below each other; a column that one of them lacks is empty there."""
     parts = [part for part in parts if part.rows]
