@@ -20,7 +20,7 @@ from explain2me.report.summary import Tables
 from explain2me.run.folder import Run
 from explain2me.stages.summarise import summarise_run
 from explain2me.statistics import performance
-from explain2me.statistics.performance import area_under_roc, performance_rows, predictions_of, ranking_score
+from explain2me.statistics.performance import performance_rows, predictions_of, ranking_score
 
 NUM_IMAGES = 26
 
@@ -138,15 +138,6 @@ def test_tied_pairs_are_counted_and_told(run: Run, tmp_path: Path) -> None:
     }
     assert f"In {share:.1%} of the pairs".replace("%", " %") in sentences["copy"]
     assert "same score" not in sentences["run"]
-
-
-@pytest.mark.parametrize("decimals", [1, 3, 17], ids="{} decimals".format)
-def test_the_area_under_the_curve_is_that_of_scikit_learn_to_the_last_bit(decimals: int) -> None:
-    rng = np.random.default_rng(decimals)
-    for count in rng.integers(2, 300, 100):
-        positive = np.arange(count) < rng.integers(1, count)
-        score = (rng.normal(size=count) + positive).round(decimals)
-        assert area_under_roc(score, positive) == roc_auc_score(positive, score)
 
 
 def test_the_weights_of_the_images_are_drawn_once_for_all_sources(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

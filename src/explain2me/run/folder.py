@@ -203,7 +203,9 @@ class Run:
         for row in self.quarantine().to_pylist() if written.exists() else ():
             with contextlib.suppress(OSError, ValueError):
                 status = resolve(root, row["path"]).stat()
-                if row["stage"] == "index" and (row["kind"] in ("missing", "dangling_link") or status.st_mtime > written.stat().st_mtime):
+                if row["stage"] == "index" and (
+                    row["kind"] in ("missing", "dangling_link") or status.st_mtime > written.stat().st_mtime
+                ):
                     mended.append(row["path"])
         return mended
 
