@@ -212,6 +212,7 @@ def test_maps_of_other_settings_are_not_taken(study, tmp_path, sets, message):
     explain_run(study.config(), tmp_path / "one")
     with pytest.raises(RunFolderError, match=message):
         explain_run(study.config(sets=sets), tmp_path / "two", reuse=[tmp_path / "one"])
+    assert not (tmp_path / "two").exists()
 
 
 def test_maps_of_other_models_are_not_taken(study, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from explain2me.config.schema import Config
 from explain2me.images.select import Selection
 from explain2me.run.events import log_event, logging_errors
-from explain2me.run.folder import EARLIER, GROWING, Run, open_run
+from explain2me.run.folder import EARLIER, GROWING, Run
 from explain2me.run.leftovers import remove_leftovers
 from explain2me.run.plan import Shard, missing_of, plan, refuse_unplanned, share_of
 from explain2me.run.record import Model
@@ -19,7 +19,7 @@ from explain2me.stages.index import num_indexed
 from explain2me.stages.refusals import open_existing
 from explain2me.stages.shards.commit import commit_shard, needs_precision
 from explain2me.stages.shards.pieces import PIECES, keep_pieces, num_in_pieces
-from explain2me.stages.shards.reuse import refuse_useless
+from explain2me.stages.shards.reuse import refuse_other_settings, refuse_useless
 from explain2me.workers import Engine, run_tasks
 from explain2me.workers.device import engine_of, with_device
 
@@ -54,8 +54,8 @@ def explain_run(
         Explain2MeError: wrong input, or the folder belongs to another config.
     """
     folder, reuse = folder.resolve(), tuple(path.resolve() for path in reuse)
-    for path in reuse:
-        open_run(path)  # a mistake is reported before the images are read
+    old = open_existing(folder)
+    refuse_other_settings(with_device(config, old.config if old else None), reuse)
     log = functools.partial(log_event, folder, share)
     started = time.monotonic()
     run = begin_run(config, folder, selection=selection, share=share, on_indexed=on_indexed, on_grown=on_grown)

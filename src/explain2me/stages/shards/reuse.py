@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from explain2me.config.compare import was_and_is
+from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
 from explain2me.run.checks.tables import unreadable
 from explain2me.run.conditions import conditions_for
@@ -28,7 +29,7 @@ class Source:
 
     def __init__(self, run: Run, places: Sequence[Path]) -> None:
         self.run, self._places = run, places
-        self.deciding = _deciding(run)
+        self.deciding = _deciding(run.config)
         self._parts: dict[Model, dict[int, Shard]] = {model: {} for model in run.models}
         for shard in plan(run):
             self._parts[shard.model][shard.part] = shard
@@ -81,15 +82,29 @@ def _open_sources(folders: tuple[Path, ...]) -> tuple[Source, ...]:
     return tuple(sources)
 
 
+def refuse_other_settings(config: Config, reuse: Sequence[Path]) -> None:
+    """Raise RunFolderError where a run to reuse has other settings than a config, before anything is read or written."""
+    after = _deciding(config)
+    for path in reuse:
+        before = _deciding(open_run(path).config)
+        changed = [key for key in {**before, **after} if before.get(key) != after.get(key) != "auto"]
+        if changed:
+            _refuse(path, was_and_is(before, after, changed[0]))
+
+
 def refuse_useless(run: Run, reuse: Sequence[Path]) -> None:
-    """Raise RunFolderError where a run to reuse can give no map to ``run``; the message says why."""
+    """Raise RunFolderError where a run to reuse has other classes than ``run``, or none of its models."""
+    refuse_other_settings(run.config, reuse)
     for path in reuse:
         other = open_run(path)
-        before, after = ({**_deciding(each), "classes": list(each.classes)} for each in (other, run))
-        changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        why = was_and_is(before, after, changed[0]) if changed else "it has no model of this run"
-        if changed or not any(_twin(other, model) for model in run.models):
-            raise RunFolderError(f"--reuse {str(path)!r}: this run can take no map of it: {why}; leave the option out")
+        if other.classes != run.classes:
+            _refuse(path, f"its classes are {list(other.classes)}, those of this run {list(run.classes)}")
+        if not any(_twin(other, model) for model in run.models):
+            _refuse(path, "it has no model of this run")
+
+
+def _refuse(path: Path, why: str) -> None:
+    raise RunFolderError(f"--reuse {str(path)!r}: this run can take no map of it: {why}; leave the option out")
 
 
 def known_rows(run: Run, shard: Shard, sources: Sequence[Source]) -> pa.Table | None:
@@ -110,7 +125,7 @@ def known_rows(run: Run, shard: Shard, sources: Sequence[Source]) -> pa.Table | 
 def _rows_in(run: Run, shard: Shard, source: Source) -> Iterator[pa.Table]:
     """The rows of the images of a shard in the part files of a source, numbered as in the shard."""
     twin = _twin(source.run, shard.model)
-    if twin is not None and source.deciding == _deciding(run) and source.run.classes == run.classes:
+    if twin is not None and source.deciding == _deciding(run.config) and source.run.classes == run.classes:
         yield from source.rows(twin, run.image_table.slice(shard.start, shard.stop - shard.start), shard.start)
 
 
@@ -119,9 +134,9 @@ def _twin(run: Run, model: Model) -> Model | None:
     return next((other for other in run.models if other.deciding == model.deciding), None)
 
 
-def _deciding(run: Run) -> Mapping[str, object]:
+def _deciding(config: Config) -> Mapping[str, object]:
     """The settings that decide a map under a given condition."""
-    settings = shard_settings(run.config)
+    settings = shard_settings(config)
     return {key: value for key, value in settings.items() if not key.startswith("measures.")}
 
 
