@@ -16,6 +16,7 @@ from fuzzing.run_folders import GOLDEN, ODD_NAMES, bomb, contents
 from refused import refused
 
 from explain2me.errors import RunFolderError
+from explain2me.run.files import write_parquet
 from explain2me.run.folder import open_run
 from explain2me.run.packs import read_parquet
 from explain2me.run.parts import read_part
@@ -311,3 +312,13 @@ def test_scores_of_conditions_that_a_record_does_not_name_are_one_line(run: Path
     record["config"]["measures"] |= change["measures"]
     (run / "run.json").write_text(json.dumps(record))
     refused(call("summarise", run), "holds scores of noise", "call `explain2me measure")
+
+
+def test_a_table_of_very_many_regular_names_is_read(tmp_path: Path) -> None:
+    count = 700_000
+    names = [f"images/of/a/long/list/real/{i:07d}.jpg" for i in range(count)]
+    hashes = [f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}" * 4 for i in range(count)]
+    columns = {"image": range(count), "image_id": names, "path": names, "label": ["real"] * count}
+    columns |= {"source": ["camera"] * count, "width": [224] * count, "height": [224] * count, "sha256": hashes}
+    write_parquet(pa.table(columns).cast(IMAGES), tmp_path / "images.parquet")
+    assert len(read_parquet(tmp_path / "images.parquet", schema=IMAGES)) == count

@@ -14,8 +14,10 @@ from explain2me.text import printable_line, shorten
 
 FREE_BYTES = 256 * 2**20
 """Memory that any file may take; maps that are all zero take little room on a disk."""
-MOST_EXPANSION = 10
-"""Memory that a file may take beyond FREE_BYTES, as a multiple of its size. Ten million images take six times theirs."""
+MOST_EXPANSION = 40
+"""Memory that a file may take beyond FREE_BYTES, as a multiple of its size. A million images of regular names take twelve
+times theirs, and those of long paths about twice that.
+"""
 TEXT_BYTES, NUMBER_BYTES = 64, 8
 """Memory of a cell: of text without its characters, as Python holds it."""
 MOST_ROW_GROUPS = 4096
