@@ -139,9 +139,9 @@ def _move_files(old: Run, new: Run) -> None:
     for name in ("scores", "summary"):  # their readers would take them for those of the new state
         if (folder / name).exists():
             shutil.rmtree(folder / EARLIER / name, ignore_errors=True)
-            if old.record.get("images_sha256") == new.record["images_sha256"]:
+            if name == "summary" or old.record.get("images_sha256") == new.record["images_sha256"]:
                 _move(folder / name, folder / EARLIER / name)
-            else:  # chance levels depend on every image of a run
+            else:  # the chance level of a score depends on every image of a run
                 shutil.rmtree(folder / name)
     for place in [*(folder / "maps").glob("model=*"), *(folder / "precision").glob("model=*"), folder / "quarantine"]:
         there = place.relative_to(folder)
