@@ -54,8 +54,9 @@ def explain_run(
         Explain2MeError: wrong input, or the folder belongs to another config.
     """
     folder, reuse = folder.resolve(), tuple(path.resolve() for path in reuse)
-    old = open_existing(folder)
-    refuse_other_settings(with_device(config, old.config if old else None), reuse)
+    if reuse:
+        old = open_existing(folder)
+        refuse_other_settings(with_device(config, old.config if old else None), reuse)
     log = functools.partial(log_event, folder, share)
     started = time.monotonic()
     run = begin_run(config, folder, selection=selection, share=share, on_indexed=on_indexed, on_grown=on_grown)

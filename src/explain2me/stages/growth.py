@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from explain2me.config.compare import was_and_is
 from explain2me.config.schema import Config
 from explain2me.errors import RunFolderError
 from explain2me.images.examine import Indexed
@@ -29,9 +30,7 @@ def refuse_changed_models(old: Run, record: Mapping[str, Any]) -> None:
     now = {(row["detector"], row["run"]): row for row in record["models"]}
     for row in old.record["models"]:
         new = now.get((row["detector"], row["run"]), row)
-        for name in (*DECIDING, "seed"):
-            if new[name] != row[name]:
-                _refuse(old, f"{name} of {row['detector']!r} run {row['run']!r} {_was_and_is(row[name], new[name])}")
+        _refuse_difference(old, row, new, (*DECIDING, "seed"), f"{row['detector']!r} run {row['run']!r}")
 
 
 def refuse_changed_images(old: Run, indexed: Indexed) -> None:
@@ -43,18 +42,16 @@ def refuse_changed_images(old: Run, indexed: Indexed) -> None:
         name = row["image_id"]
         if name in refused:
             _refuse(old, f"image {name!r} could be read and cannot now ({refused[name]['message']})")
-        new = now.get(name, row)
-        for column in columns:
-            if new[column] != row[column]:
-                _refuse(old, f"{column} of image {name!r} {_was_and_is(row[column], new[column])}")
+        _refuse_difference(old, row, now.get(name, row), columns, f"image {name!r}")
 
 
-def _was_and_is(before: object, after: object) -> str:
-    """Two values for people; the first digits of hashes."""
-    was, now = (
-        value[:12] + "..." if isinstance(value, str) and len(value) == 64 else value for value in (before, after)
-    )
-    return f"was {was!r}, is {now!r}"
+def _refuse_difference(
+    old: Run, before: Mapping[str, Any], after: Mapping[str, Any], names: Iterable[str], what: str
+) -> None:
+    for name in names:
+        if before[name] != after[name]:
+            key = f"{name} of {what}"
+            _refuse(old, was_and_is({key: before[name]}, {key: after[name]}, key))
 
 
 def _refuse(old: Run, difference: str) -> None:
@@ -121,8 +118,9 @@ def _keep_state(old: Run) -> None:
 
 def set_aside_strays(run: Run) -> None:
     """Move part files to ``earlier/`` that a process of a state before committed while the run grew."""
-    known = {shard.path(run.folder) for shard in plan(run)}
-    for record in sorted((run.folder / EARLIER).glob("*/run.json")):
+    states = sorted((run.folder / EARLIER).glob("*/run.json"))
+    known = {shard.path(run.folder) for shard in plan(run)} if states else set()
+    for record in states:
         for shard in plan(open_run(record.parent)):
             path = shard.path(run.folder)
             if path not in known and path.exists():
